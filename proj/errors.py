@@ -1,0 +1,95 @@
+"""The errors that people see, and the exit code of each.
+
+The docstring of an error is its default message. Every error knows its exit code and, when there is
+one, the next thing to try.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the exit status of `proj` means; the values are those of BSD's `sysexits.h` where one fits."""
+
+    DONE = 0
+    TASK_FAILED = 1
+    #: The command line or a setting is wrong; nothing was tried.
+    USAGE = 2
+    #: The data is wrong: an unknown task, or arguments that the task does not take (`EX_DATAERR`).
+    BAD_DATA = 65
+    #: The broker or a worker cannot be reached, or refuses (`EX_UNAVAILABLE`).
+    UNREACHABLE = 69
+    #: It is not known how it ended; to repeat with the same `--id` is safe (`EX_TEMPFAIL`).
+    OUTCOME_UNKNOWN = 75
+    #: Ctrl-C: 128 + SIGINT.
+    INTERRUPTED = 130
+
+
+class ProjError(Exception):
+    """The command failed."""
+
+    exit_code = ExitCode.TASK_FAILED
+
+    def __init__(self, message: str | None = None, hint: str | None = None) -> None:
+        """`message` is one line that says what failed and which; `hint` is the next thing to try."""
+        self.message = message or (type(self).__doc__ or "").partition("\n")[0]
+        self.hint = hint
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(ProjError):
+    """A setting has a value that cannot be used."""
+
+    exit_code = ExitCode.USAGE
+
+
+class BadInput(ProjError):
+    """The task or its arguments are refused; nothing was sent."""
+
+    exit_code = ExitCode.BAD_DATA
+
+
+class UnknownTask(BadInput):
+    """No task with this name is registered."""
+
+
+class BadArguments(BadInput):
+    """The task does not take these arguments."""
+
+
+class BrokerUnreachable(ProjError):
+    """The broker cannot be reached; nothing was sent."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
+class BrokerRefused(ProjError):
+    """The broker answered and said no; what was to be sent is certainly not in a queue."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
+class OutcomeUnknown(ProjError):
+    """The broker did not confirm in time; the message may be in the queue."""
+
+    exit_code = ExitCode.OUTCOME_UNKNOWN
+
+
+class NoResultYet(ProjError):
+    """No result is stored yet."""
+
+    exit_code = ExitCode.OUTCOME_UNKNOWN
+
+
+class ResultStoreError(ProjError):
+    """The result store cannot be read."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
+class BrokerNodeError(ProjError):
+    """The private RabbitMQ node could not be started, found or stopped."""
+
+    exit_code = ExitCode.UNREACHABLE

@@ -1,0 +1,103 @@
+"""The topology as data: exchanges, queues and their arguments, each named here and nowhere else.
+
+A queue's arguments cannot change after its declaration: RabbitMQ then answers 406. To change one here
+means to move the messages of the old queue first.
+"""
+
+from typing import Any, Final
+
+from kombu import Exchange, Queue
+from kombu.common import maybe_declare
+from kombu.transport.native_delayed_delivery import (
+    bind_queue_to_native_delayed_delivery_exchange,
+    declare_native_delayed_delivery_exchanges_and_queues,
+)
+
+#: AMQP's delivery mode for "written to disk". RabbitMQ's quorum queues write every message, whatever
+#: its mode; the mode is said all the same, for what reads the message on its way.
+PERSISTENT: Final = 2
+
+#: Deliveries without an acknowledgement before a message is taken for one that kills its workers, and
+#: becomes a dead letter. Said explicitly: 3.10 has no limit by default, 4.x has 20.
+DELIVERY_LIMIT: Final = 5
+
+#: The type that delay queues get; `at-least-once` dead-lettering, which moves a message from level to
+#: level, exists for quorum queues only.
+DELAY_QUEUE_TYPE: Final = "quorum"
+
+#: Declared by kombu last of all the delay topology, so its presence means that all of it is there.
+DELAY_EXCHANGE: Final = "celery_delayed_delivery"
+
+dead_exchange = Exchange("proj.dead", type="topic", durable=True, delivery_mode=PERSISTENT)
+
+dead_queue = Queue(
+    "proj.dead",
+    exchange=dead_exchange,
+    routing_key="#",
+    durable=True,
+    queue_arguments={
+        "x-queue-type": "quorum",
+        # None: reading a message and giving it back counts as a delivery, and to look at dead
+        # letters must never lose them.
+        "x-delivery-limit": -1,
+    },
+)
+
+# A topic exchange, since the broker holds delayed messages only for topic and fanout exchanges.
+task_exchange = Exchange("proj", type="topic", durable=True, delivery_mode=PERSISTENT)
+
+task_queue = Queue(
+    "proj.tasks",
+    exchange=task_exchange,
+    routing_key="proj.tasks",
+    durable=True,
+    queue_arguments={
+        "x-queue-type": "quorum",
+        "x-delivery-limit": DELIVERY_LIMIT,
+        "x-dead-letter-exchange": dead_exchange.name,
+        # The broker keeps a dead letter until `proj.dead` has confirmed it. The strategy demands
+        # that a full queue refuses instead of dropping its oldest message.
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    },
+)
+
+#: The queues that workers consume by default. One: the prefetch count holds for each queue that a
+#: worker consumes, so a worker with one slot on two queues would hold two messages.
+work_queues: Final = (task_queue,)
+
+#: In this order: with the dead-letter side in place first, no message dies with nowhere to go.
+topology: Final = (dead_queue, *work_queues)
+
+
+def declare(channel: Any) -> None:
+    """Declare every exchange, queue and binding; on one connection, only the first call asks the broker.
+
+    Raises `amqp.exceptions.PreconditionFailed` (406) when a queue exists with other arguments.
+    """
+    for queue in topology:
+        maybe_declare(queue, channel)
+
+
+def declare_delays(connection: Any) -> None:
+    """Declare the broker's side of delayed messages, and let it deliver to every work queue.
+
+    The delay queues number 28 and are shared by all Celery applications of a virtual host, so they are
+    declared only when they are missing. The binding is ours, and is always made: without it, a message
+    whose delay is over would go nowhere.
+    """
+    if not _exchange_exists(connection, DELAY_EXCHANGE):
+        declare_native_delayed_delivery_exchanges_and_queues(connection, DELAY_QUEUE_TYPE)
+    for queue in work_queues:
+        bind_queue_to_native_delayed_delivery_exchange(connection, queue)
+
+
+def _exchange_exists(connection: Any, name: str) -> bool:
+    # On a channel of its own: a passive declaration that fails closes its channel.
+    channel = connection.channel()
+    try:
+        channel.exchange_declare(name, type="topic", passive=True)
+    except connection.channel_errors:
+        return False
+    channel.close()
+    return True
