@@ -1,0 +1,236 @@
+"""The only reader of the environment: typed, validated settings, and what Celery is told.
+
+`load` reads the process's environment and a `.env` file in the working folder; the process's
+environment wins. `celery_config` turns the settings into Celery's flat configuration, each line with its why.
+"""
+
+import difflib
+import os
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
+from urllib.parse import quote, urlsplit
+
+import platformdirs
+from kombu.utils.url import sanitize_url
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from proj import queues
+from proj.errors import ConfigError
+
+#: The file of settings that is read from the working folder.
+ENV_FILE: Final = ".env"
+
+#: Seconds that RabbitMQ lets a delivery go unacknowledged before it ends the channel: its default
+#: `consumer_timeout`. With late acknowledgement a task must end before that.
+CONSUMER_TIMEOUT: Final = 30 * 60
+
+#: Seconds for one TCP connection to the broker to be made.
+CONNECT_TIMEOUT: Final = 4
+
+#: Share of letters that an unknown `PROJ_…` name and a known one have in common before it is taken for
+#: a slip. Names further away belong to others: the cartography library PROJ has `PROJ_DATA`, for one.
+_SLIP_LIKENESS: Final = 0.8
+
+
+def _check_broker_url(url: str) -> str:
+    for part in url.split(";"):
+        try:
+            split = urlsplit(part)
+            if split.scheme not in {"amqp", "amqps", "pyamqp"} or not split.netloc:
+                raise ValueError
+            split.port  # noqa: B018  reading it is what checks it
+        except ValueError:
+            raise ValueError(
+                "expected URLs such as amqp://user:password@host:5672/vhost, separated by ';'"
+            ) from None
+    return url
+
+
+class Settings(BaseSettings):
+    """What can be set from outside; the name in capitals is the name in the environment.
+
+    Raises `pydantic.ValidationError` for a wrong value; `load` makes one line of it.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=ENV_FILE,
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        populate_by_name=True,
+    )
+
+    #: Wins over the five `AMQP_…` settings. Several URLs, separated by `;`, fail over.
+    celery_broker_url: Annotated[str, AfterValidator(_check_broker_url)] | None = Field(None, repr=False)
+    amqp_host: str = "localhost"
+    amqp_port: int = Field(5672, ge=1, le=65535)
+    amqp_user: str = "guest"
+    amqp_password: SecretStr = SecretStr("guest")
+    amqp_vhost: str = "/"
+
+    #: Any result backend of Celery; without it, SQLite in the state folder.
+    celery_result_backend: str | None = Field(None, repr=False)
+
+    #: Where results, and the private broker's data, are kept.
+    proj_state_dir: Path = Field(default_factory=lambda: platformdirs.user_state_path("proj"))
+
+    #: Folder of the `rabbitmq-server` script that the private broker runs; without it, it is looked for.
+    proj_rabbitmq_dir: Path | None = None
+
+    #: Seconds in which a publish must end, one way or another.
+    proj_publish_timeout: float = Field(10.0, gt=0, le=600)
+
+    #: Seconds after which a running task is told to end, by `SoftTimeLimitExceeded`.
+    proj_task_soft_time_limit: int = Field(24 * 60, gt=0)
+    #: Seconds after which the process of a running task is killed.
+    proj_task_time_limit: int = Field(25 * 60, gt=0, lt=CONSUMER_TIMEOUT)
+
+    @model_validator(mode="after")
+    def _soft_limit_comes_first(self) -> Self:
+        if self.proj_task_soft_time_limit >= self.proj_task_time_limit:
+            raise ValueError(
+                f"PROJ_TASK_SOFT_TIME_LIMIT must be below PROJ_TASK_TIME_LIMIT, got "
+                f"{self.proj_task_soft_time_limit} and {self.proj_task_time_limit}"
+            )
+        return self
+
+    @property
+    def state_dir(self) -> Path:
+        return self.proj_state_dir.expanduser().absolute()
+
+    @property
+    def broker_url(self) -> str:
+        """The URL, or the URLs separated by `;`, of the broker, passwords included."""
+        if self.celery_broker_url:
+            return self.celery_broker_url
+        user = quote(self.amqp_user, safe="")
+        password = quote(self.amqp_password.get_secret_value(), safe="")
+        host = f"[{self.amqp_host}]" if ":" in self.amqp_host else self.amqp_host
+        vhost = quote(self.amqp_vhost, safe="")
+        return f"amqp://{user}:{password}@{host}:{self.amqp_port}/{vhost}"
+
+    @property
+    def safe_broker_url(self) -> str:
+        """`broker_url` for people: with no password in it."""
+        return ";".join(sanitize_url(url) for url in self.broker_url.split(";"))
+
+    @property
+    def result_backend(self) -> str:
+        return self.celery_result_backend or f"db+sqlite:///{self.state_dir / 'results.sqlite3'}"
+
+
+@cache
+def load() -> Settings:
+    """Read the settings, once a process.
+
+    Raises `ConfigError` with one line that says which setting is wrong and what was expected.
+    """
+    _check_env_file(Path(ENV_FILE))
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise ConfigError(_explain(error), f"mend it in the environment or in {ENV_FILE}") from None
+    _refuse_slips(os.environ)
+    return settings
+
+
+def _check_env_file(path: Path) -> None:
+    # pydantic-settings skips a file that is not a regular one, and dies of one that is not text.
+    if not path.exists():
+        return
+    try:
+        path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(
+            f"the settings file {path.absolute()} cannot be read: {reason}",
+            "mend it, move it away, or run from another folder",
+        ) from None
+
+
+def _explain(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    reason = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return reason
+    name = str(problem["loc"][0])
+    if name.endswith(("_url", "_password", "_backend")):  # may hold a password
+        return f"{name.upper()} cannot be used: {reason}"
+    return f"{name.upper()} cannot be used: {reason}, got {problem['input']!r}"
+
+
+def _refuse_slips(names: Any) -> None:
+    known = [name.upper() for name in Settings.model_fields]
+    for name in names:
+        if name.startswith("PROJ_") and name not in known:
+            for nearest in difflib.get_close_matches(name, known, 1, _SLIP_LIKENESS):
+                raise ConfigError(f"unknown setting {name}", f"did you mean {nearest}?")
+
+
+def celery_config(settings: Settings) -> dict[str, Any]:
+    """Celery's configuration, flat; the names are Celery's own."""
+    return {
+        # --- What travels
+        # JSON only: a message must never be able to run code, and other languages must be able to write it.
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "result_serializer": "json",
+        # Every message is written to disk. It is Celery's default too, but the promise rests on it.
+        "task_default_delivery_mode": queues.PERSISTENT,
+        "enable_utc": True,
+        "timezone": "UTC",
+        # --- Where it travels
+        "task_queues": queues.work_queues,
+        "task_default_queue": queues.task_queue.name,
+        "task_default_exchange": queues.task_exchange.name,
+        "task_default_exchange_type": queues.task_exchange.type,
+        "task_default_routing_key": queues.task_queue.routing_key,
+        # A slip in a queue's name must not make a queue that nobody consumes.
+        "task_create_missing_queues": False,
+        "broker_native_delayed_delivery_queue_type": queues.DELAY_QUEUE_TYPE,
+        # --- Publishing
+        "broker_url": settings.broker_url,
+        "broker_transport_options": {
+            # A publish returns when the broker has taken responsibility, not when it was sent.
+            "confirm_publish": True,
+            # While the broker's memory or disk alarm is on it stops reading, and a confirm never comes:
+            # `confirm_timeout` alone leaves the socket to block.
+            "read_timeout": settings.proj_publish_timeout,
+            "write_timeout": settings.proj_publish_timeout,
+        },
+        "broker_connection_timeout": CONNECT_TIMEOUT,
+        "broker_pool_acquire_timeout": settings.proj_publish_timeout,
+        # `proj.enqueue` repeats a publish itself, since only it knows whether it may have arrived.
+        "task_publish_retry": False,
+        # --- Working
+        # Acknowledge when the task is done: a worker that dies before gives its message back.
+        "task_acks_late": True,
+        # One message a slot, so that work goes to whoever is free.
+        "worker_prefetch_multiplier": 1,
+        # A worker process that is killed gives its message back too; the queue's delivery limit
+        # ends the loop of a task that kills its workers.
+        "task_reject_on_worker_lost": True,
+        # A failed task goes to the dead-letter queue instead of being forgotten.
+        "task_acks_on_failure": False,
+        "task_acks_on_timeout": False,
+        # Without its connection a worker cannot acknowledge, and the broker gives the message to
+        # another; to go on would execute it twice at once.
+        "worker_cancel_long_running_tasks_on_connection_loss": True,
+        # Below the broker's consumer timeout, which would end the worker's channel.
+        "task_soft_time_limit": settings.proj_task_soft_time_limit,
+        "task_time_limit": settings.proj_task_time_limit,
+        # A worker waits for its broker, for as long as it takes.
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "worker_consumer": "proj.worker:Consumer",
+        # --- Watching
+        # For Flower, which learns only from events.
+        "worker_send_task_events": True,
+        # --- Results
+        "result_backend": settings.result_backend,
+        # The name, the arguments and the worker are stored with the result.
+        "result_extended": True,
+        "database_engine_callback": "proj.results:tune_engine",
+    }
