@@ -1,0 +1,17 @@
+"""A Celery work queue on RabbitMQ that loses nothing it has accepted."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from proj.celery import app
+
+__all__ = ["app"]
+
+
+def __getattr__(name: str) -> Any:
+    # Found when asked for, so that `proj --help` does not import Celery.
+    if name == "app":
+        from proj.celery import app
+
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,28 @@
+"""The Celery application: `celery -A proj …` finds it here."""
+
+import sys
+
+import click
+from celery import Celery
+
+from proj import config, worker
+from proj.errors import ConfigError
+
+try:
+    settings = config.load()
+except ConfigError as error:
+    # Celery's command line would show a traceback of what it was loading.
+    if click.get_current_context(silent=True) is None:
+        raise
+    click.echo(f"Error: {error}", err=True)
+    sys.exit(error.exit_code)
+
+app = Celery(
+    "proj",
+    # Given here and not in the configuration, where the environment's CELERY_RESULT_BACKEND would win.
+    backend=f"proj.results:open_store+{settings.result_backend}",
+    task_cls="proj.enqueue:Task",
+    include=["proj.tasks"],
+)
+app.config_from_object(config.celery_config(settings))
+worker.install(app)

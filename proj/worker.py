@@ -1,0 +1,93 @@
+"""What our worker adds to Celery's, through its signals, its bootsteps and its settings."""
+
+import ctypes
+import os
+import signal
+import sys
+from typing import Any, Final
+
+from celery import bootsteps
+from celery.exceptions import WorkerShutdown
+from celery.signals import celeryd_init, worker_process_init
+from celery.utils.log import get_logger
+from celery.utils.nodenames import default_nodename
+from celery.worker import consumer
+from celery.worker.consumer.connection import Connection as ConnectionStep
+
+from proj import connection, queues
+
+log = get_logger(__name__)
+
+#: Of `prctl(2)`: the signal that a process gets when its parent dies.
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class Consumer(consumer.Consumer):
+    """Celery's consumer, which waits for a broker that is down, and ends when the broker says no."""
+
+    def connection_for_write(self, url: str | None = None, heartbeat: int | None = None) -> Any:
+        """The connection that events are sent on: unconfirmed, since nothing rests on an event.
+
+        Confirmed, each would cost the worker a round trip; `-P threads -E` then falls to a few tasks a
+        second.
+        """
+        return self.ensure_connected(
+            self.app.connection_for_write(
+                url=url, heartbeat=heartbeat, transport_options={"confirm_publish": False}
+            )
+        )
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect, for as long as it takes. Raises `WorkerShutdown` when the broker refuses."""
+        try:
+            return super().ensure_connected(conn)
+        except connection.ERRORS as error:
+            if not connection.is_refusal(error):
+                raise
+            raise _shutdown(error, conn) from None
+
+
+class Topology(bootsteps.StartStopStep):
+    """Declares the topology whenever the worker connects, since the broker may be a new, empty one."""
+
+    requires = (ConnectionStep,)
+
+    def start(self, c: Any) -> None:
+        try:
+            queues.declare(c.connection.default_channel)
+        except connection.ERRORS as error:
+            if not connection.is_refusal(error):
+                raise
+            raise _shutdown(error, c.connection) from None
+
+
+def install(app: Any) -> None:
+    """Add to the application's workers what this module has."""
+    app.steps["consumer"].add(Topology)
+    celeryd_init.connect(give_unique_name)
+    worker_process_init.connect(die_with_parent)
+
+
+def give_unique_name(instance: Any, **_: Any) -> None:
+    """Name a worker that was given no name `celery-PID@host`.
+
+    Two workers with the same name cannot share a broker: the second ends with 405.
+    """
+    if instance.hostname == default_nodename(None):
+        instance.hostname = default_nodename(None, f"celery-{os.getpid()}")
+
+
+def die_with_parent(**_: Any) -> None:
+    """End a pool process when its worker is killed, where the system can do that (Linux).
+
+    Otherwise it works on while another worker already executes the same message, and may hold the
+    worker's connection open, which keeps the broker from giving the message to another.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _shutdown(error: BaseException, conn: Any) -> WorkerShutdown:
+    problem = connection.explain(error, conn)
+    log.critical("%s", problem)
+    return WorkerShutdown(int(problem.exit_code))
