@@ -1,0 +1,199 @@
+"""`proj enqueue`: one message, or a few, to the work queue."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+
+from proj.cli.progress import progress_bar
+from proj.errors import BadInput, ExitCode
+
+#: What `add --random` draws from, both ends included.
+RANDOM_RANGE: Final = (0, 998)
+
+DEFAULT_WORDS: Final = "Hello World!"
+
+#: Lets a negative number be an argument and not an option.
+_NUMBERS = {"ignore_unknown_options": True}
+
+
+class _Moment(click.ParamType[datetime]):
+    name = "ISO"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a time such as 2030-01-31T12:00:00+01:00", param, ctx)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        if moment < datetime.now(UTC):
+            self.fail(f"{moment.isoformat()} is in the past", param, ctx)
+        return moment
+
+
+def _publish_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that all commands of the group have."""
+    for option in reversed(
+        [
+            click.option("--id", "task_id", metavar="ID", help="Id of the message; to repeat it is safe."),
+            click.option(
+                "--countdown",
+                type=click.FloatRange(min=0),
+                metavar="S",
+                help="Seconds to wait before it.",
+            ),
+            click.option("--eta", type=_Moment(), help="Not before this time; UTC without an offset."),
+            click.option(
+                "--expires",
+                type=click.FloatRange(min=0, min_open=True),
+                metavar="S",
+                help="Seconds after which it is not executed any more, but becomes a dead letter.",
+            ),
+            click.option("--count", type=click.IntRange(min=1), default=1, help="How many messages."),
+            click.option("--wait", is_flag=True, help="Wait for the result, and print that."),
+            click.option(
+                "--timeout",
+                type=click.FloatRange(min=0, min_open=True),
+                metavar="S",
+                help="Seconds to wait, with --wait; for ever without.",
+            ),
+            click.option("--json", "as_json", is_flag=True, help="Print one JSON object a message."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+def enqueue() -> None:
+    """Enqueue a task, and return when the broker has confirmed it.
+
+    Prints the message's id, or with --wait its result.
+
+    Example: proj enqueue add 221 345 --wait
+    """
+
+
+@enqueue.command("sleep-dots")
+@click.argument("words", nargs=-1, metavar="[WORD]...")
+@_publish_options
+def sleep_dots(words: tuple[str, ...], **options: Any) -> None:
+    """Work for a second a dot, or as many seconds as a whole number says.
+
+    Without a WORD the text is "Hello World!".
+
+    Example: proj enqueue sleep-dots First message.
+    """
+    _enqueue("proj.tasks.sleep_dots", lambda: (" ".join(words) or DEFAULT_WORDS,), {}, **options)
+
+
+@enqueue.command(context_settings=_NUMBERS)
+@click.argument("numbers", nargs=-1, metavar="[X Y]")
+@click.option("--random", "drawn", is_flag=True, help="Draw both numbers from 0 to 998.")
+@_publish_options
+def add(numbers: tuple[str, ...], drawn: bool, **options: Any) -> None:
+    """Add two numbers.
+
+    Example: proj enqueue add 221 345
+    """
+    if drawn == bool(numbers):
+        raise click.UsageError("give either two numbers or --random")
+    if drawn:
+        _enqueue("proj.tasks.add", lambda: [random.randint(*RANDOM_RANGE) for _ in "xy"], {}, **options)
+    else:
+        _enqueue("proj.tasks.add", lambda: [_number(text) for text in numbers], {}, **options)
+
+
+@enqueue.command(context_settings=_NUMBERS)
+@click.argument("name")
+@click.argument("arguments", nargs=-1, metavar="[JSON_ARG]...")
+@click.option("--kwargs", default="{}", metavar="JSON", help="Keyword arguments, a JSON object.")
+@_publish_options
+def task(name: str, arguments: tuple[str, ...], kwargs: str, **options: Any) -> None:
+    """Enqueue any task by its name; each argument is JSON, so a text has quotes of its own.
+
+    Example: proj enqueue task proj.tasks.sleep_dots '"First message."'
+    """
+    args = [_json(text) for text in arguments]
+    named = _json(kwargs)
+    if not isinstance(named, dict):
+        raise BadInput(f"--kwargs is not a JSON object: {kwargs}", 'such as {"x": 1}')
+    _enqueue(name, lambda: args, named, **options)
+
+
+def _enqueue(
+    name: str,
+    draw_args: Callable[[], Sequence[Any]],
+    kwargs: dict[str, Any],
+    *,
+    count: int,
+    wait: bool,
+    timeout: float | None,
+    as_json: bool,
+    task_id: str | None,
+    **options: Any,
+) -> None:
+    if task_id is not None and count > 1:
+        raise click.UsageError("--id names one message, so it excludes --count")
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout needs --wait")
+    if options["countdown"] is not None and options["eta"] is not None:
+        raise click.UsageError("--countdown and --eta exclude each other")
+
+    from proj.enqueue import find_task
+
+    found = find_task(name)
+    ids = []
+    for _ in range(count):
+        result = found.apply_async(draw_args(), kwargs, task_id=task_id, **options)
+        ids.append(result.id)
+        if not wait:
+            click.echo(json.dumps({"id": result.id, "task": name}) if as_json else result.id)
+    if wait:
+        _print_results(ids, timeout, as_json)
+
+
+def _print_results(ids: list[str], timeout: float | None, as_json: bool) -> None:
+    from proj import results
+
+    failed = False
+    try:
+        with progress_bar("waiting for results", len(ids)) as advance:
+            for task_id in ids:
+                ended = results.wait(task_id, timeout)
+                failed = failed or ended.error is not None
+                if as_json:
+                    click.echo(json.dumps(asdict(ended)))
+                elif ended.error is None:
+                    click.echo(json.dumps(ended.result))
+                else:
+                    click.echo(f"Error: {ended.task}[{task_id}] failed: {ended.error}", err=True)
+                advance()
+    except KeyboardInterrupt:
+        click.echo(f"The messages stay enqueued; look again with: proj result {ids[0]}", err=True)
+        raise
+    if failed:
+        raise click.exceptions.Exit(ExitCode.TASK_FAILED)
+
+
+def _number(text: str) -> Any:
+    """The number that the text says, or the text itself, which the task then refuses."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise BadInput(
+            f"this argument is not JSON: {text}", "a text has quotes of its own: '\"text\"'"
+        ) from None

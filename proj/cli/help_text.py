@@ -1,0 +1,24 @@
+"""What `proj --help` prints, kept ready in a file, since to import click takes longer than to print it.
+
+A test compares the file with what click makes; `make help-text` writes it anew.
+"""
+
+import os
+from pathlib import Path
+
+#: Click wraps at this many columns, or at less in a narrower terminal.
+_COLUMNS = 80
+
+_FILE = Path(__file__).with_name("help.txt")
+
+
+def fits_terminal() -> bool:
+    """False in a terminal that click would wrap the text for."""
+    try:
+        return os.get_terminal_size(1).columns >= _COLUMNS
+    except OSError:  # not a terminal
+        return int(os.environ.get("COLUMNS") or _COLUMNS) >= _COLUMNS
+
+
+def read() -> str:
+    return _FILE.read_text("utf-8")

@@ -1,0 +1,86 @@
+"""The group that all commands hang from: it loads them when asked for, and words their errors."""
+
+import importlib
+import os
+import sys
+from typing import Any, Final, NoReturn
+
+import click
+
+from proj.errors import ExitCode, ProjError
+
+#: Each command, its module, and the sentence that the list of commands has for it, so that the list
+#: costs no import.
+COMMANDS: Final = {
+    "enqueue": ("proj.cli.enqueue", "Enqueue a task, and return when the broker has confirmed it."),
+    "result": ("proj.cli.result", "Show how a task ended."),
+    "broker": ("proj.cli.broker", "Run a private RabbitMQ node, for development and tests."),
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[name][0]), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, sentence) for name, (_, sentence) in COMMANDS.items()])
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run, and turn whatever ends it into one line and the exit code of the contract."""
+        debug = False
+        try:
+            with self.make_context("proj", list(sys.argv[1:])) as ctx:
+                debug = ctx.params["debug"]
+                self.invoke(ctx)
+        except click.exceptions.Exit as end:
+            sys.exit(end.exit_code)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "proj"
+            _say(f"{error.format_message().rstrip('.')} (see: {command} --help)")
+            sys.exit(ExitCode.USAGE)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("Interrupted.", err=True)
+            sys.exit(ExitCode.INTERRUPTED)
+        except BrokenPipeError:
+            # Who read our output has had enough, as `head` does. What is left in the buffer goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(ExitCode.DONE)
+        except Exception as error:
+            if debug:
+                raise
+            _say(_words(error))
+            sys.exit(error.exit_code if isinstance(error, ProjError) else ExitCode.TASK_FAILED)
+        sys.exit(ExitCode.DONE)
+
+
+def _say(problem: str) -> None:
+    click.echo(f"Error: {problem}", err=True)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, ProjError):
+        return str(error)
+    text = " ".join(str(error).split())
+    return f"unexpected {type(error).__name__}: {text} (run again with: proj --debug …)"
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+    epilog="Exit codes: 0 done, 1 the task failed, 2 wrong usage, 65 wrong data, 69 broker or worker "
+    "unreachable, 75 outcome unknown, 130 interrupted.",
+)
+@click.version_option(package_name="proj")
+@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+def proj(debug: bool) -> None:
+    """Hand time-consuming tasks to workers through RabbitMQ; what was accepted is never lost.
+
+    Workers run with: celery -A proj worker
+    """

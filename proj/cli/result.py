@@ -1,0 +1,38 @@
+"""`proj result`: how a task ended."""
+
+import json
+from dataclasses import asdict
+
+import click
+
+from proj.errors import ExitCode, NoResultYet
+
+
+@click.command()
+@click.argument("task_id", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def result(task_id: str, as_json: bool) -> None:
+    """Show how a task ended.
+
+    The exit code is 0 when it succeeded, 1 when it failed, 75 when no result is stored.
+
+    Example: proj result 0e463b8b-2d75-4f9f-97b1-52a856013fb7
+    """
+    from proj import results
+
+    found = results.outcome(task_id)
+    fields = asdict(found)
+    if as_json:
+        click.echo(json.dumps(fields))
+    else:
+        fields["result"] = None if found.error else json.dumps(found.result)
+        for name, value in fields.items():
+            if value is not None and (found.ended or name != "result"):
+                click.echo(f"{name:<9} {value}")
+    if not found.ended:
+        raise NoResultYet(
+            f"no result of {task_id} is stored yet",
+            "it is under way, or this id was never enqueued; is a worker running?",
+        )
+    if found.error:
+        raise click.exceptions.Exit(ExitCode.TASK_FAILED)
