@@ -25,4 +25,4 @@ app = Celery(
     include=["proj.tasks"],
 )
 app.config_from_object(config.celery_config(settings))
-worker.install(app)
+worker.install()

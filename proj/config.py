@@ -101,6 +101,10 @@ class Settings(BaseSettings):
         return self.proj_state_dir.expanduser().absolute()
 
     @property
+    def rabbitmq_dir(self) -> Path | None:
+        return self.proj_rabbitmq_dir and self.proj_rabbitmq_dir.expanduser().absolute()
+
+    @property
     def broker_url(self) -> str:
         """The URL, or the URLs separated by `;`, of the broker, passwords included."""
         if self.celery_broker_url:

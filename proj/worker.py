@@ -6,13 +6,11 @@ import signal
 import sys
 from typing import Any, Final
 
-from celery import bootsteps
 from celery.exceptions import WorkerShutdown
 from celery.signals import celeryd_init, worker_process_init
 from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
 from celery.worker import consumer
-from celery.worker.consumer.connection import Connection as ConnectionStep
 
 from proj import connection, queues
 
@@ -24,6 +22,17 @@ _PR_SET_PDEATHSIG: Final = 1
 
 class Consumer(consumer.Consumer):
     """Celery's consumer, which waits for a broker that is down, and ends when the broker says no."""
+
+    def connect(self) -> Any:
+        """Connect, and declare the topology each time: the broker may be a new, empty one."""
+        conn = super().connect()
+        try:
+            queues.declare(conn.default_channel)
+        except connection.ERRORS as error:
+            if not connection.is_refusal(error):
+                raise
+            raise _shutdown(error, conn) from None
+        return conn
 
     def connection_for_write(self, url: str | None = None, heartbeat: int | None = None) -> Any:
         """The connection that events are sent on: unconfirmed, since nothing rests on an event.
@@ -47,23 +56,8 @@ class Consumer(consumer.Consumer):
             raise _shutdown(error, conn) from None
 
 
-class Topology(bootsteps.StartStopStep):
-    """Declares the topology whenever the worker connects, since the broker may be a new, empty one."""
-
-    requires = (ConnectionStep,)
-
-    def start(self, c: Any) -> None:
-        try:
-            queues.declare(c.connection.default_channel)
-        except connection.ERRORS as error:
-            if not connection.is_refusal(error):
-                raise
-            raise _shutdown(error, c.connection) from None
-
-
-def install(app: Any) -> None:
-    """Add to the application's workers what this module has."""
-    app.steps["consumer"].add(Topology)
+def install() -> None:
+    """Add to the workers of this process what this module has, besides `Consumer`."""
     celeryd_init.connect(give_unique_name)
     worker_process_init.connect(die_with_parent)
 

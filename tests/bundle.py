@@ -1,0 +1,216 @@
+"""What a test works with: a virtual host, folders, programs that know of nothing else, and waiting."""
+
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import kombu
+import psutil
+
+from proj.broker import BrokerNode
+
+#: Seconds that a condition may take before the test gives up: a busy machine is slow, a fault is for ever.
+PATIENCE = 30
+
+#: Seconds that a command may take.
+COMMAND_TIMEOUT = 60
+
+#: Where the console scripts of this environment are.
+BIN = Path(sys.executable).parent
+
+T = TypeVar("T")
+
+
+def eventually(what: str, condition: Callable[[], T], patience: float = PATIENCE) -> T:
+    """The first true value of `condition`; fails the test, saying `what` did not happen, when there is none."""
+    deadline = time.monotonic() + patience
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {patience} s: {what}")
+        time.sleep(0.02)
+    return value
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """A line of a worker's log about one task."""
+
+    at: float
+    process: str
+    task: str
+    id: str
+    text: str
+
+
+class Worker:
+    """A `celery -A proj worker` of its own, and what it logs."""
+
+    _LINE = re.compile(r"\[([\d-]+ [\d:]+),(\d+): \w+/([\w-]+)\] (?:Task )?([\w.]+)\[([^\]]+)\]:? (.*)")
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self.log = log
+
+    def text(self) -> str:
+        return self.log.read_text("utf-8", "replace")
+
+    def lines(self, containing: str = "") -> list[LogLine]:
+        found = []
+        for match in self._LINE.finditer(self.text()):
+            day, millis, process, task, task_id, text = match.groups()
+            at = time.mktime(time.strptime(day, "%Y-%m-%d %H:%M:%S")) + int(millis) / 1000
+            if containing in text:
+                found.append(LogLine(at, process, task, task_id, text))
+        return found
+
+    def says(self, text: str, patience: float = PATIENCE) -> None:
+        def said() -> bool:
+            if text in self.text():
+                return True
+            if self.process.poll() is not None and text not in self.text():
+                raise AssertionError(f"the worker ended without saying {text!r}:\n{self.text()}")
+            return False
+
+        eventually(f"the worker says {text!r}; it said:\n{self.text()}", said, patience)
+
+    def ready(self) -> Self:
+        self.says(" ready.")
+        return self
+
+    def started(self, task_id: str) -> LogLine:
+        """The line that its `sleep_dots` task wrote at its start."""
+        return eventually(
+            f"task {task_id} starts; the worker said:\n{self.text()}",
+            lambda: [line for line in self.lines("Received ") if line.id == task_id],
+        )[-1]
+
+    def kill(self) -> None:
+        """SIGKILL the worker, as the system does when memory runs out, and prove that it is gone."""
+        self.process.kill()
+        assert self.process.wait(PATIENCE) == -signal.SIGKILL
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            children = self.children()
+            self.process.kill()
+            self.process.wait(PATIENCE)
+            for child in children:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+
+    def children(self) -> list[psutil.Process]:
+        """The processes that execute its tasks."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+class Bundle:
+    """A virtual host of the session's RabbitMQ, a state folder, and the programs of the project in them."""
+
+    def __init__(self, node: BrokerNode, vhost: str, folder: Path) -> None:
+        self.node = node
+        self.vhost = vhost
+        self.folder = folder
+        self.url = f"amqp://guest:guest@127.0.0.1:{node.info.port}/{quote(vhost, safe='')}"
+        self.env = os.environ | {
+            "CELERY_BROKER_URL": self.url,
+            "PROJ_STATE_DIR": str(folder / "state"),
+            "TZ": "UTC",
+            "COLUMNS": "200",
+        }
+        self._cleanup = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.management("PUT", f"vhosts/{quote(self.vhost, safe='')}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The virtual host stays until the node ends: to delete its queues would take seconds.
+        self._cleanup.close()
+
+    # --- Programs
+
+    def proj(self, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """Run the installed console script to its end."""
+        return self.run(BIN / "proj", *args, env=env)
+
+    def python(self, code: str) -> Any:
+        """Run Python code of a user in a process of its own; what it prints last is taken for JSON."""
+        done = self.run(sys.executable, "-c", code)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def run(
+        self, *command: str | Path, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.env | (env or {}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT,
+        )
+
+    def worker(self, *options: str, env: dict[str, str] | None = None, log: str = "worker.log") -> Worker:
+        """Start a worker of one slot, which is ended with the test."""
+        path = self.folder / log
+        command = [BIN / "celery", "-A", "proj", "worker", "--loglevel=INFO", "--concurrency=1", *options]
+        with path.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.env | (env or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        worker = Worker(process, path)
+        self._cleanup.callback(worker.stop)
+        return worker
+
+    # --- The broker, as it sees itself
+
+    def management(self, method: str, path: str, body: Any = None) -> Any:
+        request = urllib.request.Request(
+            f"{self.node.management_url}/api/{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={
+                "Authorization": "Basic " + base64.b64encode(b"guest:guest").decode(),
+                "Content-Type": "application/json",
+            },
+        )
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+            return json.loads(response.read() or "null")
+
+    def of_vhost(self, kind: str, rest: str = "") -> Any:
+        return self.management("GET", f"{kind}/{quote(self.vhost, safe='')}{rest}")
+
+    @contextmanager
+    def channel(self) -> Iterator[Any]:
+        with kombu.Connection(self.url) as connection, connection.channel() as channel:
+            yield channel
+
+    def depth(self, queue: str) -> int:
+        """Messages that are ready in the queue now; the management API would tell up to 5 s late."""
+        with self.channel() as channel:
+            return int(channel.queue_declare(queue, passive=True).message_count)
+
+    def peek(self, queue: str) -> list[Any]:
+        """The messages of the queue as the broker holds them; they stay there."""
+        path = f"queues/{quote(self.vhost, safe='')}/{quote(queue, safe='')}/get"
+        body = {"count": 100, "ackmode": "ack_requeue_true", "encoding": "auto"}
+        return list(self.management("POST", path, body))

@@ -1,0 +1,49 @@
+"""One private RabbitMQ for the session, and for each test a virtual host and folders of its own."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proj.broker import BrokerNode, find_server_dir
+from proj.errors import BrokerNodeError
+from tests.bundle import Bundle
+
+#: No test talks to a broker that it did not start: a process that is told of none gets this one.
+NO_BROKER_URL = "amqp://a-test-that-needs-a-broker-asks-for-a-bundle.invalid"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_environment() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("CELERY_", "AMQP_", "PROJ_", "FLOWER_", "RABBITMQ_")):
+                patch.delenv(name)
+        patch.setenv("CELERY_BROKER_URL", NO_BROKER_URL)
+        yield
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> None:
+    """What every test that starts a node asks for: a skip on a laptop without RabbitMQ, a failure in CI."""
+    try:
+        find_server_dir()
+    except BrokerNodeError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def node(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerNode]:
+    with BrokerNode(tmp_path_factory.mktemp("rabbitmq")) as node:
+        yield node
+
+
+@pytest.fixture
+def bundle(node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bundle]:
+    name = re.sub(r"\W+", "-", request.node.name)
+    with Bundle(node, vhost=name, folder=tmp_path) as bundle:
+        yield bundle

@@ -1,0 +1,140 @@
+"""The application as RabbitMQ sees it, and as a Python shell and a worker use it."""
+
+import json
+
+from tests.bundle import BIN, Bundle
+
+ADD = "from proj.tasks import add; print(add.delay(2, 3).id.__repr__().replace(chr(39), chr(34)))"
+
+
+def test_rabbitmq_reports_the_queues_as_promised(bundle: Bundle) -> None:
+    """The work queue and the dead-letter queue are durable quorum queues with the arguments of the promise."""
+    bundle.python(ADD)
+
+    queues = {queue["name"]: queue for queue in bundle.of_vhost("queues")}
+
+    assert set(queues) == {"proj.tasks", "proj.dead"}
+    assert all(queue["type"] == "quorum" and queue["durable"] for queue in queues.values())
+    assert queues["proj.tasks"]["arguments"] == {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": 5,
+        "x-dead-letter-exchange": "proj.dead",
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+    assert queues["proj.dead"]["arguments"] == {"x-queue-type": "quorum", "x-delivery-limit": -1}
+
+
+def test_rabbitmq_reports_the_exchanges_as_promised(bundle: Bundle) -> None:
+    """Both exchanges are durable topic exchanges, bound to their queues."""
+    bundle.python(ADD)
+
+    exchanges = {exchange["name"]: exchange for exchange in bundle.of_vhost("exchanges")}
+    for name in ("proj", "proj.dead"):
+        assert exchanges[name]["type"] == "topic"
+        assert exchanges[name]["durable"]
+    bindings = {
+        (binding["source"], binding["destination"], binding["routing_key"])
+        for binding in bundle.of_vhost("bindings")
+        if binding["source"]
+    }
+    assert bindings == {("proj", "proj.tasks", "proj.tasks"), ("proj.dead", "proj.dead", "#")}
+
+
+def test_message_in_the_queue_is_persistent_json(bundle: Bundle) -> None:
+    """A message waits in the queue with delivery mode 2, its task's name and id in its headers, as JSON."""
+    task_id = bundle.python(ADD)
+
+    (message,) = bundle.peek("proj.tasks")
+
+    assert message["properties"]["delivery_mode"] == 2
+    assert message["properties"]["content_type"] == "application/json"
+    assert message["properties"]["headers"]["id"] == task_id
+    assert message["properties"]["headers"]["task"] == "proj.tasks.add"
+    assert json.loads(message["payload"])[0] == [2, 3]
+
+
+def test_two_plain_workers_of_one_machine_both_run(bundle: Bundle) -> None:
+    """Two workers that were given no name do not take each other's."""
+    first = bundle.worker(log="first.log").ready()
+    second = bundle.worker(log="second.log").ready()
+
+    answer = bundle.run(BIN / "celery", "-A", "proj", "status", "--json").stdout.splitlines()[0]
+
+    assert first.process.poll() is None
+    assert second.process.poll() is None
+    assert sorted(name.split("@")[0] for name in json.loads(answer)) == sorted(
+        f"celery-{worker.process.pid}" for worker in (first, second)
+    )
+
+
+def test_name_that_a_worker_was_given_is_kept(bundle: Bundle) -> None:
+    """`-n` still decides the name."""
+    bundle.worker("-n", "mine@here").says("mine@here ready.")
+
+
+def test_python_shell_gets_the_result(bundle: Bundle) -> None:
+    """`add.delay(2, 3).get()` gives 5."""
+    bundle.worker()
+
+    assert bundle.python("from proj.tasks import add; print(add.delay(2, 3).get(timeout=30))") == 5
+
+
+def test_tasks_log_what_they_do(bundle: Bundle) -> None:
+    """Each task logs what it received and how it ended."""
+    worker = bundle.worker()
+
+    done = bundle.proj("enqueue", "add", "221", "345", "--wait", "--timeout", "30")
+    assert (done.returncode, done.stdout) == (0, "566\n")
+    worker.says("Result of 221 + 345 is 566")
+
+    done = bundle.proj("enqueue", "sleep-dots", "A", "dot.", "--wait", "--timeout", "30")
+    assert (done.returncode, done.stdout) == (0, "1\n")
+    worker.says("Received 'A dot.'")
+    worker.says("Done after 1 s")
+
+
+def test_worker_checks_the_arguments_itself(bundle: Bundle) -> None:
+    """A message that was published without our checks fails in the worker, and becomes a dead letter."""
+    bundle.worker()
+    code = """
+from proj import app
+result = app.send_task("proj.tasks.add", ["2", 3])
+try:
+    result.get(timeout=30)
+except Exception as error:
+    import json; print(json.dumps([type(error).__name__, str(error)]))
+"""
+    assert bundle.python(code) == [
+        "BadArguments",
+        "proj.tasks.add: argument x: expected a number, got '2'",
+    ]
+    (dead,) = bundle.peek("proj.dead")
+    assert dead["properties"]["headers"]["task"] == "proj.tasks.add"
+
+
+def test_delayed_message_is_held_by_the_broker(bundle: Bundle) -> None:
+    """A countdown works on a broker that no worker has touched, and holds no slot while it runs."""
+    done = bundle.proj("enqueue", "add", "1", "2", "--countdown", "1.2", "--id", "later")
+    assert done.returncode == 0, done.stderr
+    assert bundle.depth("proj.tasks") == 0
+
+    worker = bundle.worker()
+
+    assert bundle.proj("enqueue", "add", "3", "4", "--wait", "--timeout", "30").stdout == "7\n"
+    worker.says("[later]: Result of 1 + 2 is 3")
+
+
+def test_publisher_survives_a_lost_connection(bundle: Bundle) -> None:
+    """A producer whose connection was closed behind its back publishes on a new one, once."""
+    code = """
+from proj import app
+from proj.tasks import add
+add.delay(1, 1)
+with app.producer_or_acquire() as producer:
+    producer.connection.connection.sock.shutdown(2)
+print(repr(add.apply_async((2, 2), task_id="second").id).replace("'", '"'))
+"""
+    assert bundle.python(code) == "second"
+    assert [m["properties"]["headers"]["id"] for m in bundle.peek("proj.tasks")].count("second") == 1
+

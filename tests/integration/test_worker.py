@@ -1,0 +1,218 @@
+"""What workers do with work: who gets it, who gets it again, and when a worker gives up."""
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import psutil
+import pytest
+
+from proj.broker import BrokerNode
+from tests.bundle import Bundle, Worker, eventually
+
+#: Seconds of work in a long task. A worker that idles behind one idles for about as long.
+LONG = 3
+
+
+def test_no_worker_idles_while_a_task_is_ready(bundle: Bundle) -> None:
+    """Two workers of one slot, odd tasks long and even ones short: whoever is free takes the next."""
+    assert _longest_idling(bundle) < LONG / 2
+
+
+def test_prefetching_worker_lets_the_other_idle(bundle: Bundle) -> None:
+    """The control for the test above: with four messages a slot a worker idles while tasks are ready."""
+    assert _longest_idling(bundle, "--prefetch-multiplier=4") > LONG / 2
+
+
+def _longest_idling(bundle: Bundle, *options: str) -> float:
+    """Seconds that a worker was without work while a task was ready, at the longest."""
+    workers = [bundle.worker(*options, log=f"{n}.log").ready() for n in "ab"]
+    texts = ["." * LONG, ""] * 4
+    bundle.python(f"""
+from proj.tasks import sleep_dots
+for text in {texts!r}: sleep_dots.delay(text)
+print(0)
+""")
+
+    def all_done() -> bool:
+        return sum(len(worker.lines("Done after")) for worker in workers) == len(texts)
+
+    eventually("all tasks are done", all_done)
+    return max(_idling(worker, until=_last_start(workers)) for worker in workers)
+
+
+def _last_start(workers: list[Worker]) -> float:
+    """Until then a task was ready."""
+    return max(line.at for worker in workers for line in worker.lines("Received "))
+
+
+def _idling(worker: Worker, until: float) -> float:
+    """The longest time between the end of a task and the start of the next, or `until`."""
+    starts = [line.at for line in worker.lines("Received ")]
+    ends = [line.at for line in worker.lines("Done after")]
+    gaps = [min(begin, until) - end for end, begin in zip(ends, [*starts[1:], until], strict=True)]
+    return max(gaps)
+
+
+def test_task_of_a_killed_worker_is_executed_by_the_other(bundle: Bundle) -> None:
+    """SIGKILL in the middle of a task: the other worker starts the same message, from its beginning."""
+    victim = bundle.worker(log="victim.log").ready()
+    assert bundle.proj("enqueue", "sleep-dots", "600", "--id", "survivor").returncode == 0
+    victim.started("survivor")
+    other = bundle.worker(log="other.log").ready()
+
+    victim.kill()
+
+    other.started("survivor")
+    assert not victim.lines("Done after")
+
+
+def test_pool_process_does_not_outlive_its_killed_worker(bundle: Bundle) -> None:
+    """The process that executes the task ends with its worker, so nothing is executed twice at once."""
+    victim = bundle.worker().ready()
+    bundle.proj("enqueue", "sleep-dots", "600", "--id", "orphan")
+    victim.started("orphan")
+    pool = victim.children()
+    assert pool
+
+    victim.kill()
+
+    eventually("the pool processes end", lambda: not any(_lives(process) for process in pool))
+    assert eventually("the message is back", lambda: bundle.depth("proj.tasks")) == 1
+
+
+def test_task_of_a_killed_pool_process_is_executed_again(bundle: Bundle) -> None:
+    """When the system kills only the process of a task, its worker goes on, and executes it again."""
+    worker = bundle.worker().ready()
+    bundle.proj("enqueue", "sleep-dots", "600", "--id", "again")
+    worker.started("again")
+    (child,) = worker.children()
+
+    child.kill()
+
+    eventually("the task starts again", lambda: len(worker.lines("Received ")) == 2)
+    assert {line.id for line in worker.lines("Received ")} == {"again"}
+
+
+def test_message_that_kills_its_workers_becomes_a_dead_letter(bundle: Bundle) -> None:
+    """After the delivery limit such a message stops going round, and is kept."""
+    worker = bundle.worker().ready()
+    bundle.proj("enqueue", "sleep-dots", "600", "--id", "killer")
+
+    def dead() -> bool:
+        if bundle.depth("proj.dead"):
+            return True
+        busy = len(worker.lines("Received "))
+        if busy > len(killed):
+            for child in worker.children():
+                killed.append(child.pid)
+                child.kill()
+        return False
+
+    killed: list[int] = []
+    eventually("the message is in proj.dead", dead)
+    (message,) = bundle.peek("proj.dead")
+    assert message["properties"]["headers"]["id"] == "killer"
+    assert message["properties"]["headers"]["x-death"][0]["reason"] == "delivery_limit"
+    assert bundle.depth("proj.tasks") == 0
+
+
+def test_failed_task_becomes_a_dead_letter(bundle: Bundle) -> None:
+    """A task that raises is kept in proj.dead, with the arguments that it had."""
+    bundle.worker().ready()
+    bundle.python("""
+from proj import app
+app.send_task("proj.tasks.add", [1], task_id="failing")
+print(0)
+""")
+
+    eventually("the message is in proj.dead", lambda: bundle.depth("proj.dead") == 1)
+    (message,) = bundle.peek("proj.dead")
+    assert message["properties"]["headers"]["id"] == "failing"
+
+
+def test_worker_waits_for_a_broker_that_is_down(
+    bundle: Bundle, rabbitmq: None, tmp_path: Path
+) -> None:
+    """A worker says that it waits, and works as soon as its broker is there; again after the broker's crash."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    node = BrokerNode(tmp_path / "late", port=port)
+    there = {"CELERY_BROKER_URL": f"amqp://127.0.0.1:{port}"}
+    worker = bundle.worker(env=there)
+    worker.says("Cannot connect to amqp://guest:**@127.0.0.1:")
+    worker.says("Trying again in")
+    with node:
+        assert bundle.proj("enqueue", "add", "1", "2", "--wait", env=there).stdout == "3\n"
+        node.kill()
+        worker.says("Connection to broker lost")
+        node.start()
+        assert bundle.proj("enqueue", "add", "3", "4", "--wait", env=there).stdout == "7\n"
+    assert "Traceback" not in worker.text()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"user": "guest:wrong"}, "refused user 'guest' and its password"),
+        ({"vhost": "nowhere"}, "has no virtual host 'nowhere'"),
+    ],
+    ids=["password", "vhost"],
+)
+def test_worker_ends_when_the_broker_says_no(
+    bundle: Bundle, change: dict[str, str], said: str
+) -> None:
+    """What waiting does not mend ends the worker, with one line and the exit code of the contract."""
+    user, vhost = change.get("user", "guest:guest"), change.get("vhost", bundle.vhost)
+    url = f"amqp://{user}@127.0.0.1:{bundle.node.info.port}/{vhost}"
+
+    worker = bundle.worker(env={"CELERY_BROKER_URL": url})
+
+    assert worker.process.wait(30) == 69
+    assert said in worker.text()
+    assert "wrong" not in worker.text()
+    assert "Traceback" not in worker.text()
+
+
+def test_worker_ends_when_a_queue_has_other_arguments(bundle: Bundle) -> None:
+    """A work queue that was declared otherwise ends the worker with one line that names the queue."""
+    with bundle.channel() as channel:
+        channel.queue_declare("proj.tasks", durable=True, auto_delete=False)
+
+    worker = bundle.worker()
+
+    assert worker.process.wait(30) == 69
+    assert "queue 'proj.tasks'" in worker.text()
+    assert "Traceback" not in worker.text()
+
+
+def test_worker_puts_a_topology_in_place_that_is_gone(bundle: Bundle) -> None:
+    """A worker that connects anew finds, or makes, every queue, the dead-letter side included."""
+    worker = bundle.worker().ready()
+    with bundle.channel() as channel:
+        for queue in ("proj.tasks", "proj.dead"):
+            channel.queue_delete(queue)
+
+    bundle.node.ctl("close_all_connections", "--vhost", bundle.vhost, "test")
+
+    worker.says("Connection to broker lost")
+    assert bundle.proj("enqueue", "add", "1", "2", "--wait", "--timeout", "30").stdout == "3\n"
+    assert bundle.depth("proj.dead") == 0
+
+
+def _lives(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_warm_shutdown_finishes_the_running_task(bundle: Bundle) -> None:
+    """SIGTERM lets the running task end, and its message is acknowledged."""
+    worker = bundle.worker().ready()
+    bundle.proj("enqueue", "sleep-dots", "2", "--id", "last")
+    worker.started("last")
+
+    os.kill(worker.process.pid, signal.SIGTERM)
+
+    assert worker.process.wait(30) == 0
+    assert [line.id for line in worker.lines("Done after")] == ["last"]
+    assert bundle.depth("proj.tasks") == 0
