@@ -1,0 +1,41 @@
+.DEFAULT_GOAL := help
+PYTHON_IN_VENV := .venv/bin/python
+
+.PHONY: help
+help: ## Show these targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Make .venv with the pinned packages, and install RabbitMQ when it is missing.
+	@scripts/setup
+
+.PHONY: demo
+demo: setup ## Watch tasks travel through RabbitMQ, and one worker be killed: the main job, in a minute.
+	@$(PYTHON_IN_VENV) examples/demo.py
+
+.PHONY: test
+test: setup ## Run all tests, against a private RabbitMQ on free ports.
+	@$(PYTHON_IN_VENV) -m pytest
+
+.PHONY: check
+check: setup ## Lint, check types, and run all tests: what continuous integration runs.
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@$(MAKE) --no-print-directory test
+
+.PHONY: up
+up: setup ## Run broker (if none answers), worker and Flower until Ctrl-C.
+	@$(PYTHON_IN_VENV) scripts/up
+
+.PHONY: bench
+bench: setup ## Measure the start of the command line.
+	@$(PYTHON_IN_VENV) benchmarks/startup.py
+
+.PHONY: help-text
+help-text: setup ## Write anew what `proj --help` prints.
+	@$(PYTHON_IN_VENV) -m proj -h > proj/cli/help.txt
+
+.PHONY: pin
+pin: ## Write requirements.txt anew (needs uv).
+	@scripts/pin
