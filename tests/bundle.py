@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from urllib.parse import quote
 import kombu
 import psutil
 
+import proj
 from proj.broker import BrokerNode
 
 #: Seconds that a condition may take before the test gives up: a busy machine is slow, a fault is for ever.
@@ -30,11 +32,14 @@ COMMAND_TIMEOUT = 60
 #: Where the console scripts of this environment are.
 BIN = Path(sys.executable).parent
 
+#: The package under test.
+PACKAGE = Path(proj.__file__).parent
+
 T = TypeVar("T")
 
 
 def eventually(what: str, condition: Callable[[], T], patience: float = PATIENCE) -> T:
-    """The first true value of `condition`; fails the test, saying `what` did not happen, when there is none."""
+    """The first true value of `condition`; fails the test when there is none, for `what` did not happen."""
     deadline = time.monotonic() + patience
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -164,6 +169,13 @@ class Bundle:
             timeout=COMMAND_TIMEOUT,
         )
 
+    def copy_of_the_project(self) -> Path:
+        """A copy of the package that the bundle's programs use from now on, to be changed."""
+        copy = self.folder / "copy"
+        shutil.copytree(PACKAGE, copy / "proj", ignore=shutil.ignore_patterns("__pycache__"))
+        self.env["PYTHONPATH"] = str(copy)
+        return copy
+
     def worker(self, *options: str, env: dict[str, str] | None = None, log: str = "worker.log") -> Worker:
         """Start a worker of one slot, which is ended with the test."""
         path = self.folder / log
@@ -203,6 +215,9 @@ class Bundle:
     def channel(self) -> Iterator[Any]:
         with kombu.Connection(self.url) as connection, connection.channel() as channel:
             yield channel
+
+    def has(self, queue: str) -> bool:
+        return any(known["name"] == queue for known in self.of_vhost("queues"))
 
     def depth(self, queue: str) -> int:
         """Messages that are ready in the queue now; the management API would tell up to 5 s late."""

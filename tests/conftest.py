@@ -38,8 +38,11 @@ def rabbitmq() -> None:
 
 @pytest.fixture(scope="session")
 def node(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerNode]:
-    with BrokerNode(tmp_path_factory.mktemp("rabbitmq")) as node:
-        yield node
+    node = BrokerNode(tmp_path_factory.mktemp("rabbitmq"))
+    node.start()
+    yield node
+    # An orderly stop takes seconds, to save what nobody will read.
+    node.kill()
 
 
 @pytest.fixture

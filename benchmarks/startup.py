@@ -1,0 +1,60 @@
+"""What starting costs: `proj --help` over Python itself, and `proj enqueue` over importing Celery.
+
+Alternates the programs in one run, so that a noisy machine is noisy for all of them, and prints medians
+with the middle half. Needs no broker of yours: it starts a private one.
+"""
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from proj.broker import BrokerNode
+
+#: Runs of each program.
+ROUNDS = 30
+
+BIN = Path(sys.executable).parent
+
+
+def measure(command: list[str], env: dict[str, str]) -> tuple[float, float]:
+    """Seconds on the clock, and of the processor, that a command takes."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
+    clock, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return clock, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main() -> None:
+    programs = {
+        "python -c pass": [sys.executable, "-c", "pass"],
+        "proj --help": [str(BIN / "proj"), "--help"],
+        "python -c 'import celery'": [sys.executable, "-c", "from celery import Celery; Celery().amqp"],
+        "proj enqueue add 2 3": [str(BIN / "proj"), "enqueue", "add", "2", "3"],
+    }
+    with tempfile.TemporaryDirectory() as folder, BrokerNode(Path(folder) / "rabbitmq") as node:
+        env = os.environ | {"CELERY_BROKER_URL": node.url, "PROJ_STATE_DIR": folder}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
+        for _ in range(ROUNDS):
+            for name, command in programs.items():
+                times[name].append(measure(command, env))
+    medians = {}
+    print(f"{'':<26} {'clock, ms':>24} {'processor, ms':>24}   (median, middle half; {ROUNDS} runs)")
+    for name, taken in times.items():
+        cells = []
+        for kind in zip(*taken, strict=True):
+            low, middle, high = statistics.quantiles([second * 1000 for second in kind], n=4)
+            cells.append(f"{middle:6.1f} ({low:.1f} to {high:.1f})")
+            medians[name, len(cells)] = middle
+        print(f"{name:<26} {cells[0]:>24} {cells[1]:>24}")
+    ratio = medians["proj --help", 1] / medians["python -c pass", 1]
+    over = medians["proj enqueue add 2 3", 2] - medians["python -c 'import celery'", 2]
+    print(f"\nproj --help takes {ratio:.1f} times python -c pass; the aim is at most 3")
+    print(f"proj enqueue takes {over:.0f} ms of processor over importing Celery; the aim is at most 300")
+
+
+main()

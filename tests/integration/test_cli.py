@@ -1,0 +1,209 @@
+"""`proj enqueue` and `proj result`, through the installed console script."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.bundle import BIN, Bundle, eventually
+
+
+def _ids(bundle: Bundle) -> list[str]:
+    return [message["properties"]["headers"]["id"] for message in bundle.peek("proj.tasks")]
+
+
+def _arguments(bundle: Bundle) -> list[list[object]]:
+    return [json.loads(message["payload"])[0] for message in bundle.peek("proj.tasks")]
+
+
+@pytest.mark.parametrize(
+    ("command", "task", "args"),
+    [
+        (["sleep-dots"], "proj.tasks.sleep_dots", ["Hello World!"]),
+        (["sleep-dots", "First", "message."], "proj.tasks.sleep_dots", ["First message."]),
+        (["add", "221", "345"], "proj.tasks.add", [221, 345]),
+        (["add", "-1", "2.5"], "proj.tasks.add", [-1, 2.5]),
+        (["task", "proj.tasks.add", "2", "3"], "proj.tasks.add", [2, 3]),
+        (["task", "proj.tasks.sleep_dots", '"a text"'], "proj.tasks.sleep_dots", ["a text"]),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_command_puts_its_message_into_the_queue(
+    bundle: Bundle, command: list[str], task: str, args: list[object]
+) -> None:
+    """Each command enqueues what it says, and prints the id on stdout and nothing else."""
+    done = bundle.proj("enqueue", *command)
+
+    assert done.returncode == 0, done.stderr
+    (message,) = bundle.peek("proj.tasks")
+    assert message["properties"]["headers"]["task"] == task
+    assert json.loads(message["payload"])[0] == args
+    assert done.stdout == message["properties"]["headers"]["id"] + "\n"
+    assert done.stderr == ""
+
+
+def test_keyword_arguments_travel(bundle: Bundle) -> None:
+    """`--kwargs` is a JSON object."""
+    done = bundle.proj("enqueue", "task", "proj.tasks.add", "--kwargs", '{"x": 1, "y": 2}')
+
+    assert done.returncode == 0, done.stderr
+    (message,) = bundle.peek("proj.tasks")
+    assert json.loads(message["payload"])[:2] == [[], {"x": 1, "y": 2}]
+
+
+def test_random_numbers_are_drawn_anew_for_each_message(bundle: Bundle) -> None:
+    """`--random --count` enqueues sums of different numbers from 0 to 998."""
+    done = bundle.proj("enqueue", "add", "--random", "--count", "20")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == _ids(bundle)
+    pairs = _arguments(bundle)
+    assert len({tuple(pair) for pair in pairs}) > 1
+    assert all(0 <= number <= 998 for pair in pairs for number in pair)
+
+
+def test_id_is_the_callers(bundle: Bundle) -> None:
+    """`--id` names the message."""
+    assert bundle.proj("enqueue", "add", "1", "2", "--id", "order-4711").stdout == "order-4711\n"
+    assert _ids(bundle) == ["order-4711"]
+
+
+def test_json_says_id_and_task(bundle: Bundle) -> None:
+    """`--json` prints an object a message."""
+    done = bundle.proj("enqueue", "add", "1", "2", "--json", "--count", "2")
+
+    objects = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [sorted(item) for item in objects] == [["id", "task"]] * 2
+    assert [item["id"] for item in objects] == _ids(bundle)
+
+
+def test_expired_message_becomes_a_dead_letter(bundle: Bundle) -> None:
+    """What `--expires` ends is kept in proj.dead with the reason."""
+    assert bundle.proj("enqueue", "add", "1", "2", "--expires", "0.2").returncode == 0
+
+    eventually("the message is in proj.dead", lambda: bundle.depth("proj.dead") == 1)
+    (message,) = bundle.peek("proj.dead")
+    assert message["properties"]["headers"]["x-death"][0]["reason"] == "expired"
+
+
+def test_wait_prints_results_in_the_order_of_the_messages(bundle: Bundle) -> None:
+    """`--wait` prints a result a line, and with `--json` all that is known of it."""
+    bundle.worker()
+
+    done = bundle.proj("enqueue", "add", "1", "2", "--count", "3", "--wait", "--timeout", "30")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n" * 3, "")
+
+    done = bundle.proj("enqueue", "add", "1", "2", "--id", "full", "--wait", "--json")
+    outcome = json.loads(done.stdout)
+    assert outcome["id"] == "full"
+    assert outcome["task"] == "proj.tasks.add"
+    assert outcome["state"] == "SUCCESS"
+    assert outcome["result"] == 3
+    assert outcome["worker"].startswith("celery-")
+    assert outcome["finished"].endswith("Z")
+    assert outcome["error"] is None
+
+
+def test_wait_and_result_exit_1_for_a_failed_task(bundle: Bundle) -> None:
+    """A task that failed is told in one line, and its traceback by `proj result`."""
+    bundle.worker(env={"PROJ_TASK_SOFT_TIME_LIMIT": "1"})
+
+    done = bundle.proj("enqueue", "sleep-dots", "600", "--id", "slow", "--wait", "--timeout", "30")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert (
+        done.stderr
+        == "Error: proj.tasks.sleep_dots[slow] failed: SoftTimeLimitExceeded: SoftTimeLimitExceeded()\n"
+    )
+
+    done = bundle.proj("result", "slow")
+    assert done.returncode == 1
+    assert "state     FAILURE" in done.stdout
+    assert "Traceback (most recent call last)" in done.stdout
+
+
+def test_wait_that_runs_out_is_75(bundle: Bundle) -> None:
+    """Without a worker `--timeout` ends the wait, and says where to look later."""
+    done = bundle.proj("enqueue", "add", "1", "2", "--id", "later", "--wait", "--timeout", "0.5")
+
+    assert (done.returncode, done.stdout) == (75, "")
+    assert "proj result later" in done.stderr
+    assert _ids(bundle) == ["later"]
+
+
+def test_result_of_an_id_that_nothing_is_stored_for_is_75(bundle: Bundle) -> None:
+    """`proj result` tells PENDING, and that this may mean two things."""
+    done = bundle.proj("result", "never", "--json")
+
+    assert done.returncode == 75
+    assert json.loads(done.stdout)["state"] == "PENDING"
+    assert "never enqueued" in done.stderr
+
+
+def test_ctrl_c_while_waiting_is_130(bundle: Bundle) -> None:
+    """Ctrl-C ends the wait, not the message."""
+    command = [BIN / "proj", "enqueue", "add", "1", "2", "--id", "left", "--wait"]
+    process = subprocess.Popen(
+        command, cwd=bundle.folder, env=bundle.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    eventually("the message is enqueued", lambda: bundle.has("proj.tasks") and bundle.depth("proj.tasks"))
+
+    process.send_signal(signal.SIGINT)
+
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"proj result left" in stderr
+    assert _ids(bundle) == ["left"]
+
+
+def test_wait_shows_a_progress_bar_on_a_terminal_only(bundle: Bundle) -> None:
+    """The bar is drawn on a terminal's stderr; stdout has the results alone."""
+    bundle.worker()
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [BIN / "proj", "enqueue", "add", "1", "2", "--count", "2", "--wait"],
+        cwd=bundle.folder,
+        env=bundle.env | {"TERM": "xterm"},
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        timeout=60,
+    )
+    os.close(theirs)
+    drawn = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            drawn += chunk
+    except OSError:  # Linux says so at the end of a terminal
+        pass
+    os.close(ours)
+    assert done.stdout == b"3\n3\n"
+    assert b"waiting for results" in drawn
+
+
+def test_module_is_the_same_as_the_script(bundle: Bundle) -> None:
+    """`python -m proj` is `proj`."""
+    done = bundle.run(sys.executable, "-m", "proj", "enqueue", "add", "1", "2", "--id", "module")
+
+    assert (done.returncode, done.stdout) == (0, "module\n")
+
+
+def test_own_task_needs_a_function_and_nothing_else(bundle: Bundle) -> None:
+    """A function in `proj/tasks.py`, written as the README says, is enqueued, executed and validated."""
+    tasks = bundle.copy_of_the_project() / "proj" / "tasks.py"
+    with tasks.open("a") as file:
+        file.write("""
+
+@app.task(name="proj.tasks.shout", pydantic=True)
+def shout(text: str, times: int = 1) -> str:
+    return text.upper() + "!" * times
+""")
+    bundle.worker()
+
+    done = bundle.proj("enqueue", "task", "proj.tasks.shout", '"hey"', "2", "--wait", "--timeout", "30")
+    assert (done.returncode, done.stdout) == (0, '"HEY!!"\n'), done.stderr
+    done = bundle.proj("enqueue", "task", "proj.tasks.shout", "1")
+    assert done.returncode == 65
+    assert "argument text: Input should be a valid string, got 1" in done.stderr

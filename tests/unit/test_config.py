@@ -1,0 +1,141 @@
+"""The settings: where they come from, and what Celery is told."""
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proj import config
+from proj.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_this_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CELERY_BROKER_URL")
+    monkeypatch.setattr(config, "load", config.load.__wrapped__)
+
+
+def test_default_broker_is_rabbitmq_at_its_usual_place() -> None:
+    """Without any setting it is guest on localhost, port 5672."""
+    assert config.load().broker_url == "amqp://guest:guest@localhost:5672/%2F"
+
+
+def test_parts_make_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The five AMQP settings are put together."""
+    for name, value in {"HOST": "rabbit", "PORT": "5673", "USER": "u", "PASSWORD": "p", "VHOST": "v"}.items():
+        monkeypatch.setenv(f"AMQP_{name}", value)
+
+    assert config.load().broker_url == "amqp://u:p@rabbit:5673/v"
+
+
+def test_url_wins_over_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CELERY_BROKER_URL is taken as it is, several of them too."""
+    monkeypatch.setenv("AMQP_HOST", "elsewhere")
+    monkeypatch.setenv("CELERY_BROKER_URL", "amqp://one;amqps://two:5671/v")
+
+    assert config.load().broker_url == "amqp://one;amqps://two:5671/v"
+
+
+def test_environment_wins_over_env_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `.env` in the working folder is read, and the process's environment wins."""
+    Path(".env").write_text("AMQP_HOST=from-file\nAMQP_USER=from-file\n")
+    monkeypatch.setenv("AMQP_USER", "from-environment")
+
+    settings = config.load()
+
+    assert (settings.amqp_host, settings.amqp_user) == ("from-file", "from-environment")
+
+
+def test_names_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cartography library PROJ has settings of the same prefix."""
+    monkeypatch.setenv("PROJ_DATA", "/usr/share/proj")
+    monkeypatch.setenv("PROJ_NETWORK", "ON")
+
+    config.load()
+
+
+def test_slip_is_told_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is nearly one of ours is a slip."""
+    monkeypatch.setenv("PROJ_STATEDIR", "/tmp")
+
+    with pytest.raises(ConfigError, match=r"unknown setting PROJ_STATEDIR \(did you mean PROJ_STATE_DIR\?"):
+        config.load()
+
+
+@given(user=st.text(min_size=1), password=st.text(), vhost=st.text(min_size=1))
+def test_any_user_password_and_vhost_survive_the_url(user: str, password: str, vhost: str) -> None:
+    """Whatever characters they have, they come out of the URL as they went in."""
+    # Lone surrogates cannot be written in UTF-8, and so in no URL.
+    for text in (user, password, vhost):
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            return
+    settings = config.Settings.model_construct(
+        celery_broker_url=None,
+        amqp_host="h",
+        amqp_port=1,
+        amqp_user=user,
+        amqp_password=config.SecretStr(password),
+        amqp_vhost=vhost,
+    )
+
+    url = urlsplit(settings.broker_url)
+
+    assert (unquote(url.username or ""), unquote(url.password or "")) == (user, password)
+    assert unquote(url.path.removeprefix("/")) == vhost
+
+
+@pytest.mark.parametrize("url", ["amqp://user:s3cret@host/v", "amqp://u:s3cret@a;amqp://u:s3cret@b"])
+def test_url_for_people_has_no_password(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """The password is not in what people see, nor in the settings as Python shows them."""
+    monkeypatch.setenv("CELERY_BROKER_URL", url)
+    monkeypatch.setenv("CELERY_RESULT_BACKEND", "db+postgresql://u:s3cret@host/db")
+    settings = config.load()
+
+    assert "s3cret" not in settings.safe_broker_url
+    assert "s3cret" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("accept_content", ["json"]),
+        ("task_acks_late", True),
+        ("worker_prefetch_multiplier", 1),
+        ("task_reject_on_worker_lost", True),
+        ("task_acks_on_failure", False),
+        ("task_acks_on_timeout", False),
+        ("task_default_delivery_mode", 2),
+        ("task_create_missing_queues", False),
+        ("broker_connection_max_retries", None),
+        ("worker_send_task_events", True),
+        ("timezone", "UTC"),
+    ],
+)
+def test_celery_is_told_what_the_promise_rests_on(name: str, value: object) -> None:
+    """A change of one of these is a change of the promise."""
+    assert config.celery_config(config.load())[name] == value
+
+
+def test_publishing_is_confirmed_and_bounded() -> None:
+    """The socket's times are those of the one setting."""
+    options = config.celery_config(config.load())["broker_transport_options"]
+
+    assert options == {"confirm_publish": True, "read_timeout": 10.0, "write_timeout": 10.0}
+
+
+def test_time_limits_are_below_the_brokers() -> None:
+    """Soft before hard, and both before RabbitMQ ends the channel."""
+    told = config.celery_config(config.load())
+
+    assert told["task_soft_time_limit"] < told["task_time_limit"] < config.CONSUMER_TIMEOUT
+
+
+def test_every_name_that_celery_is_told_is_one_that_it_knows() -> None:
+    """A setting with a slip in its name would be ignored."""
+    from celery.app.defaults import NAMESPACES, flatten
+
+    known = {name for name, _ in flatten(NAMESPACES)}
+    assert set(config.celery_config(config.load())) <= known
