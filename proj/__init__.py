@@ -1,14 +1,14 @@
 """A Celery work queue on RabbitMQ that loses nothing it has accepted."""
 
-from typing import TYPE_CHECKING, Any
-
+# What type checkers take for true; `typing` is not imported for it, so that `proj --help` is fast.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from proj.celery import app
 
 __all__ = ["app"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Found when asked for, so that `proj --help` does not import Celery.
     if name == "app":
         from proj.celery import app

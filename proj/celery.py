@@ -17,12 +17,8 @@ except ConfigError as error:
     click.echo(f"Error: {error}", err=True)
     sys.exit(error.exit_code)
 
-app = Celery(
-    "proj",
-    # Given here and not in the configuration, where the environment's CELERY_RESULT_BACKEND would win.
-    backend=f"proj.results:open_store+{settings.result_backend}",
-    task_cls="proj.enqueue:Task",
-    include=["proj.tasks"],
-)
+app = Celery("proj", task_cls="proj.enqueue:Task", include=["proj.tasks"])
 app.config_from_object(config.celery_config(settings))
+# Celery lets the environment's CELERY_RESULT_BACKEND win over the configuration, but not over this.
+app.backend_cls = f"proj.results:open_store+{settings.result_backend}"
 worker.install()

@@ -48,6 +48,12 @@ def _check_broker_url(url: str) -> str:
     return url
 
 
+def _check_backend(url: str) -> str:
+    if "://" not in url:
+        raise ValueError("expected a URL such as db+postgresql://user:password@host/database")
+    return url
+
+
 class Settings(BaseSettings):
     """What can be set from outside; the name in capitals is the name in the environment.
 
@@ -71,7 +77,9 @@ class Settings(BaseSettings):
     amqp_vhost: str = "/"
 
     #: Any result backend of Celery; without it, SQLite in the state folder.
-    celery_result_backend: str | None = Field(None, repr=False)
+    celery_result_backend: Annotated[str, AfterValidator(_check_backend)] | None = Field(
+        None, repr=False
+    )
 
     #: Where results, and the private broker's data, are kept.
     proj_state_dir: Path = Field(default_factory=lambda: platformdirs.user_state_path("proj"))
@@ -142,7 +150,7 @@ def load() -> Settings:
 
 def _check_env_file(path: Path) -> None:
     # pydantic-settings skips a file that is not a regular one, and dies of one that is not text.
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     try:
         path.read_text("utf-8")

@@ -82,6 +82,10 @@ class Task(celery.Task):
         self.check_arguments(args, kwargs)
         options["countdown"] = _delay(options.pop("countdown", None), options.pop("eta", None))
         options["expires"] = _lifetime(options.get("expires"))
+        # Unless said for this message, the limits are those of the worker: the message would carry the
+        # publisher's settings, of which the worker's broker may know nothing.
+        options.setdefault("time_limit", None)
+        options.setdefault("soft_time_limit", None)
         # Fixed here, so that a repeated publish carries the same id and can be told to be one.
         options["task_id"] = _checked_id(options.get("task_id"))
         send = functools.partial(super().apply_async, args, kwargs)
@@ -231,9 +235,9 @@ def _delay(countdown: float | None, eta: datetime | None) -> int | None:
         countdown = max(0, countdown)
     if countdown is None:
         return None
-    if countdown < 0:
-        raise BadInput(f"the countdown must not be negative, got {countdown:g}")
-    if not countdown <= MAX_DELAY:
+    if not countdown >= 0:
+        raise BadInput(f"a countdown is 0 or more seconds, got {countdown:g}")
+    if countdown > MAX_DELAY:
         raise BadInput(f"a delay of {countdown:g} s is longer than the {MAX_DELAY} s that can be held")
     return math.ceil(countdown) or None
 

@@ -36,6 +36,10 @@ class _DatabaseWhenNeeded(PromiseProxy):
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Do nothing, as `celery.backends.base.Backend` does."""
 
+    def remove_pending_result(self, result: Any) -> Any:
+        """Do nothing, as `celery.backends.base.SyncBackendMixin` does; every result calls it at its end."""
+        return result
+
 
 def open_store(app: Any, url: str) -> Any:
     """The result backend of `url`, which is any that Celery knows; Celery calls this by its name."""

@@ -4,11 +4,12 @@ import json
 
 from tests.bundle import BIN, Bundle
 
-ADD = "from proj.tasks import add; print(add.delay(2, 3).id.__repr__().replace(chr(39), chr(34)))"
+#: Enqueues a sum, and prints the message's id.
+ADD = "import json; from proj.tasks import add; print(json.dumps(add.delay(2, 3).id))"
 
 
 def test_rabbitmq_reports_the_queues_as_promised(bundle: Bundle) -> None:
-    """The work queue and the dead-letter queue are durable quorum queues with the arguments of the promise."""
+    """The work queue and the dead-letter queue are durable quorum queues, as promised."""
     bundle.python(ADD)
 
     queues = {queue["name"]: queue for queue in bundle.of_vhost("queues")}
@@ -52,6 +53,8 @@ def test_message_in_the_queue_is_persistent_json(bundle: Bundle) -> None:
     assert message["properties"]["headers"]["id"] == task_id
     assert message["properties"]["headers"]["task"] == "proj.tasks.add"
     assert json.loads(message["payload"])[0] == [2, 3]
+    # The limits are the worker's, not those of whoever published.
+    assert message["properties"]["headers"]["timelimit"] == [None, None]
 
 
 def test_two_plain_workers_of_one_machine_both_run(bundle: Bundle) -> None:
@@ -137,4 +140,3 @@ print(repr(add.apply_async((2, 2), task_id="second").id).replace("'", '"'))
 """
     assert bundle.python(code) == "second"
     assert [m["properties"]["headers"]["id"] for m in bundle.peek("proj.tasks")].count("second") == 1
-

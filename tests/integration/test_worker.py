@@ -132,10 +132,8 @@ print(0)
     assert message["properties"]["headers"]["id"] == "failing"
 
 
-def test_worker_waits_for_a_broker_that_is_down(
-    bundle: Bundle, rabbitmq: None, tmp_path: Path
-) -> None:
-    """A worker says that it waits, and works as soon as its broker is there; again after the broker's crash."""
+def test_worker_waits_for_a_broker_that_is_down(bundle: Bundle, rabbitmq: None, tmp_path: Path) -> None:
+    """A worker says that it waits, and works once its broker is there; again after the broker's crash."""
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
     node = BrokerNode(tmp_path / "late", port=port)
@@ -160,9 +158,7 @@ def test_worker_waits_for_a_broker_that_is_down(
     ],
     ids=["password", "vhost"],
 )
-def test_worker_ends_when_the_broker_says_no(
-    bundle: Bundle, change: dict[str, str], said: str
-) -> None:
+def test_worker_ends_when_the_broker_says_no(bundle: Bundle, change: dict[str, str], said: str) -> None:
     """What waiting does not mend ends the worker, with one line and the exit code of the contract."""
     user, vhost = change.get("user", "guest:guest"), change.get("vhost", bundle.vhost)
     url = f"amqp://{user}@127.0.0.1:{bundle.node.info.port}/{vhost}"
