@@ -77,9 +77,7 @@ class Settings(BaseSettings):
     amqp_vhost: str = "/"
 
     #: Any result backend of Celery; without it, SQLite in the state folder.
-    celery_result_backend: Annotated[str, AfterValidator(_check_backend)] | None = Field(
-        None, repr=False
-    )
+    celery_result_backend: Annotated[str, AfterValidator(_check_backend)] | None = Field(None, repr=False)
 
     #: Where results, and the private broker's data, are kept.
     proj_state_dir: Path = Field(default_factory=lambda: platformdirs.user_state_path("proj"))
