@@ -26,7 +26,7 @@ check: setup ## Lint, check types, and run all tests: what continuous integratio
 
 .PHONY: up
 up: setup ## Run broker (if none answers), worker and Flower until Ctrl-C.
-	@$(PYTHON_IN_VENV) scripts/up
+	@$(PYTHON_IN_VENV) scripts/up || test $$? -eq 130  # Ctrl-C is how it ends
 
 .PHONY: bench
 bench: setup ## Measure the start of the command line.
