@@ -1,0 +1,90 @@
+"""What the demo shows: on a terminal a table that is drawn anew in place, elsewhere a line an event."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from demo_watch import Message
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+STYLES: Final = {"waiting": "dim", "running": "yellow", "done": "green", "failed": "red"}
+
+
+class View:
+    """Prints the story, and the table of who executes what."""
+
+    def __init__(self) -> None:
+        # Said explicitly: rich would take FORCE_COLOR, which CI often sets, for a terminal.
+        self.console = Console(force_terminal=sys.stdout.isatty(), highlight=False)
+        self.has_table = self.console.is_terminal and not self.console.is_dumb_terminal
+        self._start = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._start
+
+    def say(self, text: str) -> None:
+        """Print a line of the story, with the time; it stays above the table."""
+        line = Text(f"{self.elapsed:4.1f} s  ", style="bold red" if text.startswith("KILLED") else "")
+        self.console.print(line + Text(text), soft_wrap=not self.has_table)
+
+    def note(self, text: str) -> None:
+        """Print what the table shows, where there is no table."""
+        if not self.has_table:
+            self.say(text)
+
+    @contextmanager
+    def spinner(self, text: str) -> Iterator[None]:
+        """Show that something takes its time."""
+        self.note(text)
+        with self.console.status(text):
+            yield
+
+    @contextmanager
+    def table(self, messages: Sequence[Message]) -> Iterator[Callable[[], None]]:
+        """Show the table until the end of the block; what this gives you draws it anew."""
+        if not self.has_table:
+            yield lambda: None
+            return
+        with Live(self._draw(messages), console=self.console, auto_refresh=False) as live:
+            try:
+                yield lambda: live.update(self._draw(messages), refresh=True)
+            finally:
+                live.update(self._draw(messages))
+
+    def figures(self, rows: Sequence[tuple[str, int, str]]) -> None:
+        """Print the last table: name, count, and what it counts."""
+        table = Table(box=SIMPLE_HEAD if self.has_table else None, show_header=self.has_table, pad_edge=False)
+        table.add_column("in the end")
+        table.add_column("count", justify="right")
+        table.add_column("what it counts")
+        for name, count, meaning in rows:
+            table.add_row(name, str(count), meaning)
+        self.console.print(table)
+
+    def _draw(self, messages: Sequence[Message]) -> Group:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("message", min_width=8)
+        table.add_column("state", no_wrap=True)
+        table.add_column("worker")
+        for title in ("attempts", "seconds", "result"):
+            table.add_column(title, justify="right", no_wrap=True)
+        for message in messages:
+            table.add_row(
+                # One line a message, even where it is cut short, so that all fit a screen of 24 lines.
+                Text(message.label, no_wrap=True, overflow="ellipsis"),
+                Text(message.state, style=STYLES[message.state]),
+                Text(", then ".join(message.attempts), no_wrap=True, overflow="ellipsis"),
+                str(len(message.attempts) or ""),
+                "" if message.ran_for is None else f"{message.ran_for:.1f}",
+                message.result,
+            )
+        done = sum(message.state == "done" for message in messages)
+        return Group(table, Text(f"{self.elapsed:4.1f} s  {done} of {len(messages)} done"))

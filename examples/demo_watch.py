@@ -1,0 +1,204 @@
+"""What the demo follows: its messages, its two workers, and Celery's events about them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from proj import results
+from proj.errors import ProjError
+from proj.worker import die_with_parent
+
+#: The worker as it is run everywhere, with one slot, so that it is plain who executes what.
+CELERY_WORKER: Final = (
+    *(sys.executable, "-m", "celery", "-A", "proj"),
+    *("worker", "--concurrency=1", "--loglevel=INFO"),
+)
+
+#: Seconds of work in a message whose worker may be killed, and how many must have gone by: then the kill
+#: comes in the middle, with time to spare on a busy machine.
+KILL_MIN_WORK: Final = 4
+KILL_AFTER: Final = 1.0
+
+#: Seconds for an idle worker to stop in good order; one is usual. Then it is killed.
+WORKER_STOP_TIMEOUT: Final = 5.0
+
+#: Seconds between two looks into the result store for messages of which no event came: nobody waits for
+#: an event to arrive, so it may get lost.
+SWEEP_INTERVAL: Final = 1.0
+
+
+@dataclass
+class Message:
+    """An accepted message, and what is known of its execution."""
+
+    id: str
+    label: str
+    #: Seconds that its task takes.
+    work: int
+    #: The result that it must have.
+    expected: int
+    #: The worker of each attempt, the first one first.
+    attempts: list[str] = field(default_factory=list)
+    running_since: float | None = None
+    seconds: float | None = None
+    #: What the result store says, once the task has ended.
+    outcome: results.Outcome | None = None
+
+    @property
+    def state(self) -> str:
+        if self.outcome:
+            return "failed" if self.outcome.error else "done"
+        return "waiting" if self.running_since is None else "running"
+
+    @property
+    def ran_for(self) -> float | None:
+        """Seconds of the attempt that is running, or was the last to end."""
+        return self.seconds if self.running_since is None else time.monotonic() - self.running_since
+
+    @property
+    def result(self) -> str:
+        return str(self.outcome.error or self.outcome.result) if self.outcome else ""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A `celery -A proj worker` process of one slot."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @classmethod
+    def start(cls, name: str, folder: Path) -> Self:
+        """Start a worker that logs into `folder`, and return before it is ready."""
+        log = folder / f"{name}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*CELERY_WORKER, f"--hostname={name}@%h"],
+                cwd=folder,
+                # A worker that is killed leaves its temporary folder behind.
+                env=os.environ | {"TMPDIR": str(folder)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                # Out of reach of the terminal's Ctrl-C: it is the demo that ends its workers, in its order.
+                start_new_session=True,
+                # Even when the demo itself is killed, no worker stays behind (Linux).
+                preexec_fn=die_with_parent,
+            )
+        return cls(name, process, log)
+
+    def kill(self) -> None:
+        """SIGKILL the worker and its pool process; returns when the worker is gone."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def stop(self) -> None:
+        """Let the worker end in good order, or kill it after `WORKER_STOP_TIMEOUT`."""
+        self.process.terminate()
+        try:
+            self.process.wait(WORKER_STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+class Watch:
+    """Follows the messages by Celery's events; what became of them, it believes the result store alone."""
+
+    def __init__(
+        self,
+        messages: Sequence[Message],
+        say: Callable[[str], None],
+        note: Callable[[str], None],
+    ) -> None:
+        """`say` is given what everybody shall read, `note` what a table shows as well."""
+        self.messages = {message.id: message for message in messages}
+        self.workers: dict[str, Worker] = {}
+        self.killed: Worker | None = None
+        self._say, self._note = say, note
+        self._online: set[str] = set()
+        self._next_sweep = 0.0
+
+    @property
+    def handlers(self) -> dict[str, Callable[[dict[str, Any]], None]]:
+        """What to call for which of Celery's events; the others say nothing new."""
+        return {
+            "worker-online": self._on_online,
+            "task-started": self._on_started,
+            "task-succeeded": self._on_ended,
+            "task-failed": self._on_ended,
+        }
+
+    @property
+    def unfinished(self) -> list[Message]:
+        return [message for message in self.messages.values() if not message.outcome]
+
+    def step(self) -> None:
+        """Do what is due between events. Raises `ProjError` when a worker has ended by itself."""
+        if time.monotonic() >= self._next_sweep:
+            self._next_sweep = time.monotonic() + SWEEP_INTERVAL
+            for message in self.unfinished:
+                self._look_up(message)
+        for worker in self.workers.values():
+            if worker is not self.killed and worker.process.poll() is not None:
+                raise ProjError(f"worker {worker.name} has ended by itself: {_last_line(worker.log)}")
+        # With the other worker there to take over, the worker of the first message that is long enough.
+        if not self.killed and self._online.issuperset(self.workers):
+            for message in self.unfinished:
+                if message.work >= KILL_MIN_WORK and (message.ran_for or 0) >= KILL_AFTER:
+                    self._kill_worker_of(message)
+                    break
+
+    def _on_online(self, event: dict[str, Any]) -> None:
+        self._online.add(_worker_name(event))
+
+    def _on_started(self, event: dict[str, Any]) -> None:
+        message, worker = self.messages[event["uuid"]], _worker_name(event)
+        message.attempts.append(worker)
+        # The last events of a killed worker may come after its end.
+        if not message.outcome and not (self.killed and self.killed.name == worker):
+            message.running_since = time.monotonic()
+        again = f" (attempt {len(message.attempts)})" if len(message.attempts) > 1 else ""
+        self._note(f"{worker} started  {message.label}{again}")
+
+    def _on_ended(self, event: dict[str, Any]) -> None:
+        self._look_up(self.messages[event["uuid"]], event.get("runtime"))
+
+    def _look_up(self, message: Message, seconds: float | None = None) -> None:
+        outcome = results.outcome(message.id)
+        if message.outcome or not outcome.ended:
+            return
+        # The worker's own measure, where an event told it.
+        message.seconds, message.running_since = seconds or message.ran_for, None
+        message.outcome = outcome
+        worker = message.attempts[-1] if message.attempts else "?"
+        self._note(f"{worker} {message.state:<8} {message.label} = {message.result}")
+
+    def _kill_worker_of(self, message: Message) -> None:
+        worker, ran_for = self.workers[message.attempts[-1]], message.ran_for
+        worker.kill()
+        if worker.process.returncode != -signal.SIGKILL:
+            raise ProjError(f"worker {worker.name} ended before it could be killed: {_last_line(worker.log)}")
+        self.killed = worker
+        for held in self.unfinished:
+            if held.attempts[-1:] == [worker.name]:
+                held.running_since = None
+        self._say(f"KILLED {worker.name} with SIGKILL, {ran_for:.1f} s into {message.label!r}.")
+        self._say(f"Process {worker.process.pid} is gone; the broker redelivers the message.")
+
+
+def _worker_name(event: dict[str, Any]) -> str:
+    """The worker's name without the machine's: `w1` of `w1@host`."""
+    return str(event["hostname"]).partition("@")[0]
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text("utf-8", "replace").strip().splitlines()
+    return lines[-1].strip() if lines else "its log is empty"

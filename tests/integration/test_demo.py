@@ -1,0 +1,175 @@
+"""The demo that `make demo` runs, as a stranger runs it: a program, its output and its exit code."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import kombu
+import psutil
+import pytest
+
+from proj import queues
+from tests.bundle import eventually
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
+
+#: Seconds in which the demo promises to end.
+PROMISED = 60
+
+#: Seconds that a run may take before the test ends it: more than promised, so that late is told from stuck.
+RUN_TIMEOUT = 90
+
+#: The deadline, in seconds, of a demo that cannot succeed: enough to see the kill on a busy machine.
+SHORT_DEADLINE = 30
+
+
+class Demo:
+    """A demo that runs, with all that it writes in a folder of its own."""
+
+    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+        self.process = process
+        self.folder = folder
+        self.out = ""
+
+    def says(self, pattern: str) -> re.Match[str]:
+        """Read on until a line has this; fails the test when the output ends before."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.out += line
+            if found := re.search(pattern, line):
+                return found
+        raise AssertionError(f"never said {pattern!r}:\n{self.out}{self.end()}")
+
+    def end(self) -> str:
+        """Wait for the end, and return what it said on stderr."""
+        out, err = self.process.communicate(timeout=RUN_TIMEOUT)
+        self.out += out
+        return err
+
+    def figure(self, name: str) -> int:
+        """A number of the last table."""
+        found = re.search(rf"^{name} +(\d+) ", self.out, re.MULTILINE)
+        assert found, f"no figure {name!r} in:\n{self.out}"
+        return int(found[1])
+
+    def left(self) -> list[str]:
+        """Files, and processes that know of the folder, except the demo itself."""
+        found = [str(path) for path in self.folder.iterdir()]
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.pid == self.process.pid or process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                if str(self.folder) in " ".join((*process.cmdline(), *process.environ().values())):
+                    found.append(f"{process.pid} {process.cmdline()}")
+        return found
+
+
+@contextmanager
+def start_demo(folder: Path, *options: str, **env: str) -> Iterator[Demo]:
+    process = subprocess.Popen(
+        [sys.executable, DEMO, *options],
+        env=os.environ | {"TMPDIR": str(folder)} | env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield Demo(process, folder)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+
+
+@pytest.mark.usefixtures("rabbitmq")
+def test_demo_loses_nothing_with_a_killed_worker(tmp_path: Path) -> None:
+    """The demo kills a worker, loses no message, says so in plain lines, and is gone within a minute."""
+    begin = time.monotonic()
+    # FORCE_COLOR, which CI sets, makes rich take a pipe for a terminal.
+    with start_demo(tmp_path, FORCE_COLOR="1") as demo:
+        killed = int(demo.says(r"Process (\d+) is gone")[1])
+        assert not psutil.pid_exists(killed)
+        err = demo.end()
+
+    assert (demo.process.returncode, err) == (0, "")
+    assert time.monotonic() - begin < PROMISED
+    assert demo.figure("accepted") == 15
+    assert demo.figure("executed") == 15
+    assert demo.figure("redelivered") >= 1
+    assert demo.figure("dead") == 0
+    assert demo.figure("lost") == 0
+    assert "\x1b" not in demo.out
+    assert demo.left() == []
+
+
+@pytest.mark.usefixtures("rabbitmq")
+def test_demo_notices_messages_that_are_taken_away(tmp_path: Path) -> None:
+    """Negative control: when messages are purged behind its back, the demo counts just these as lost."""
+    with start_demo(tmp_path, f"--deadline={SHORT_DEADLINE}") as demo:
+        url = demo.says(r"answers at (amqp://\S+)")[1]
+        demo.says("KILLED")
+        with kombu.Connection(url) as connection, connection.channel() as channel:
+            purged = queues.task_queue(channel).purge()
+        assert purged > 0
+        err = demo.end()
+
+    assert demo.process.returncode == 1
+    assert demo.figure("lost") == purged
+    assert demo.figure("executed") == 15 - purged
+    assert err.startswith("Error: lost: ")
+    assert len(err.splitlines()) == 1
+    assert demo.left() == []
+
+
+@pytest.mark.usefixtures("rabbitmq")
+def test_demo_interrupted_at_work_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Ctrl-C while workers work ends all processes, removes all files, and the exit code is 130."""
+    with start_demo(tmp_path) as demo:
+        demo.says("w2 started")
+        demo.process.send_signal(signal.SIGINT)
+        err = demo.end()
+
+    assert (demo.process.returncode, err) == (130, "Interrupted.\n")
+    assert demo.left() == []
+
+
+@pytest.mark.usefixtures("rabbitmq")
+def test_demo_ended_while_rabbitmq_starts_leaves_nothing_behind(tmp_path: Path) -> None:
+    """SIGTERM before RabbitMQ is ready ends all processes and removes all files as well."""
+    with start_demo(tmp_path) as demo:
+        eventually("RabbitMQ starts", lambda: list(tmp_path.glob("*/broker/node.json")))
+        demo.process.terminate()
+        err = demo.end()
+
+    assert (demo.process.returncode, err) == (128 + signal.SIGTERM, "")
+    assert demo.left() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends processes with their killed parent")
+@pytest.mark.usefixtures("rabbitmq")
+def test_killed_demo_leaves_no_process_behind(tmp_path: Path) -> None:
+    """SIGKILL of the demo ends its workers and its broker too; only its files stay."""
+    with start_demo(tmp_path) as demo:
+        demo.says("w2 started")
+        demo.process.kill()
+        demo.end()
+
+    eventually("processes end", lambda: not [entry for entry in demo.left() if entry[0] != "/"])
+
+
+def test_demo_without_rabbitmq_says_so_in_one_line(tmp_path: Path) -> None:
+    """Where there is no RabbitMQ, the demo ends with one line, exit code 69, and nothing left."""
+    with start_demo(tmp_path, PROJ_RABBITMQ_DIR=str(tmp_path / "nowhere")) as demo:
+        err = demo.end()
+
+    assert demo.process.returncode == 69
+    assert err.startswith("Error: ")
+    assert len(err.splitlines()) == 1
+    assert demo.left() == []
