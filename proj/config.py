@@ -6,6 +6,7 @@ environment wins. `celery_config` turns the settings into Celery's flat configur
 
 import difflib
 import os
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -32,6 +33,9 @@ CONNECT_TIMEOUT: Final = 4
 #: Share of letters that an unknown `PROJ_…` name and a known one have in common before it is taken for
 #: a slip. Names further away belong to others: the cartography library PROJ has `PROJ_DATA`, for one.
 _SLIP_LIKENESS: Final = 0.8
+
+#: Celery itself reads these, and would let them win over the broker that is set here.
+_BYPASSES: Final = ("CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 
 
 def _check_broker_url(url: str) -> str:
@@ -171,9 +175,11 @@ def _explain(error: ValidationError) -> str:
     return f"{name.upper()} cannot be used: {reason}, got {problem['input']!r}"
 
 
-def _refuse_slips(names: Any) -> None:
+def _refuse_slips(names: Iterable[str]) -> None:
     known = [name.upper() for name in Settings.model_fields]
     for name in names:
+        if name in _BYPASSES:
+            raise ConfigError(f"the setting {name} is not supported", "set CELERY_BROKER_URL instead")
         if name.startswith("PROJ_") and name not in known:
             for nearest in difflib.get_close_matches(name, known, 1, _SLIP_LIKENESS):
                 raise ConfigError(f"unknown setting {name}", f"did you mean {nearest}?")

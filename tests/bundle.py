@@ -131,6 +131,8 @@ class Bundle:
         self.env = os.environ | {
             "CELERY_BROKER_URL": self.url,
             "PROJ_STATE_DIR": str(folder / "state"),
+            # Where a worker that is killed leaves what it cannot clear away.
+            "TMPDIR": str(folder),
             "TZ": "UTC",
             "COLUMNS": "200",
         }
