@@ -1,6 +1,9 @@
 .DEFAULT_GOAL := help
 PYTHON_IN_VENV := .venv/bin/python
 
+# Most of a test's time is waiting. Each of these processes has a RabbitMQ of its own.
+TEST_PROCESSES := 3
+
 .PHONY: help
 help: ## Show these targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,7 +18,7 @@ demo: setup ## Watch tasks travel through RabbitMQ, and one worker be killed: th
 
 .PHONY: test
 test: setup ## Run all tests, against a private RabbitMQ on free ports.
-	@$(PYTHON_IN_VENV) -m pytest
+	@$(PYTHON_IN_VENV) -m pytest --numprocesses=$(TEST_PROCESSES)
 
 .PHONY: check
 check: setup ## Lint, check types, and run all tests: what continuous integration runs.

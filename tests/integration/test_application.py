@@ -53,8 +53,8 @@ def test_message_in_the_queue_is_persistent_json(bundle: Bundle) -> None:
     assert message["properties"]["headers"]["id"] == task_id
     assert message["properties"]["headers"]["task"] == "proj.tasks.add"
     assert json.loads(message["payload"])[0] == [2, 3]
-    # The limits are the worker's, not those of whoever published.
-    assert message["properties"]["headers"]["timelimit"] == [None, None]
+    # None: the limits are the worker's, not those of whoever published. The management API words it so.
+    assert message["properties"]["headers"]["timelimit"] == ["undefined", "undefined"]
 
 
 def test_two_plain_workers_of_one_machine_both_run(bundle: Bundle) -> None:
