@@ -1,13 +1,10 @@
 """What our worker adds to Celery's, through its signals, its bootsteps and its settings."""
 
-import ctypes
 import os
-import signal
-import sys
-from typing import Any, Final
+from typing import Any
 
 from celery.exceptions import WorkerShutdown
-from celery.signals import celeryd_init, worker_process_init
+from celery.signals import celeryd_init
 from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
 from celery.worker import consumer
@@ -15,9 +12,6 @@ from celery.worker import consumer
 from proj import connection, queues
 
 log = get_logger(__name__)
-
-#: Of `prctl(2)`: the signal that a process gets when its parent dies.
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class Consumer(consumer.Consumer):
@@ -59,7 +53,6 @@ class Consumer(consumer.Consumer):
 def install() -> None:
     """Add to the workers of this process what this module has, besides `Consumer`."""
     celeryd_init.connect(give_unique_name)
-    worker_process_init.connect(die_with_parent)
 
 
 def give_unique_name(instance: Any, **_: Any) -> None:
@@ -69,16 +62,6 @@ def give_unique_name(instance: Any, **_: Any) -> None:
     """
     if instance.hostname == default_nodename(None):
         instance.hostname = default_nodename(None, f"celery-{os.getpid()}")
-
-
-def die_with_parent(**_: Any) -> None:
-    """End a pool process when its worker is killed, where the system can do that (Linux).
-
-    Otherwise it works on while another worker already executes the same message, and may hold the
-    worker's connection open, which keeps the broker from giving the message to another.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _shutdown(error: BaseException, conn: Any) -> WorkerShutdown:
