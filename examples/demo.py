@@ -123,7 +123,7 @@ def run(view: View, deadline: float, cleanup: ExitStack) -> None:
 
 def start_broker(folder: Path, view: View, deadline: float, cleanup: ExitStack) -> BrokerNode:
     """Start a private RabbitMQ on free ports, with its data in `folder`."""
-    node = BrokerNode(folder / "broker", server_dir=config.load().proj_rabbitmq_dir)
+    node = BrokerNode(folder / "broker", server_dir=config.load().rabbitmq_dir)
     # Nothing of it is kept, so there is no need to wait for an end in good order.
     cleanup.callback(node.kill)
     try:

@@ -1,0 +1,160 @@
+"""`proj broker`: a private RabbitMQ node, for development and tests."""
+
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from proj.errors import ExitCode
+
+if TYPE_CHECKING:
+    from proj.broker import BrokerNode
+    from proj.broker_guard import NodeInfo
+
+
+def _default_dir() -> Path:
+    from proj import config
+
+    return config.load().state_dir / "broker"
+
+
+def _default_port() -> int:
+    from proj import config
+
+    return config.load().amqp_port
+
+
+_dir_option = click.option(
+    "--dir",
+    "data_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=_default_dir,
+    show_default="broker in the state folder, PROJ_STATE_DIR",
+    help="Folder of the node's data, settings and log.",
+)
+
+
+def _start_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    port = click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        default=_default_port,
+        show_default="5672, or AMQP_PORT",
+        help="Port for AMQP; 0 is a free one.",
+    )
+    management_port = click.option(
+        "--management-port",
+        type=click.IntRange(0, 65535),
+        default=15672,
+        show_default=True,
+        help="Port for the management pages; 0 is a free one.",
+    )
+    return _dir_option(port(management_port(command)))
+
+
+def _node(data_dir: Path, port: int, management_port: int) -> "BrokerNode":
+    from proj import config
+    from proj.broker import BrokerNode
+
+    return BrokerNode(data_dir, port, management_port, server_dir=config.load().rabbitmq_dir)
+
+
+def _fields(state: str, data_dir: Path, info: "NodeInfo | None") -> dict[str, Any]:
+    return {
+        "state": state,
+        "amqp": info and info.safe_url,
+        "management": info and info.management_url,
+        "data": str(data_dir),
+        "log": info and str(info.log),
+        "pid": info and info.pid,
+    }
+
+
+def _print_lines(fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
+        if value is not None:
+            click.echo(f"{name:<11} {value}")
+
+
+@click.group()
+def broker() -> None:
+    """Run a private RabbitMQ node, for development and tests.
+
+    It needs no root, listens on this machine only, and lets guest in.
+
+    Example: proj broker start
+    """
+
+
+@broker.command()
+@_start_options
+def run(data_dir: Path, port: int, management_port: int) -> None:
+    """Run the node until Ctrl-C or SIGTERM, then stop it in good order.
+
+    Example: proj broker run --port 0 --management-port 0
+    """
+
+    def end(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # the node stops once
+        sys.exit(ExitCode.DONE)
+
+    signal.signal(signal.SIGTERM, end)
+    with _node(data_dir, port, management_port) as node:
+        _print_lines(_fields("running", data_dir, node.info))
+        click.echo("Ctrl-C stops it.", err=True)
+        node.wait()
+
+
+@broker.command()
+@_start_options
+def start(data_dir: Path, port: int, management_port: int) -> None:
+    """Start the node in the background, and return when it is ready.
+
+    Example: proj broker start --dir /tmp/broker
+    """
+    node = _node(data_dir, port, management_port)
+    node.start()
+    node.detach()
+    _print_lines(_fields("running", data_dir, node.info))
+    click.echo(f"Stop it with: proj broker stop --dir {shlex.quote(str(data_dir))}", err=True)
+
+
+@broker.command()
+@_dir_option
+def stop(data_dir: Path) -> None:
+    """Stop the node in good order, and return when it is gone.
+
+    Example: proj broker stop
+    """
+    from proj.broker import stop_running
+
+    stopped = stop_running(data_dir)
+    click.echo(f"{'Stopped the node' if stopped else 'No node runs'} on {data_dir}.", err=True)
+
+
+@broker.command()
+@_dir_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(data_dir: Path, as_json: bool) -> None:
+    """Show whether the node runs, and where.
+
+    Example: proj broker status --json
+
+    The exit code is 0 when the node accepts connections, else 69.
+    """
+    from proj.broker import answers, running
+
+    info = running(data_dir)
+    state = "stopped" if info is None else "running" if answers(info) else "starting"
+    fields = _fields(state, data_dir, info)
+    if as_json:
+        click.echo(json.dumps(fields))
+    else:
+        _print_lines(fields)
+    if state != "running":
+        raise click.exceptions.Exit(ExitCode.UNREACHABLE)

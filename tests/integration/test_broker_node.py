@@ -1,0 +1,495 @@
+"""The private RabbitMQ node: where it listens, how it ends, and that nothing of it stays behind."""
+
+import json
+import os
+import pwd
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import amqp
+import psutil
+import pytest
+
+from proj import broker
+from proj.broker import BrokerNode
+from proj.broker_guard import NODE_NAME, POLL_INTERVAL, NodeInfo
+from proj.errors import BrokerNodeError, ExitCode
+
+REPOSITORY = Path(__file__).parents[2]
+
+#: Seconds in which the processes of a killed node are gone: usually tenths of one.
+GONE_TIMEOUT = 20.0
+
+#: Seconds for one call of the command line; `start` and `stop` wait for RabbitMQ.
+CLI_TIMEOUT = 100.0
+
+#: RabbitMQ logs this when it stops in good order, and not when it is killed.
+STOPPED = "stopped TCP listener"
+
+#: Settings for some other RabbitMQ that a developer may have in the environment.
+OTHER_SETTINGS = {
+    "RABBITMQ_NODENAME": "other@localhost",
+    "RABBITMQ_MNESIA_BASE": "/nonexistent",
+    "RABBITMQ_SERVER_START_ARGS": "-nonsense",
+    "ERL_EPMD_PORT": "1",
+    "ERL_FLAGS": "-name other@nowhere.invalid",
+    "NOTIFY_SOCKET": "/nonexistent",
+}
+
+pytestmark = pytest.mark.usefixtures("rabbitmq")
+
+
+@pytest.fixture(scope="module")
+def shared_node(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerNode]:
+    node = BrokerNode(tmp_path_factory.mktemp("shared") / "a folder")
+    yield node
+    node.kill()
+
+
+@pytest.fixture
+def node(shared_node: BrokerNode, monkeypatch: pytest.MonkeyPatch) -> BrokerNode:
+    """A node that runs: started on the first use, and again after a test that has ended it."""
+    if broker.running(shared_node.data_dir) is None:
+        for name, value in OTHER_SETTINGS.items():
+            monkeypatch.setenv(name, value)
+        shared_node.start()
+    return shared_node
+
+
+@pytest.fixture(scope="module")
+def done(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> dict[object, Future[Any]]:
+    """What takes seconds and does not need the shared node, all at once: RabbitMQ mostly waits."""
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+    steps: dict[object, Any] = {end: partial(run_and_end, end) for end in ends} | {
+        step: step
+        for step in (
+            stop_with_a_message,
+            start_status_stop,
+            start_as_an_ordinary_user,
+            start_with_an_unknown_setting,
+            start_on_broken_tables,
+        )
+    }
+    with ThreadPoolExecutor(len(steps)) as pool:
+        return {name: pool.submit(step, tmp_path_factory.mktemp("done")) for name, step in steps.items()}
+
+
+def processes(info: NodeInfo) -> list[psutil.Process]:
+    """Guard, epmd, RabbitMQ and its helpers."""
+    guard = psutil.Process(info.guard_pid)
+    found = [guard, *guard.children(recursive=True)]
+    names = {process.name() for process in found}
+    assert {"epmd", "beam.smp", "erl_child_setup"} <= names, names
+    return found
+
+
+def alive(found: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those that still execute; who is only waiting for an init to read his exit status does not."""
+
+    def is_alive(process: psutil.Process) -> bool:
+        with suppress(psutil.NoSuchProcess):
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    return list(filter(is_alive, found))
+
+
+def left(found: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those that still execute after `GONE_TIMEOUT`; returns as soon as there are none."""
+    deadline = time.monotonic() + GONE_TIMEOUT
+    while (stayed := alive(found)) and time.monotonic() < deadline:
+        time.sleep(POLL_INTERVAL)
+    return stayed
+
+
+def connect(info: NodeInfo) -> amqp.Connection:
+    return amqp.Connection(f"127.0.0.1:{info.port}", connect_timeout=5, read_timeout=10)
+
+
+def start_cli(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "proj", "broker", *map(str, arguments)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def cli(*arguments: object) -> tuple[int, str, str]:
+    with start_cli(*arguments) as process:
+        stdout, stderr = process.communicate(timeout=CLI_TIMEOUT)
+    return process.returncode, stdout, stderr
+
+
+def test_start_returns_when_amqp_and_management_answer(node: BrokerNode) -> None:
+    """As soon as `start` returns, guest can log in over AMQP and the management pages are served."""
+    with connect(node.info) as connection:
+        assert connection.server_properties["product"] == "RabbitMQ"
+    with urllib.request.urlopen(node.management_url, timeout=5) as page:
+        assert page.status == 200
+    assert node.url == f"amqp://guest:guest@127.0.0.1:{node.info.port}//"
+
+
+def test_listens_on_loopback_only(node: BrokerNode) -> None:
+    """No process of the node listens on an address that another machine can reach."""
+    listening = {
+        (process.name(), connection.laddr.port, connection.laddr.ip)
+        for process in processes(node.info)
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+    info = node.info
+    assert {(name, port) for name, port, _ in listening} == {
+        ("beam.smp", info.port),
+        ("beam.smp", info.management_port),
+        ("beam.smp", info.distribution_port),
+        ("epmd", info.epmd_port),
+    }
+    assert [ip for _, _, ip in listening if not ip_address(ip).is_loopback] == []
+
+
+def test_settings_for_another_rabbitmq_do_not_reach_it(node: BrokerNode) -> None:
+    """A node keeps its own name whatever the caller's environment says of another RabbitMQ."""
+    assert node.ctl("eval", "node().").strip().strip("'") == node.node_name
+    assert (
+        psutil.Process(node.pid)
+        .environ()
+        .keys()
+        .isdisjoint({"ERL_FLAGS", "NOTIFY_SOCKET", "RABBITMQ_SERVER_START_ARGS"})
+    )
+
+
+def test_ctl_says_in_one_line_why_it_failed(node: BrokerNode) -> None:
+    """A command that rabbitmqctl does not know is an error of one line that names it."""
+    with pytest.raises(BrokerNodeError, match=r"nonsense.* not found") as caught:
+        node.ctl("nonsense")
+    assert "\n" not in str(caught.value)
+
+
+def test_second_run_on_a_folder_is_refused(node: BrokerNode) -> None:
+    """A second node on the same folder is refused with one line that says where the first one is."""
+    with pytest.raises(BrokerNodeError) as caught:
+        BrokerNode(node.data_dir).start()
+    message = str(caught.value)
+    assert f"runs already on {node.data_dir} at amqp://127.0.0.1:{node.info.port}//" in message
+    assert "proj broker stop" in message
+    assert "\n" not in message
+
+
+def test_a_first_start_that_was_killed_is_begun_anew(tmp_path: Path) -> None:
+    """Half-made tables of a first start that was killed do not keep the next start from working."""
+    node = BrokerNode(tmp_path)
+    with pytest.raises(BrokerNodeError, match="not ready after 0 s"):
+        node.start(timeout=0)
+    half_made = tmp_path / "mnesia" / NODE_NAME / "schema.DAT"
+    half_made.parent.mkdir(parents=True, exist_ok=True)
+    half_made.write_text("half made")
+    node.start()
+    node.kill()
+
+
+@pytest.mark.parametrize("option", ["port", "management_port"])
+def test_taken_port_is_named(option: str, tmp_path: Path) -> None:
+    """A port that another program listens on is named in an error of one line, and nothing is started."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        node = BrokerNode(tmp_path, **{option: taken})
+        with pytest.raises(BrokerNodeError, match=f"port {taken} on 127.0.0.1 is taken") as caught:
+            node.start()
+    assert f"--{option.replace('_', '-')} 0" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert broker.running(tmp_path) is None
+
+
+def test_missing_rabbitmq_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without RabbitMQ the error's one line has the commands for Debian, macOS and Docker."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(broker, "SERVER_DIRS", (str(tmp_path / "none"),))
+    with pytest.raises(BrokerNodeError) as caught:
+        BrokerNode(tmp_path / "data").start()
+    message = str(caught.value)
+    for command in ("apt-get install rabbitmq-server", "brew install rabbitmq", "docker run"):
+        assert command in message
+    assert "\n" not in message
+
+
+def test_wrappers_on_path_are_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A script that only calls the real one, as Debian has in /usr/sbin, is not taken for RabbitMQ."""
+    lone, linked, real = (tmp_path / name for name in ("lone", "linked", "real"))
+    for folder in (lone, linked, real):
+        folder.mkdir()
+    for script in (
+        lone / "rabbitmq-server",
+        real / "rabbitmq-script-wrapper",
+        real / "rabbitmq-server",
+        real / "rabbitmq-env",
+    ):
+        script.write_text("#!/bin/sh\n")
+        script.chmod(0o755)
+    (linked / "rabbitmq-server").symlink_to(real / "rabbitmq-script-wrapper")
+    monkeypatch.setattr(broker, "SERVER_DIRS", (str(real),))
+    monkeypatch.setenv("PATH", f"{lone}{os.pathsep}{linked}")
+    assert broker.find_server_dir() == real.resolve()
+    for wrapper in (lone, linked):
+        with pytest.raises(BrokerNodeError, match="not found in"):
+            broker.find_server_dir(wrapper)
+
+
+def test_two_nodes_run_side_by_side(node: BrokerNode, tmp_path: Path) -> None:
+    """Two nodes on two folders know nothing of each other, and one's death leaves the other alone."""
+    other = BrokerNode(tmp_path)
+    other.start()
+    try:
+        with connect(other.info) as connection:
+            connection.channel().queue_declare("only-here", durable=True, auto_delete=False)
+        with connect(node.info) as connection, pytest.raises(amqp.exceptions.NotFound):
+            connection.channel().queue_declare("only-here", passive=True)
+        found = processes(other.info)
+    finally:
+        other.kill()
+    assert left(found) == []
+    assert broker.answers(node.info)
+
+
+def test_killing_rabbitmq_leaves_nothing_behind(node: BrokerNode) -> None:
+    """When RabbitMQ itself is killed, epmd and the guard end too, and `wait` says so."""
+    found = processes(node.info)
+    os.kill(node.pid, signal.SIGKILL)
+    with pytest.raises(BrokerNodeError, match="ended"):
+        node.wait()
+    assert left(found) == []
+    assert broker.running(node.data_dir) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_killing_the_guard_takes_the_node_down(node: BrokerNode) -> None:
+    """When the guard is killed with SIGKILL, RabbitMQ, its helpers and epmd end at once."""
+    found = processes(node.info)
+    os.kill(node.info.guard_pid, signal.SIGKILL)
+    assert left(found) == []
+    assert broker.running(node.data_dir) is None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A `proj broker run` that was ended by a signal."""
+
+    printed: dict[str, str]
+    exit_code: int
+    stderr: str
+    left: list[psutil.Process]
+    #: What RabbitMQ logged after the signal.
+    log: str
+
+
+def logged_since(info: NodeInfo, start: int) -> str:
+    return info.log.read_bytes()[start:].decode()
+
+
+def run_and_end(end: signal.Signals, folder: Path) -> Run:
+    with start_cli("run", "--dir", folder, "--port", 0, "--management-port", 0) as process:
+        try:
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(6)]
+            assert all(lines), process.communicate(timeout=CLI_TIMEOUT)
+            info = broker.running(folder)
+            assert info is not None
+            found = processes(info)
+            log_start = info.log.stat().st_size
+            os.killpg(process.pid, end)  # to the whole group, as a terminal does for Ctrl-C
+            _, stderr = process.communicate(timeout=CLI_TIMEOUT)
+        finally:
+            process.kill()
+    stayed = left(found) if end == signal.SIGKILL else alive(found)
+    return Run(dict(map(str.split, lines)), process.returncode, stderr, stayed, logged_since(info, log_start))
+
+
+@pytest.mark.parametrize(
+    ("end", "exit_code"),
+    [
+        (signal.SIGINT, ExitCode.INTERRUPTED),
+        (signal.SIGTERM, ExitCode.DONE),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ],
+)
+def test_run_leaves_nothing_behind(
+    done: dict[object, Future[Run]], end: signal.Signals, exit_code: int
+) -> None:
+    """However `proj broker run` is ended, even by SIGKILL, its node stops in good order and all is gone."""
+    run = done[end].result()
+    assert run.exit_code == exit_code
+    assert run.left == []
+    assert "Traceback" not in run.stderr
+    assert STOPPED in run.log
+
+
+def test_run_prints_where_everything_is(done: dict[object, Future[Run]]) -> None:
+    """`proj broker run` prints the AMQP and management URLs, the data folder and the log, no password."""
+    printed = done[signal.SIGTERM].result().printed
+    assert list(printed) == ["state", "amqp", "management", "data", "log", "pid"]
+    assert printed["amqp"].startswith("amqp://127.0.0.1:")
+    assert printed["management"].startswith("http://127.0.0.1:")
+    assert Path(printed["log"]).parent == Path(printed["data"])
+
+
+def test_start_status_stop(done: dict[object, Future[None]]) -> None:
+    """`start` leaves a node that `status` finds and `stop` ends; both are right when there is none."""
+    done[start_status_stop].result()
+
+
+def start_status_stop(folder: Path) -> None:
+    code, stdout, _ = cli("status", "--dir", folder)
+    assert (code, stdout.split()[:2]) == (ExitCode.UNREACHABLE, ["state", "stopped"])
+    arguments = ("start", "--dir", folder, "--port", 0, "--management-port", 0)
+    code, stdout, stderr = cli(*arguments)
+    assert code == ExitCode.DONE, stderr
+    info = broker.running(folder)
+    assert info is not None
+    found = processes(info)
+    try:
+        assert f"amqp        {info.safe_url}\n" in stdout
+        code, stdout, _ = cli("status", "--json", "--dir", folder)
+        assert code == ExitCode.DONE
+        assert json.loads(stdout) == {
+            "state": "running",
+            "amqp": info.safe_url,
+            "management": info.management_url,
+            "data": str(folder),
+            "log": str(info.log),
+            "pid": info.pid,
+        }
+        code, stdout, stderr = cli(*arguments)
+        assert (code, stdout) == (ExitCode.UNREACHABLE, "")
+        assert stderr.startswith("Error: a node runs already on")
+        assert stderr.count("\n") == 1
+    finally:
+        code, _, stderr = cli("stop", "--dir", folder)
+    assert (code, stderr) == (ExitCode.DONE, f"Stopped the node on {folder}.\n")
+    assert alive(found) == []
+    assert cli("stop", "--dir", folder) == (ExitCode.DONE, "", f"No node runs on {folder}.\n")
+
+
+def test_message_survives_an_orderly_stop(done: dict[object, Future[None]]) -> None:
+    """A persistent message in a durable queue is there after a stop and a start, on the same ports."""
+    done[stop_with_a_message].result()
+
+
+def stop_with_a_message(folder: Path) -> None:
+    node = BrokerNode(folder)
+    try:
+        node.start()
+        before = node.info
+        with connect(before) as connection:
+            channel = connection.channel()
+            channel.queue_declare("kept", durable=True, auto_delete=False)
+            channel.confirm_select()
+            channel.basic_publish_confirm(amqp.Message("still here", delivery_mode=2), routing_key="kept")
+        found = processes(before)
+        log_start = before.log.stat().st_size
+        node.stop()
+        assert alive(found) == []
+        assert STOPPED in logged_since(before, log_start)
+        node.start()
+        assert node.url == before.url
+        assert node.management_url == before.management_url
+        with connect(node.info) as connection:
+            assert connection.channel().basic_get("kept", no_ack=True).body == "still here"
+    finally:
+        node.kill()
+
+
+def failed_start(node: BrokerNode) -> str:
+    """The message of the error, which is in one line and followed by the path of the log."""
+    with pytest.raises(BrokerNodeError) as caught:
+        node.start()
+    assert str(caught.value) == f"{caught.value.message} (its log is {node.info.log})"
+    assert "\n" not in caught.value.message
+    assert broker.running(node.data_dir) is None
+    return caught.value.message
+
+
+def test_a_node_that_cannot_start_says_why(done: dict[object, Future[str]]) -> None:
+    """When RabbitMQ ends during its start, the error has the reason from its log."""
+    assert "nonsense.key" in done[start_with_an_unknown_setting].result()
+
+
+def start_with_an_unknown_setting(folder: Path) -> str:
+    return failed_start(BrokerNode(folder, extra_config="nonsense.key = 1"))
+
+
+def test_a_reason_under_a_heading_is_told(done: dict[object, Future[str]]) -> None:
+    """When the first error in RabbitMQ's log is only a heading, the line under it is told too, cut short."""
+    message = done[start_on_broken_tables].result()
+    assert re.search(r"Exception during startup: \S.*Cannot read schema", message)
+    assert len(message) < 300
+
+
+def start_on_broken_tables(folder: Path) -> str:
+    schema = folder / "mnesia" / NODE_NAME / "schema.DAT"
+    schema.parent.mkdir(parents=True)
+    schema.write_text("not from a start of ours that was killed, so it is kept")
+    return failed_start(BrokerNode(folder))
+
+
+def test_runs_as_an_ordinary_user(done: dict[object, Future[None]]) -> None:
+    """A user who is not root can run a node: as `nobody`, when root runs the tests."""
+    done[start_as_an_ordinary_user].result()
+
+
+def start_as_an_ordinary_user(_: Path) -> None:
+    program = """if True:
+        import os, sys
+        from pathlib import Path
+        from proj.broker import BrokerNode
+
+        assert os.geteuid() != 0
+        node = BrokerNode(Path(sys.argv[1]))
+        node.start()
+        print(os.stat(f"/proc/{node.pid}").st_uid if os.path.isdir("/proc") else os.geteuid())
+        node.kill()
+    """
+    identity: dict[str, Any] = {}
+    python = sys.executable
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folder is closed to others
+        if os.geteuid() == 0:
+            identity = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+            os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
+            python = next(filter(_nobody_can_run, (sys.executable, "/usr/bin/python3")), "")
+            if not python:
+                pytest.skip("nobody may not run any Python here")
+        site_packages = Path(amqp.__file__).parents[1]
+        ended = subprocess.run(
+            [python, "-c", program, folder],
+            cwd=folder,
+            env={"PYTHONPATH": f"{REPOSITORY}:{site_packages}", "PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            timeout=CLI_TIMEOUT,
+            **identity,
+        )
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) != 0
+
+
+def _nobody_can_run(python: str) -> bool:
+    check = "import sys; sys.exit(sys.version_info < (3, 11))"
+    try:
+        return subprocess.run([python, "-c", check], user="nobody", cwd="/").returncode == 0
+    except OSError:
+        return False
