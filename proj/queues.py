@@ -21,12 +21,21 @@ PERSISTENT: Final = 2
 #: becomes a dead letter. Said explicitly: 3.10 has no limit by default, 4.x has 20.
 DELIVERY_LIMIT: Final = 5
 
+#: In effect none: to read a message and give it back counts as a delivery, and to look at dead letters must
+#: never lose them. Neither -1 (3.10 drops a message at its first return) nor nothing (4.x drops it at its
+#: 21st) will do; tried on 3.10.8 and 4.0.5.
+NO_DELIVERY_LIMIT: Final = 2**31 - 1
+
 #: The type that delay queues get; `at-least-once` dead-lettering, which moves a message from level to
 #: level, exists for quorum queues only.
 DELAY_QUEUE_TYPE: Final = "quorum"
 
 #: Declared by kombu last of all the delay topology, so its presence means that all of it is there.
 DELAY_EXCHANGE: Final = "celery_delayed_delivery"
+
+#: Header of a message that may be a repeat: published twice, tried again, or redriven. Before its task is
+#: executed, a success under its id is looked for; for every message that would cost too much.
+REPEAT_HEADER: Final = "x-proj-repeat"
 
 dead_exchange = Exchange("proj.dead", type="topic", durable=True, delivery_mode=PERSISTENT)
 
@@ -37,9 +46,7 @@ dead_queue = Queue(
     durable=True,
     queue_arguments={
         "x-queue-type": "quorum",
-        # None: reading a message and giving it back counts as a delivery, and to look at dead
-        # letters must never lose them.
-        "x-delivery-limit": -1,
+        "x-delivery-limit": NO_DELIVERY_LIMIT,
     },
 )
 

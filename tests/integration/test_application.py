@@ -2,7 +2,9 @@
 
 import json
 
-from tests.bundle import BIN, Bundle
+import kombu
+
+from tests.bundle import BIN, Bundle, eventually
 
 #: Enqueues a sum, and prints the message's id.
 ADD = "import json; from proj.tasks import add; print(json.dumps(add.delay(2, 3).id))"
@@ -23,7 +25,10 @@ def test_rabbitmq_reports_the_queues_as_promised(bundle: Bundle) -> None:
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",
     }
-    assert queues["proj.dead"]["arguments"] == {"x-queue-type": "quorum", "x-delivery-limit": -1}
+    assert queues["proj.dead"]["arguments"] == {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": 2**31 - 1,
+    }
 
 
 def test_rabbitmq_reports_the_exchanges_as_promised(bundle: Bundle) -> None:
@@ -40,6 +45,18 @@ def test_rabbitmq_reports_the_exchanges_as_promised(bundle: Bundle) -> None:
         if binding["source"]
     }
     assert bindings == {("proj", "proj.tasks", "proj.tasks"), ("proj.dead", "proj.dead", "#")}
+
+
+def test_looking_at_dead_letters_never_loses_them(bundle: Bundle) -> None:
+    """A dead letter that is read and given back, more often than any broker's own limit, stays in its place."""
+    bundle.python(ADD)
+    with bundle.channel() as channel:
+        for body in ("one", "two"):
+            kombu.Producer(channel).publish(body, exchange="proj.dead", routing_key="any")
+    eventually("both are there", lambda: bundle.depth("proj.dead") == 2)
+
+    for _ in range(30):
+        assert [message["payload"] for message in bundle.peek("proj.dead")] == ["one", "two"]
 
 
 def test_message_in_the_queue_is_persistent_json(bundle: Bundle) -> None:
