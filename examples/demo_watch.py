@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from celery.platforms import set_pdeathsig
+
 from proj import results
 from proj.errors import ProjError
-from proj.worker import die_with_parent
 
 #: The worker as it is run everywhere, with one slot, so that it is plain who executes what.
 CELERY_WORKER: Final = (
@@ -90,7 +91,7 @@ class Worker:
                 # Out of reach of the terminal's Ctrl-C: it is the demo that ends its workers, in its order.
                 start_new_session=True,
                 # Even when the demo itself is killed, no worker stays behind (Linux).
-                preexec_fn=die_with_parent,
+                preexec_fn=lambda: set_pdeathsig("SIGKILL"),
             )
         return cls(name, process, log)
 
