@@ -144,7 +144,7 @@ class Watch:
     def step(self) -> None:
         """Do what is due between events. Raises `ProjError` when a worker has ended by itself."""
         if time.monotonic() >= self._next_sweep:
-            self._next_sweep = time.monotonic() + SWEEP_INTERVAL
+            self._postpone_sweep()
             for message in self.unfinished:
                 self._look_up(message)
         for worker in self.workers.values():
@@ -161,6 +161,7 @@ class Watch:
         self._online.add(_worker_name(event))
 
     def _on_started(self, event: dict[str, Any]) -> None:
+        self._postpone_sweep()
         message, worker = self.messages[event["uuid"]], _worker_name(event)
         message.attempts.append(worker)
         # The last events of a killed worker may come after its end.
@@ -170,7 +171,12 @@ class Watch:
         self._note(f"{worker} started  {message.label}{again}")
 
     def _on_ended(self, event: dict[str, Any]) -> None:
+        self._postpone_sweep()
         self._look_up(self.messages[event["uuid"]], event.get("runtime"))
+
+    def _postpone_sweep(self) -> None:
+        """While events come, they tell all there is, and in its order."""
+        self._next_sweep = time.monotonic() + SWEEP_INTERVAL
 
     def _look_up(self, message: Message, seconds: float | None = None) -> None:
         outcome = results.outcome(message.id)
