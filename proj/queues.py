@@ -17,8 +17,9 @@ from kombu.transport.native_delayed_delivery import (
 #: its mode; the mode is said all the same, for what reads the message on its way.
 PERSISTENT: Final = 2
 
-#: Deliveries without an acknowledgement before a message is taken for one that kills its workers, and
-#: becomes a dead letter. Said explicitly: 3.10 has no limit by default, 4.x has 20.
+#: How often a message is delivered again after it was given back, before it is taken for one that kills its
+#: workers and becomes a dead letter: at its sixth return. Said explicitly: 3.10 has no limit by default,
+#: 4.x has 20.
 DELIVERY_LIMIT: Final = 5
 
 #: In effect none: to read a message and give it back counts as a delivery, and to look at dead letters must
@@ -32,6 +33,9 @@ DELAY_QUEUE_TYPE: Final = "quorum"
 
 #: Declared by kombu last of all the delay topology, so its presence means that all of it is there.
 DELAY_EXCHANGE: Final = "celery_delayed_delivery"
+
+#: An exclusive queue: whoever reads dead letters holds it, and the broker takes it away with the connection.
+DEAD_READER: Final = "proj.dead.reader"
 
 #: Header of a message that may be a repeat: published twice, tried again, or redriven. Before its task is
 #: executed, a success under its id is looked for; for every message that would cost too much.

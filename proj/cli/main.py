@@ -14,6 +14,7 @@ from proj.errors import ExitCode, ProjError
 COMMANDS: Final = {
     "enqueue": ("proj.cli.enqueue", "Enqueue a task, and return when the broker has confirmed it."),
     "result": ("proj.cli.result", "Show how a task ended."),
+    "dead": ("proj.cli.dead", "Look at dead letters, redrive them, or drop them."),
     "broker": ("proj.cli.broker", "Run a private RabbitMQ node, for development and tests."),
 }
 

@@ -1,0 +1,235 @@
+"""`proj dead`: the dead-letter queue."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from proj.cli.progress import progress_bar
+from proj.errors import BadInput, ExitCode, ProjError
+
+if TYPE_CHECKING:
+    from proj.dead_letter import DeadLetter
+    from proj.dead_letters import Report
+    from proj.results import Outcome
+
+#: What the broker's reasons mean; `unknown` is a message that the broker says nothing about.
+REASONS: Final = {
+    "rejected": "a worker could not execute it",
+    "expired": "no worker took it in time",
+    "delivery_limit": "it killed its workers {attempts} times",
+    "maxlen": "its queue was full",
+    "unknown": "put here by hand",
+}
+
+#: Columns that are cut, and to how many characters at least, when a line would be wider than the terminal.
+_CUT: Final = {"exception": 20, "arguments": 12, "task": 16, "reason": 14}
+
+#: Characters of a line when there is no terminal.
+_WIDTH: Final = 200
+
+
+def _choosing(command: Callable[..., Any]) -> Callable[..., Any]:
+    task = click.option("--task", metavar="NAME", help="Only those of this task.")
+    reason = click.option("--reason", type=click.Choice(list(REASONS)), help="Only those with this reason.")
+    return task(reason(command))
+
+
+def _acting(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--dry-run", is_flag=True, help="Only say how many it would be."),
+        click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many."),
+        click.option("--all", "everything", is_flag=True, help="All, or all that the options choose."),
+        click.argument("ids", nargs=-1, metavar="[ID]..."),
+    ):
+        command = option(command)
+    return _choosing(command)
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a dead letter.")
+
+
+@click.group()
+def dead() -> None:
+    """Look at dead letters, redrive them, or drop them.
+
+    To look changes nothing, but one program at a time may do it.
+
+    Example: proj dead list
+    """
+
+
+@dead.command("list")
+@_choosing
+@click.option("--limit", type=click.IntRange(min=1), default=50, metavar="N", help="At most so many.")
+@_json_option
+def list_(task: str | None, reason: str | None, limit: int, as_json: bool) -> None:
+    """List dead letters, oldest first, each with its reason.
+
+    Example: proj dead list --reason rejected --limit 10
+    """
+    from proj import dead_letter, dead_letters
+
+    letters = dead_letters.listing(dead_letter.Wanted(task=task, reason=reason), limit)
+    outcomes = dead_letter.Outcomes()
+    rows = [_row(letter, outcomes.of(letter)) for letter in letters]
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row))
+    elif rows:
+        _print_table(rows)
+    else:
+        click.echo("No dead letters.", err=True)
+    _warn(outcomes.problem)
+
+
+@dead.command()
+@click.argument("letter_id", metavar="ID")
+@_json_option
+def show(letter_id: str, as_json: bool) -> None:
+    """Show all that is known of a dead letter.
+
+    Example: proj dead show 0e463b8b-2d75-4f9f-97b1-52a856013fb7
+    """
+    from proj import dead_letter, dead_letters
+
+    letters = dead_letters.listing(dead_letter.Wanted(ids={letter_id}), limit=1)
+    if not letters:
+        raise _unknown([letter_id])
+    outcomes = dead_letter.Outcomes()
+    details = _details(letters[0], outcomes.of(letters[0]))
+    if as_json:
+        click.echo(json.dumps(details, default=str))
+    else:
+        for name, value in details.items():
+            if value not in (None, {}, []):
+                text = value if isinstance(value, str) else json.dumps(value, default=str)
+                head, *rest = [_printable(line) for line in text.splitlines()] or [""]
+                click.echo("\n            ".join([f"{name:<11} {head}", *rest]))
+    _warn(outcomes.problem)
+
+
+@dead.command()
+@_acting
+def redrive(ids: tuple[str, ...], everything: bool, dry_run: bool, **choice: Any) -> None:
+    """Send dead letters back to the queues they came from.
+
+    Each is marked as one that may be a repeat. What cannot be sent back stays where it is.
+
+    Example: proj dead redrive --all --task proj.tasks.add
+    """
+    from proj import dead_letters
+
+    _check(ids, everything)
+    report = dead_letters.redrive(
+        _wanted(ids, **choice), choice["limit"], dry_run=dry_run, progress=partial(progress_bar, "redriving")
+    )
+    left = ", ".join(f"{why} ({count})" for why, count in report.left.items())
+    word = "would be redriven" if dry_run else "redriven"
+    click.echo(f"{report.done} {word}" + (f", {report.left.total()} left: {left}" if left else ""), err=True)
+    if report.undeliverable:
+        raise click.exceptions.Exit(ExitCode.UNREACHABLE)
+    if report.left:
+        raise click.exceptions.Exit(ExitCode.BAD_DATA)
+    _check_all_met(ids, report)
+
+
+@dead.command()
+@_acting
+@click.option("--yes", is_flag=True, help="Do it; without, it only says how many it would be.")
+def drop(ids: tuple[str, ...], everything: bool, dry_run: bool, yes: bool, **choice: Any) -> None:
+    """Delete dead letters for good.
+
+    Example: proj dead drop --all --reason expired --yes
+    """
+    from proj import dead_letters
+
+    _check(ids, everything)
+    looking = dry_run or not yes
+    report = dead_letters.drop(
+        _wanted(ids, **choice), choice["limit"], dry_run=looking, progress=partial(progress_bar, "dropping")
+    )
+    if not (dry_run or yes):
+        raise click.UsageError(f"{report.done} dead letters would be gone for good; say --yes to drop them")
+    click.echo(f"{report.done} {'would be dropped' if dry_run else 'dropped'}", err=True)
+    _check_all_met(ids, report)
+
+
+def _check(ids: tuple[str, ...], everything: bool) -> None:
+    if bool(ids) == everything:
+        raise click.UsageError("give either ids or --all")
+
+
+def _wanted(ids: tuple[str, ...], task: str | None, reason: str | None, **_: Any) -> Any:
+    from proj.dead_letter import Wanted
+
+    return Wanted(set(ids) if ids else None, task, reason)
+
+
+def _check_all_met(ids: tuple[str, ...], report: "Report") -> None:
+    missing = [each for each in dict.fromkeys(ids) if each not in report.ids]
+    if missing:
+        raise _unknown(missing)
+
+
+def _unknown(ids: Iterable[str]) -> ProjError:
+    return BadInput(f"there is no such dead letter: {', '.join(ids)}", "see: proj dead list")
+
+
+def _row(letter: "DeadLetter", outcome: "Outcome | None") -> dict[str, Any]:
+    reason = REASONS.get(letter.reason, "as the broker says").format(attempts=letter.attempts)
+    return {
+        "id": letter.id,
+        "task": letter.task or "no Celery message",
+        "arguments": letter.arguments if letter.task else letter.text,
+        "reason": f"{letter.reason}: {reason}",
+        "attempts": letter.attempts,
+        "redrives": letter.redrives,
+        "first": letter.first,
+        "last": letter.last,
+        "exception": outcome.error if outcome else None,
+    }
+
+
+def _details(letter: "DeadLetter", outcome: "Outcome | None") -> dict[str, Any]:
+    return _row(letter, outcome) | {
+        "queue": letter.queue,
+        "worker": outcome.worker if outcome else None,
+        "properties": {k: v for k, v in letter.properties.items() if k != "application_headers"},
+        "headers": {k: v for k, v in letter.headers.items() if k != "x-death"},
+        "x-death": letter.deaths,
+        "body": letter.text,
+        "traceback": outcome.traceback if outcome else None,
+    }
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    widths = {name: max(len(line[i]) for line in lines) for i, name in enumerate(rows[0])}
+    terminal = shutil.get_terminal_size((_WIDTH, 0)).columns
+    for name, least in _CUT.items():
+        excess = sum(widths.values()) + 2 * (len(widths) - 1) - terminal
+        widths[name] = max(min(least, widths[name]), widths[name] - max(0, excess))
+    for line in lines:
+        cells = (
+            (text if len(text) <= width else f"{text[: width - 1]}…").ljust(width)
+            for text, width in zip(line, widths.values(), strict=True)
+        )
+        click.echo("  ".join(cells).rstrip())
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else _printable(" ".join(str(value).split()))
+
+
+def _printable(text: str) -> str:
+    """The text without what would steer a terminal: anyone may have written it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _warn(problem: str | None) -> None:
+    if problem:
+        click.echo(f"Exceptions are missing: {problem}", err=True)

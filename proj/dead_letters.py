@@ -1,0 +1,302 @@
+"""Dead letters: look at them, redrive them, drop them.
+
+To look changes neither the messages nor their order, and only one program looks at a time. A quorum queue
+hands out what was given back before what was never read, and takes what is given back in at the end
+of that. So whoever reads a part must read all that was ever given back, or the order would turn.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import amqp
+from amqp.exceptions import ResourceLocked
+
+from proj import connection, queues
+from proj.dead_letter import DeadLetter, Wanted
+from proj.errors import BrokerRefused, OutcomeUnknown
+
+#: Messages read at a time when it is not known how many are needed.
+CHUNK: Final = 500
+
+#: Messages under way without a confirm: as many as a crash may send twice at most.
+WINDOW: Final = 100
+
+#: Channels that a reader uses at most, roughly: RabbitMQ allows 2047 on a connection.
+_MAX_CHUNKS: Final = 1000
+
+#: The most messages that a consumer can hold: AMQP counts them in 16 bits.
+_MAX_CHUNK: Final = 2**16 - 1
+
+#: Share of what is read that is read on to find the end of what was given back. Each look makes that longer
+#: by as much, so it is small; but not over `_MANY` messages, where each step would cost more than it saves.
+_READ_ON, _READ_ON_OF_MANY, _MANY = 1 / 50, 1 / 10, 1000
+
+#: Seconds that the broker may take to put back what was given back. It takes milliseconds.
+_GIVE_BACK_TIMEOUT: Final = 10
+
+#: Seconds before a channel is closed on which messages were acknowledged one by one. RabbitMQ stacks up
+#: what is over 32 acknowledgements under way, for milliseconds, and forgets the stack with the channel.
+_STACK_TIME: Final = 0.25
+
+Progress = Callable[[int], AbstractContextManager[Callable[[], None]]]
+
+
+@dataclass
+class Report:
+    """What became of the dead letters that were meant."""
+
+    done: int = 0
+    #: Why some stayed where they are, and how many.
+    left: Counter[str] = field(default_factory=Counter)
+    #: Ids that were met.
+    ids: set[str] = field(default_factory=set)
+    #: A queue that is gone, or a broker that refused: to be mended outside of the messages.
+    undeliverable: bool = False
+
+
+def listing(wanted: Wanted, limit: int) -> list[DeadLetter]:
+    """The first dead letters that are meant, oldest first, at most `limit`.
+
+    Reads no more than it must: with nothing to look for, `limit` messages and what was looked at before.
+    """
+    found: list[DeadLetter] = []
+    with _reading() as reader:
+        for chunk in reader.chunks(limit if wanted == Wanted() else CHUNK):
+            found += [letter for letter in chunk if letter in wanted]
+            if len(found) >= limit:
+                break
+    return found[:limit]
+
+
+def redrive(
+    wanted: Wanted, limit: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
+) -> Report:
+    """Send dead letters back to the queues they came from, each acknowledged once its copy is confirmed.
+
+    Only those that are there at the start; one that dies again meanwhile waits for the next time. A crash
+    in between leaves at most `WINDOW` messages in both queues, and loses none. Raises `OutcomeUnknown`
+    when the broker stops to answer.
+    """
+
+    return _work(wanted, limit, dry_run, progress, publish=True)
+
+
+def drop(
+    wanted: Wanted, limit: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
+) -> Report:
+    """Delete dead letters for good; only those that are there at the start."""
+
+    return _work(wanted, limit, dry_run, progress, publish=False)
+
+
+def _work(
+    wanted: Wanted, limit: int | None, dry_run: bool, progress: Progress | None, *, publish: bool
+) -> Report:
+    report = Report()
+    with _reading() as reader, (progress or (lambda _: nullcontext(lambda: None)))(reader.total) as advance:
+        publisher = _Publisher(reader.channel()) if publish and not dry_run else None
+        for chunk in reader.chunks(CHUNK):
+            room = None if limit is None else limit - report.done - report.left.total()
+            meant = [letter for letter in chunk if letter in wanted][:room]
+            report.ids |= {letter.id for letter in meant} if wanted.ids is not None else set()
+            for start in range(0, len(meant), WINDOW):
+                window = meant[start : start + WINDOW]
+                try:
+                    done = publisher.publish(window, report) if publisher else window
+                except connection.ERRORS as error:
+                    raise _interrupted(error, report) from error
+                report.done += len(done)
+                if not dry_run:
+                    reader.settle(done)
+            for _ in chunk:
+                advance()
+            if limit is not None and report.done + report.left.total() >= limit:
+                break
+    return report
+
+
+def _interrupted(error: BaseException, report: Report) -> Exception:
+    if connection.is_refusal(error):
+        return BrokerRefused(f"after {report.done} dead letters the broker refused: {error}")
+    return OutcomeUnknown(
+        f"after {report.done} dead letters the broker did not answer; no dead letter is lost",
+        f"repeat the command; up to {WINDOW} may have been sent twice",
+    )
+
+
+class _Publisher:
+    """Publishes confirmed and mandatory, a window of messages at a time."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self._tag = 0
+        self._waiting: dict[int, DeadLetter] = {}
+        self._refused: list[DeadLetter] = []
+        self._gone: set[str] = set()
+        channel.confirm_select()
+        channel.events["basic_ack"].add(self._on_ack)
+        channel.events["basic_nack"].add(self._on_nack)
+        channel.events["basic_return"].add(self._on_return)
+
+    def publish(self, letters: list[DeadLetter], report: Report) -> list[DeadLetter]:
+        """Those that a queue has taken; the others are counted as left."""
+        targets = {}
+        self._refused.clear()
+        for letter in letters:
+            queue = targets[letter] = letter.queue or (letter.task and queues.task_queue.name)
+            if queue and queue not in self._gone:
+                self._tag += 1
+                self._waiting[self._tag] = letter
+                # Not the channel's own method, which would wait for each confirm.
+                amqp.Channel.basic_publish(
+                    self._channel, letter.again(), exchange="", routing_key=queue, mandatory=True
+                )
+        while self._waiting:
+            self._channel.connection.drain_events(timeout=_patience())
+        done = []
+        for letter, queue in targets.items():
+            if not queue:
+                report.left["not known where it came from, and no Celery message"] += 1
+            elif queue in self._gone:
+                report.left[f"queue {queue!r} is gone"] += 1
+            elif letter in self._refused:
+                report.left[f"queue {queue!r} refused it"] += 1
+            else:
+                done.append(letter)
+        report.undeliverable |= len(done) < sum(map(bool, targets.values()))
+        return done
+
+    def _on_ack(self, tag: int, multiple: bool) -> None:
+        for each in [t for t in self._waiting if t <= tag] if multiple else [tag]:
+            self._waiting.pop(each, None)
+
+    def _on_nack(self, tag: int, multiple: bool) -> None:
+        for each in [t for t in self._waiting if t <= tag] if multiple else [tag]:
+            self._refused.append(self._waiting.pop(each))
+
+    def _on_return(self, _error: Exception, _exchange: str, queue: str, _message: Any) -> None:
+        self._gone.add(queue)
+
+
+class _Reader:
+    """Reads the queue from its front, a chunk a channel, and gives back in order what is not settled."""
+
+    def __init__(self, broker: Any) -> None:
+        self.channel: Callable[[], Any] = broker.channel
+        self._drain = broker.drain_events
+        self._control = broker.channel()
+        queues.declare(self._control)
+        self._control.queue_declare(queues.DEAD_READER, exclusive=True, durable=False, auto_delete=True)
+        state = self._control.queue_declare(queues.dead_queue.name, passive=True)
+        if state.consumer_count:
+            raise BrokerRefused(*_BUSY)
+        self.total = state.message_count
+        self._read = 0
+        self._read_before = False
+        #: Each channel, how many messages it has read, and how many of them are settled.
+        self._held: dict[Any, list[int]] = {}
+        self._stacked = False
+
+    def chunks(self, size: int) -> Iterator[list[DeadLetter]]:
+        """All messages that were there at the start; the first chunk has `size`."""
+        while self._read < self.total:
+            yield self._chunk(size)
+            size = max(CHUNK, self.total // _MAX_CHUNKS)
+
+    def settle(self, letters: list[DeadLetter]) -> None:
+        """Acknowledge letters of one chunk, the earlier ones first: the broker may forget them."""
+        if not letters:
+            return
+        channel, last = letters[-1].message.channel, letters[-1].message.delivery_tag
+        self._held[channel][1] += len(letters)
+        if self._held[channel][1] == last:  # nothing before it stays
+            channel.basic_ack(last, multiple=True)
+            return
+        self._stacked = True
+        for letter in letters:
+            channel.basic_ack(letter.message.delivery_tag)
+
+    def give_back(self) -> None:
+        """Put back what is not settled, in the order it was in; returns when the broker has done so."""
+        while self._read_before and self._read < self.total:
+            share = _READ_ON if self._read < _MANY else _READ_ON_OF_MANY
+            self._chunk(max(1, int(self._read * share)), keep=False)
+        if self._stacked:
+            time.sleep(_STACK_TIME)
+        for channel, (read, settled) in self._held.items():
+            expected = self._ready() + read - settled
+            channel.close()
+            deadline = time.monotonic() + _GIVE_BACK_TIMEOUT
+            while settled < read and self._ready() < expected and time.monotonic() < deadline:
+                pass  # each look is a round trip
+        self._control.queue_delete(queues.DEAD_READER)
+
+    def _chunk(self, size: int, *, keep: bool = True) -> list[DeadLetter]:
+        size = min(size, self.total - self._read, _MAX_CHUNK)
+        for over in [channel for channel, (read, settled) in self._held.items() if read == settled]:
+            if not self._stacked:
+                del self._held[over]
+                over.close()
+        channel = self.channel()
+        channel.auto_decode = False  # a body is sent back byte by byte
+        messages: list[amqp.Message] = []
+        read = 0
+
+        def take(message: amqp.Message) -> None:
+            nonlocal read
+            read += 1
+            self._read_before = message.delivery_info["redelivered"]
+            if keep:
+                messages.append(message)
+
+        channel.basic_qos(0, size, a_global=False)
+        tag = channel.basic_consume(queues.dead_queue.name, callback=take)
+        patience = _patience()
+        try:
+            while read < size:
+                self._drain(timeout=patience)
+        except TimeoutError:
+            if self._ready():
+                raise
+            raise BrokerRefused(*_BUSY) from None
+        channel.basic_cancel(tag)  # so that what is settled is not made up for
+        self._held[channel] = [size, 0]
+        self._read += size
+        return [DeadLetter(message) for message in messages]
+
+    def _ready(self) -> int:
+        return int(self._control.queue_declare(queues.dead_queue.name, passive=True).message_count)
+
+
+_BUSY: Final = ("another program is looking at the dead letters", "try again when it has ended")
+
+
+@contextmanager
+def _reading() -> Iterator[_Reader]:
+    from proj import app
+
+    broker = app.connection_for_write()
+    try:
+        broker.ensure_connection(
+            max_retries=len(broker.alt), interval_start=0, timeout=broker.connect_timeout
+        )
+        reader = _Reader(broker)
+        yield reader
+        reader.give_back()
+        broker.close()
+    except ResourceLocked:
+        raise BrokerRefused(*_BUSY) from None
+    except connection.ERRORS as error:
+        raise connection.explain(error, broker) from error
+    finally:
+        connection.abandon(broker)  # what was not given back in order is given back by the broker
+
+
+def _patience() -> float:
+    from proj import app
+
+    return float(app.conf.broker_transport_options["read_timeout"])
