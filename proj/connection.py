@@ -1,6 +1,10 @@
-"""What goes wrong between a program and its broker, in words."""
+"""The connection between a program and its broker: bounded in time, and what goes wrong, in words."""
 
 import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from amqp.exceptions import AMQPError, ConnectionForced
@@ -13,6 +17,7 @@ from proj.errors import BrokerRefused, BrokerUnreachable, ProjError
 ERRORS: Final = (OSError, AMQPError, KombuError)
 
 #: AMQP reply codes that say no to what was asked, whatever is tried again.
+_CONTENT_TOO_LARGE: Final = 311
 _ACCESS_REFUSED: Final = 403
 _NOT_FOUND: Final = 404
 _PRECONDITION_FAILED: Final = 406
@@ -45,11 +50,17 @@ def explain(error: BaseException, connection: Connection) -> ProjError:
             "is it overloaded, or is that not its AMQP port?",
         )
     if isinstance(error, ConnectionForced):
-        return BrokerUnreachable(f"the broker at {where} closed the connection: {_text(error)}")
+        return BrokerUnreachable(f"the broker at {where} closed the connection: {words(error)}")
     return BrokerUnreachable(
-        f"the broker at {where} cannot be used: {_text(error)}",
+        f"the broker at {where} cannot be used: {words(error)}",
         "does RabbitMQ listen there, and not another program?",
     )
+
+
+def words(error: BaseException) -> str:
+    """What the error says, in one line."""
+    text = getattr(error, "reply_text", None) or str(error) or type(error).__name__
+    return " ".join(text.split())
 
 
 def root(error: BaseException) -> BaseException:
@@ -59,20 +70,94 @@ def root(error: BaseException) -> BaseException:
     return error
 
 
+def connect(connection: Connection, deadline: float, patience: float) -> None:
+    """Connect to the first of the nodes that answers, before the deadline (of `time.monotonic`).
+
+    TCP, TLS and each step of AMQP's handshake may take `patience` seconds. Raises what the last node
+    raised, or `TimeoutError`.
+    """
+    nodes = max(1, len(connection.alt))
+    for node in range(1, nodes + 1):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        connection.connect_timeout = min(patience, left)
+        try:
+            connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+        except connection.recoverable_connection_errors:
+            if node == nodes:
+                raise
+            connection.maybe_switch_next()
+        else:
+            return
+
+
+def is_alive(connection: Connection) -> bool:
+    """False when the connection is known to be of no use: closed by the broker since it was used last."""
+    try:
+        while connection.connected:
+            connection.drain_events(timeout=0)
+    except TimeoutError as error:
+        # With an error number, it is not that there is nothing to read, but the system that gave up.
+        return error.errno is None
+    except ERRORS:
+        pass
+    return False
+
+
+@contextmanager
+def cut_at(deadline: float, connection: Connection) -> Iterator[None]:
+    """Cut the connection when the block has not ended before the deadline (of `time.monotonic`).
+
+    Whatever waits on the connection then fails with an `OSError`. The timeouts of a socket do not bound
+    a block: each holds for one system call, and a slow broker makes many of them.
+    """
+    timer = threading.Timer(max(0, deadline - time.monotonic()), _shut, (connection,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def own_channels(connection: Connection) -> Iterator[None]:
+    """Close the channels that were opened in the block; kombu's declaration of delays leaves them open."""
+    channels = connection.connection.channels
+    before = set(channels)
+    yield
+    for number in set(channels) - before:
+        channels[number].close()
+
+
 def abandon(connection: Connection) -> None:
     """Drop the connection without a word to the broker, who may not be listening."""
     if connection.connected:
-        connection.connection.collect()
+        # First of all, or TLS would wait for the broker's farewell.
+        _shut(connection)
+        connection.collect()
 
 
 def is_refusal(error: BaseException) -> bool:
     """True when the broker answered and said no, so that trying again changes nothing."""
     code = getattr(root(error), "reply_code", None)
-    return code in {_ACCESS_REFUSED, _NOT_FOUND, _PRECONDITION_FAILED, _NOT_ALLOWED}
+    return code in {
+        _CONTENT_TOO_LARGE,
+        _ACCESS_REFUSED,
+        _NOT_FOUND,
+        _PRECONDITION_FAILED,
+        _NOT_ALLOWED,
+    }
+
+
+def is_missing(error: BaseException) -> bool:
+    """True when the broker lacks the exchange or the queue that was named."""
+    return getattr(root(error), "reply_code", None) == _NOT_FOUND
 
 
 def _refusal(error: BaseException, connection: Connection) -> BrokerRefused | None:
-    code, text = getattr(error, "reply_code", None), _text(error)
+    code, text = getattr(error, "reply_code", None), words(error)
     where, user, vhost = _where(connection), connection.userid, connection.virtual_host
     if code == _ACCESS_REFUSED and "Login was refused" in text:
         return BrokerRefused(
@@ -91,6 +176,11 @@ def _refusal(error: BaseException, connection: Connection) -> BrokerRefused | No
             f"user {user!r} may not use virtual host {vhost!r} of the broker at {where}",
             "check AMQP_USER and AMQP_VHOST, or CELERY_BROKER_URL",
         )
+    if code == _CONTENT_TOO_LARGE or (code == _PRECONDITION_FAILED and "message size" in text):
+        return BrokerRefused(
+            f"the message is too large for the broker at {where}: {text}",
+            "store the data elsewhere and enqueue where it is, or raise max_message_size",
+        )
     if code == _PRECONDITION_FAILED:
         return BrokerRefused(
             f"the broker at {where} holds a queue with other arguments: {text}",
@@ -101,10 +191,15 @@ def _refusal(error: BaseException, connection: Connection) -> BrokerRefused | No
     return None
 
 
+def _shut(connection: Connection) -> None:
+    # As Celery finds it (celery.utils.threads): what is public would connect anew.
+    transport = getattr(connection._connection, "_transport", None)
+    sock = getattr(transport, "sock", None)
+    if sock is not None:
+        with suppress(OSError):
+            # Of the plain socket: that of TLS is not made for two threads.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
 def _where(connection: Connection) -> str:
     return f"{connection.hostname}:{connection.port}"
-
-
-def _text(error: BaseException) -> str:
-    text = getattr(error, "reply_text", None) or str(error) or type(error).__name__
-    return " ".join(text.split())

@@ -11,48 +11,37 @@ A publish ends in one of these ways, and in no other:
 import difflib
 import functools
 import inspect
-import math
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from datetime import UTC, datetime
+from contextlib import ExitStack, suppress
 from typing import Any, Final
 
 import celery
-from amqp import spec
-from amqp.exceptions import ChannelError, MessageNacked
+from amqp.exceptions import AccessRefused, FrameSyntaxError, MessageNacked
 from celery.exceptions import QueueNotFound
-from kombu.exceptions import EncodeError
-from kombu.utils.uuid import uuid
+from kombu.exceptions import EncodeError, OperationalError
 from pydantic import ValidationError, validate_call
 
-from proj import connection, queues
+from proj import checks, connection, queues
 from proj.errors import (
     BadArguments,
     BadInput,
     BrokerRefused,
     BrokerUnreachable,
     OutcomeUnknown,
+    ProjError,
     UnknownTask,
 )
 
 #: AMQP's reply code for a mandatory message that no queue takes.
 _NO_ROUTE: Final = 312
 
-#: Seconds that the confirm of a returned message may take; the broker sends it right behind the return.
-_RETURN_TO_ACK: Final = 1
+#: Errors that are over after a while, more likely than not.
+TRANSIENT: Final = (ConnectionError, TimeoutError, BrokerUnreachable)
 
-#: Seconds that a confirm is waited for, at least, when connecting has used up the time.
-_LEAST_PATIENCE: Final = 0.1
-
-#: The longest delay that the broker's 28 delay queues can hold, in seconds: 8.5 years.
-MAX_DELAY: Final = 2**28 - 1
-
-#: What the result store's column for ids can hold (`celery.backends.database.models.Task`).
-MAX_ID_LENGTH: Final = 155
-
-#: Seconds that an `eta` may lie in the past and still mean "now".
-_ETA_TOLERANCE: Final = 1
+#: Seconds between two attempts, at most.
+LONGEST_BACKOFF: Final = 600
 
 
 class Task(celery.Task):
@@ -60,6 +49,14 @@ class Task(celery.Task):
 
     #: Without it, a message that no queue takes is confirmed and dropped.
     mandatory = True
+
+    #: What becomes of a delivery whose task does not just end.
+    Request = "proj.worker:Request"
+
+    #: What is tried again, by itself, after 1, 2, 4 … seconds with jitter; a task may add to it.
+    autoretry_for = TRANSIENT
+    retry_backoff = 1
+    retry_backoff_max = LONGEST_BACKOFF
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Execute the task in this process. Raises `BadArguments` before it starts."""
@@ -75,19 +72,25 @@ class Task(celery.Task):
         """Enqueue the task, and return once the broker has confirmed it.
 
         Takes the options of `celery.Task.apply_async`. `countdown` (seconds) and `eta` (a `datetime`,
-        UTC when it has no zone) are held by the broker to the second, rounded up. Raises the errors
-        that this module's docstring lists.
+        UTC when it has no zone) are held by the broker to the second, rounded up. A message whose
+        `task_id` is given may be a repeat, and is marked as one. Raises the errors that this module's
+        docstring lists.
         """
         args, kwargs = tuple(args or ()), dict(kwargs or {})
         self.check_arguments(args, kwargs)
-        options["countdown"] = _delay(options.pop("countdown", None), options.pop("eta", None))
-        options["expires"] = _lifetime(options.get("expires"))
+        checks.check_json(self.name, args, kwargs)
+        options["countdown"] = checks.delay(options.pop("countdown", None), options.pop("eta", None))
+        options["expires"] = checks.lifetime(options.get("expires"))
         # Unless said for this message, the limits are those of the worker: the message would carry the
         # publisher's settings, of which the worker's broker may know nothing.
         options.setdefault("time_limit", None)
         options.setdefault("soft_time_limit", None)
+        # Kombu would repeat a publish that may have arrived, unmarked and for as long as it takes.
+        options["retry"] = False
+        if options.get("task_id") is not None or options.get("retries"):
+            _mark_repeat(options)
         # Fixed here, so that a repeated publish carries the same id and can be told to be one.
-        options["task_id"] = _checked_id(options.get("task_id"))
+        options["task_id"] = checks.checked_id(options.get("task_id"))
         send = functools.partial(super().apply_async, args, kwargs)
         return _publish(self.app, self.name, send, options)
 
@@ -98,7 +101,7 @@ class Task(celery.Task):
         try:
             return self._argument_check(*args, **kwargs)
         except ValidationError as error:
-            problem = _problem(error, list(inspect.signature(self.run).parameters))
+            problem = checks.problem(error, list(inspect.signature(self.run).parameters))
             raise BadArguments(f"{self.name}: {problem}", f"usage: {self.usage}") from None
 
     @property
@@ -140,37 +143,98 @@ def find_task(name: str) -> Task:
 
 
 def _publish(app: celery.Celery, name: str, send: Callable[..., Any], options: dict[str, Any]) -> Any:
-    """Call `send` with a producer whose connection and topology are in place.
+    """Call `send` with a producer whose connection and topology are in place, until the time is over.
 
-    A connection that was fine when it was last used may be gone. Then a new one is tried, once, with the
-    same id: the message may have arrived the first time.
+    It is called again, on a new connection, when the message is in no queue and the reason may be that
+    the connection was used before: it was lost, or a queue that was declared on it is gone. It is called
+    again once when the confirm was lost, with the same id, and the message is marked as a repeat.
     """
     deadline = time.monotonic() + app.conf.broker_transport_options["read_timeout"]
     given = options.pop("producer", None)
     if "connection" in options:
         given = app.amqp.Producer(options.pop("connection"), auto_declare=False)
-    first: OutcomeUnknown | None = None
+    lost: OutcomeUnknown | None = None
     while True:
         used_before = False
         try:
-            # Left by an error, the producer's connection is closed: unread confirms may be waiting on it.
-            with app.producer_or_acquire(given) as producer:
+            with ExitStack() as stack:
+                producer = _acquire(app, given, stack)
                 used_before = producer.connection.connected
-                _prepare(producer, delayed=bool(options["countdown"]))
-                patience = max(_LEAST_PATIENCE, deadline - time.monotonic())
-                return _confirm(name, send, producer, confirm_timeout=patience, **options)
+                return _attempt(app, name, send, producer, deadline, options)
         except OutcomeUnknown as error:
-            if given or first or _timed_out(error):
-                raise first or error from error.__cause__
-            first = error
+            if lost or time.monotonic() >= deadline:
+                raise lost or error from error.__cause__
+            lost = error
+            _mark_repeat(options)
         except (BrokerUnreachable, BrokerRefused) as error:
-            if first:
-                raise first from error
-            if given or not used_before or isinstance(error, BrokerRefused):
+            if lost:
+                raise lost from error
+            if not (used_before and _may_be_mended(error)) or time.monotonic() >= deadline:
                 raise
 
 
-def _confirm(name: str, send: Callable[..., Any], producer: Any, **options: Any) -> Any:
+def _acquire(app: celery.Celery, given: Any, stack: ExitStack) -> Any:
+    try:
+        return stack.enter_context(app.producer_or_acquire(given))
+    except OperationalError as error:
+        raise BrokerUnreachable(
+            f"all {app.conf.broker_pool_limit} connections to the broker are in use",
+            "publish from fewer threads",
+        ) from error
+
+
+def _attempt(
+    app: celery.Celery,
+    name: str,
+    send: Callable[..., Any],
+    producer: Any,
+    deadline: float,
+    options: dict[str, Any],
+) -> Any:
+    """Connect, declare and publish before the deadline. After a failure the connection is gone."""
+    broker = producer.connection
+    try:
+        with connection.cut_at(deadline, broker):
+            patience = app.conf.broker_connection_timeout
+            _prepare(producer, deadline, patience, delayed=bool(options["countdown"]))
+            return _confirm(name, send, producer, options)
+    except BaseException:
+        # Its peer may not be listening, and an answer that is still to come would be taken for that to
+        # the next message.
+        connection.abandon(broker)
+        raise
+
+
+def _prepare(producer: Any, deadline: float, patience: float, *, delayed: bool) -> None:
+    """Connect and declare. What fails here fails before a message is sent."""
+    broker = producer.connection
+    try:
+        if not connection.is_alive(broker):
+            connection.abandon(broker)
+            connection.connect(broker, deadline, patience)
+            producer.revive(broker)
+        _declare(producer, delayed=delayed)
+        if time.monotonic() >= deadline:
+            raise TimeoutError
+    except connection.ERRORS as error:
+        late = time.monotonic() >= deadline
+        raise connection.explain(TimeoutError() if late else error, broker) from error
+
+
+def _declare(producer: Any, *, delayed: bool) -> None:
+    """Declare what the message needs, as far as the user may."""
+    broker = producer.connection
+    # Whether all is in place for a user who may do no more than publish, the publish itself tells.
+    try:
+        queues.declare(producer.channel)
+    except AccessRefused:
+        broker.declared_entities.update(map(hash, queues.topology))
+    if delayed:
+        with connection.own_channels(broker), suppress(AccessRefused):
+            queues.declare_delays(broker)
+
+
+def _confirm(name: str, send: Callable[..., Any], producer: Any, options: dict[str, Any]) -> Any:
     """Call `send`, and turn what it raises into what became of the message."""
     try:
         return send(producer=producer, **options)
@@ -178,90 +242,41 @@ def _confirm(name: str, send: Callable[..., Any], producer: Any, **options: Any)
         raise BadArguments(f"{name}: JSON cannot carry the arguments: {error}") from error
     except QueueNotFound as error:
         raise BadInput(f"{name}: {error.args[0]}", "is it in proj/queues.py?") from error
-    except MessageNacked as error:
-        raise BrokerRefused(f"{name}: the broker refused the message") from error
-    except ChannelError as error:
-        if error.reply_code != _NO_ROUTE:
-            raise connection.explain(error, producer.connection) from error
-        # A returned message is confirmed as well; unread, that confirm would be taken for the next one's.
-        with suppress(*connection.ERRORS):
-            producer.channel.wait(spec.Basic.Ack, timeout=_RETURN_TO_ACK)
-        raise BrokerRefused(
-            f"{name}: no queue takes the message", "does its queue exist, bound to its exchange?"
-        ) from error
-    except connection.ERRORS as error:
-        connection.abandon(producer.connection)
-        raise OutcomeUnknown(
-            f"{name}: the broker did not confirm message {options['task_id']}",
-            f"it may be in the queue; to repeat it with --id {options['task_id']} is safe",
-        ) from error
+    except (TypeError, ValueError, struct.error) as error:
+        raise BadInput(f"{name}: an option cannot be sent: {connection.words(error)}") from error
+    except (MessageNacked, *connection.ERRORS) as error:
+        raise _fate(name, options["task_id"], producer.connection, connection.root(error)) from error
 
 
-def _timed_out(error: OutcomeUnknown) -> bool:
-    return isinstance(connection.root(error.__cause__ or error), TimeoutError)
-
-
-def _prepare(producer: Any, *, delayed: bool) -> None:
-    """Connect and declare. What fails here fails before a message is sent."""
-    broker = producer.connection
-    try:
-        broker.ensure_connection(
-            max_retries=len(broker.alt), interval_start=0, timeout=broker.connect_timeout
+def _fate(name: str, task_id: str, broker: Any, error: BaseException) -> ProjError:
+    """What became of a message whose publish ended with this error."""
+    if isinstance(error, MessageNacked):
+        return BrokerRefused(
+            f"{name}: the broker refused the message, for the queue is full",
+            "try again when workers have made room",
         )
-        queues.declare(producer.channel)
-        if delayed:
-            queues.declare_delays(broker)
-    except connection.ERRORS as error:
-        raise connection.explain(error, broker) from error
+    if isinstance(error, FrameSyntaxError) and error.method_sig is None:  # from our side, not the broker's
+        return BadInput(f"{name}: an option cannot be sent: {connection.words(error)}")
+    if getattr(error, "reply_code", None) == _NO_ROUTE:
+        return BrokerRefused(
+            f"{name}: no queue takes the message", "does its queue exist, bound to its exchange?"
+        )
+    if connection.is_refusal(error):
+        return connection.explain(error, broker)
+    return OutcomeUnknown(
+        f"{name}: the broker did not confirm message {task_id}",
+        f"it may be in the queue; to repeat it with --id {task_id} is safe",
+    )
 
 
-def _checked_id(task_id: str | None) -> str:
-    if task_id is None:
-        return str(uuid())
-    if not 1 <= len(task_id) <= MAX_ID_LENGTH or not task_id.isprintable():
-        raise BadInput(f"an id is 1 to {MAX_ID_LENGTH} printable characters, got {task_id[:200]!r}")
-    return task_id
+def _may_be_mended(error: ProjError) -> bool:
+    """Whether a new connection, on which all is declared anew, may not see this error."""
+    if isinstance(error, BrokerUnreachable):
+        return True
+    cause = connection.root(error.__cause__ or error)
+    return getattr(cause, "reply_code", None) == _NO_ROUTE or connection.is_missing(cause)
 
 
-def _delay(countdown: float | None, eta: datetime | None) -> int | None:
-    """Whole seconds from now, rounded up, or None for "now". Raises `BadInput`."""
-    if countdown is not None and eta is not None:
-        raise BadInput("countdown and eta exclude each other")
-    if eta is not None:
-        moment = eta if eta.tzinfo else eta.replace(tzinfo=UTC)
-        countdown = (moment - datetime.now(UTC)).total_seconds()
-        if countdown < -_ETA_TOLERANCE:
-            raise BadInput(f"the eta {eta.isoformat()} is in the past")
-        countdown = max(0, countdown)
-    if countdown is None:
-        return None
-    if not countdown >= 0:
-        raise BadInput(f"a countdown is 0 or more seconds, got {countdown:g}")
-    if countdown > MAX_DELAY:
-        raise BadInput(f"a delay of {countdown:g} s is longer than the {MAX_DELAY} s that can be held")
-    return math.ceil(countdown) or None
-
-
-def _lifetime(expires: float | datetime | None) -> float | datetime | None:
-    if isinstance(expires, int | float) and not expires > 0:
-        raise BadInput(f"expires must be above 0 seconds, got {expires:g}")
-    return expires
-
-
-def _problem(error: ValidationError, parameters: list[str]) -> str:
-    """The first thing that is wrong with the arguments, in words."""
-    problem = error.errors(include_url=False)[0]
-    where, *inside = problem["loc"]
-    got = repr(problem["input"])
-    match problem["type"]:
-        case "missing_argument" | "missing_keyword_only_argument":
-            return f"argument {where} is missing"
-        case "unexpected_positional_argument":
-            return f"too many arguments, {got} is left over"
-        case "unexpected_keyword_argument":
-            return f"there is no argument {where}"
-        case "multiple_argument_values":
-            return f"argument {where} is given twice"
-    name = parameters[where] if isinstance(where, int) and where < len(parameters) else where
-    path = ".".join(map(str, (name, *inside)))
-    return f"argument {path}: {problem['msg'].removeprefix('Value error, ')}, got {got}"
+def _mark_repeat(options: dict[str, Any]) -> None:
+    """Let the worker look for a stored success before it executes the task."""
+    options["headers"] = {**(options.get("headers") or {}), queues.REPEAT_HEADER: True}

@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proj.enqueue import MAX_DELAY, _delay, find_task
-from proj.errors import BadInput, ExitCode, UnknownTask
+from proj.checks import MAX_DELAY, check_json, checked_id, delay
+from proj.enqueue import find_task
+from proj.errors import BadArguments, BadInput, ExitCode, UnknownTask
 
 
 @given(st.floats(0, MAX_DELAY))
 def test_delay_is_whole_seconds_rounded_up(countdown: float) -> None:
     """The broker holds whole seconds; a fraction must not make a task early, nor 0 a delay."""
-    assert (_delay(countdown, None) or 0) == math.ceil(countdown)
+    assert (delay(countdown, None) or 0) == math.ceil(countdown)
 
 
 @given(st.timedeltas(min_value=timedelta(seconds=1), max_value=timedelta(days=3000)))
@@ -23,36 +24,36 @@ def test_eta_is_never_early(ahead: timedelta) -> None:
     eta = datetime.now(UTC) + ahead
 
     for moment in (eta, eta.replace(tzinfo=None)):
-        delay = _delay(None, moment)
-        assert delay is not None
-        assert eta <= datetime.now(UTC) + timedelta(seconds=delay)
-        assert delay <= math.ceil(ahead.total_seconds())
+        seconds = delay(None, moment)
+        assert seconds is not None
+        assert eta <= datetime.now(UTC) + timedelta(seconds=seconds)
+        assert seconds <= math.ceil(ahead.total_seconds())
 
 
 def test_no_delay_is_none() -> None:
     """Without either, and with an eta of this moment, it is now."""
-    assert _delay(None, None) is None
-    assert _delay(0, None) is None
-    assert _delay(None, datetime.now(UTC)) is None
+    assert delay(None, None) is None
+    assert delay(0, None) is None
+    assert delay(None, datetime.now(UTC)) is None
 
 
 @pytest.mark.parametrize("countdown", [-1, -0.001, math.nan, math.inf, MAX_DELAY + 1])
 def test_delay_that_cannot_be_held_is_refused(countdown: float) -> None:
     """Negative, no number, or longer than 28 bits of seconds."""
     with pytest.raises(BadInput):
-        _delay(countdown, None)
+        delay(countdown, None)
 
 
 def test_eta_in_the_past_is_refused() -> None:
     """It says which."""
     with pytest.raises(BadInput, match="2020-01-01T00:00:00 is in the past"):
-        _delay(None, datetime(2020, 1, 1))
+        delay(None, datetime(2020, 1, 1))
 
 
 def test_countdown_and_eta_exclude_each_other() -> None:
     """Two answers to one question."""
     with pytest.raises(BadInput, match="exclude"):
-        _delay(1, datetime.now(UTC))
+        delay(1, datetime.now(UTC))
 
 
 def test_unknown_task_is_told_with_the_nearest() -> None:
@@ -62,3 +63,44 @@ def test_unknown_task_is_told_with_the_nearest() -> None:
     ) as told:
         find_task("proj.tasks.sleep_dot")
     assert told.value.exit_code is ExitCode.BAD_DATA
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        math.nan,
+        [math.inf],
+        {"x": [-math.inf]},
+        "\ud800",
+        {(1, 2): 3},
+        pytest.param(10**5000, id="5000 digits"),
+    ],
+)
+def test_argument_that_json_cannot_carry_is_refused(value: object) -> None:
+    """Also what Python writes as JSON and no other language reads."""
+    with pytest.raises(BadArguments, match="JSON cannot carry the arguments"):
+        check_json("a.task", (), {"name": [value]})
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.integers(-(10**300), 10**300)
+        | st.text(st.characters(codec="utf-8"))
+        | st.floats(allow_nan=False, allow_infinity=False),
+        st.lists,
+    )
+)
+def test_argument_that_json_can_carry_is_not(value: object) -> None:
+    """Whatever JSON has."""
+    check_json("a.task", (value,), {})
+
+
+@given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=155))
+def test_id_fits_a_message(task_id: str) -> None:
+    """An id is refused exactly when its bytes are more than a message has room for."""
+    if len(task_id.encode()) <= 255:
+        assert checked_id(task_id) == task_id
+    else:
+        with pytest.raises(BadInput, match="at most 255 bytes"):
+            checked_id(task_id)

@@ -1,0 +1,90 @@
+"""What can be wrong with a message before it is sent: its arguments, its id, its times."""
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from kombu.utils.uuid import uuid
+from pydantic import ValidationError
+
+from proj.errors import BadArguments, BadInput
+
+#: The longest delay that the broker's 28 delay queues can hold, in seconds: 8.5 years.
+MAX_DELAY: Final = 2**28 - 1
+
+#: What the result store's column for ids can hold (`celery.backends.database.models.Task`).
+MAX_ID_LENGTH: Final = 155
+
+#: What a message has room for, in bytes (AMQP's short string).
+_MAX_ID_BYTES: Final = 255
+
+#: Seconds that an `eta` may lie in the past and still mean "now".
+_ETA_TOLERANCE: Final = 1
+
+
+def check_json(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse what would be written, and could not be read by all. Raises `BadArguments`.
+
+    Celery's own encoder, which knows more types, refuses the rest.
+    """
+    try:
+        json.dumps((args, kwargs), allow_nan=False, ensure_ascii=False, default=lambda _: None).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadArguments(f"{name}: JSON cannot carry the arguments: {error}") from error
+
+
+def checked_id(task_id: str | None) -> str:
+    """The id, a new one when there is none. Raises `BadInput`."""
+    if task_id is None:
+        return str(uuid())
+    if not 1 <= len(task_id) <= MAX_ID_LENGTH or not task_id.isprintable():
+        raise BadInput(f"an id is 1 to {MAX_ID_LENGTH} printable characters, got {task_id[:200]!r}")
+    if len(task_id.encode()) > _MAX_ID_BYTES:
+        raise BadInput(f"an id has at most {_MAX_ID_BYTES} bytes in UTF-8, got {task_id!r}")
+    return task_id
+
+
+def delay(countdown: float | None, eta: datetime | None) -> int | None:
+    """Whole seconds from now, rounded up, or None for "now". Raises `BadInput`."""
+    if countdown is not None and eta is not None:
+        raise BadInput("countdown and eta exclude each other")
+    if eta is not None:
+        moment = eta if eta.tzinfo else eta.replace(tzinfo=UTC)
+        countdown = (moment - datetime.now(UTC)).total_seconds()
+        if countdown < -_ETA_TOLERANCE:
+            raise BadInput(f"the eta {eta.isoformat()} is in the past")
+        countdown = max(0, countdown)
+    if countdown is None:
+        return None
+    if not countdown >= 0:
+        raise BadInput(f"a countdown is 0 or more seconds, got {countdown:g}")
+    if countdown > MAX_DELAY:
+        raise BadInput(f"a delay of {countdown:g} s is longer than the {MAX_DELAY} s that can be held")
+    return math.ceil(countdown) or None
+
+
+def lifetime(expires: float | datetime | None) -> float | datetime | None:
+    """The `expires` option. Raises `BadInput`."""
+    if isinstance(expires, int | float) and not expires > 0:
+        raise BadInput(f"expires must be above 0 seconds, got {expires:g}")
+    return expires
+
+
+def problem(error: ValidationError, parameters: list[str]) -> str:
+    """The first thing that is wrong with the arguments, in words."""
+    first = error.errors(include_url=False)[0]
+    where, *inside = first["loc"]
+    got = repr(first["input"])
+    match first["type"]:
+        case "missing_argument" | "missing_keyword_only_argument":
+            return f"argument {where} is missing"
+        case "unexpected_positional_argument":
+            return f"too many arguments, {got} is left over"
+        case "unexpected_keyword_argument":
+            return f"there is no argument {where}"
+        case "multiple_argument_values":
+            return f"argument {where} is given twice"
+    name = parameters[where] if isinstance(where, int) and where < len(parameters) else where
+    path = ".".join(map(str, (name, *inside)))
+    return f"argument {path}: {first['msg'].removeprefix('Value error, ')}, got {got}"

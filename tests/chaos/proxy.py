@@ -1,0 +1,78 @@
+"""A network between a program and the broker that can be made to fail while it is in use."""
+
+import enum
+import socket
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from typing import Self
+
+#: Bytes that are read at once; larger than any answer of the broker that a publish waits for.
+_CHUNK = 65536
+
+
+class Network(enum.Enum):
+    """What becomes of what is sent from now on."""
+
+    WORKS = "all of it arrives"
+    SWALLOWS_ANSWERS = "what the broker says is lost, and nobody is told"
+    SWALLOWS_ALL = "what either side says is lost, and nobody is told"
+    CUTS_AT_ANSWER = "the next answer is lost, and its connection cut; then all works again"
+    SLOW = "each answer takes `delay` seconds"
+
+
+class Proxy:
+    """Listens on `port` of this machine, and forwards to a broker's port as `network` says."""
+
+    def __init__(self, broker_port: int) -> None:
+        self.network = Network.WORKS
+        #: Seconds, of `Network.SLOW`.
+        self.delay = 0.0
+        #: How often each kind of network did what it does; the proof that a fault has happened.
+        self.happened: Counter[Network] = Counter()
+        self._broker_port = broker_port
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._sockets = [self._server]
+        self.port = int(self._server.getsockname()[1])
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _cut(*self._sockets)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._server.accept()
+                broker = socket.create_connection(("127.0.0.1", self._broker_port))
+                self._sockets += client, broker
+                threading.Thread(target=self._forward, args=(client, broker, False), daemon=True).start()
+                threading.Thread(target=self._forward, args=(broker, client, True), daemon=True).start()
+
+    def _forward(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(_CHUNK):
+                network = self.network
+                match network, answers:
+                    case (Network.SWALLOWS_ANSWERS, True) | (Network.SWALLOWS_ALL, _):
+                        self.happened[network] += 1
+                        continue
+                    case Network.CUTS_AT_ANSWER, True:
+                        self.happened[network] += 1
+                        self.network = Network.WORKS
+                        break
+                    case Network.SLOW, True:
+                        self.happened[network] += 1
+                        time.sleep(self.delay)
+                target.sendall(data)
+        _cut(source, target)
+
+
+def _cut(*sockets: socket.socket) -> None:
+    for each in sockets:
+        with suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+        each.close()
