@@ -17,7 +17,8 @@ demo: setup ## Watch tasks travel through RabbitMQ, and one worker be killed: th
 	@$(PYTHON_IN_VENV) examples/demo.py
 
 .PHONY: test
-test: setup ## Run all tests, against a private RabbitMQ on free ports.
+test: ## Run all tests, against a private RabbitMQ on free ports.
+	@scripts/setup tests
 	@$(PYTHON_IN_VENV) -m pytest --numprocesses=$(TEST_PROCESSES)
 
 .PHONY: check

@@ -95,10 +95,24 @@ class Settings(BaseSettings):
     #: Seconds after which a running task is told to end, by `SoftTimeLimitExceeded`.
     proj_task_soft_time_limit: int = Field(24 * 60, gt=0)
     #: Seconds after which the process of a running task is killed.
-    proj_task_time_limit: int = Field(25 * 60, gt=0, lt=CONSUMER_TIMEOUT)
+    proj_task_time_limit: int = Field(25 * 60, gt=0)
+    #: Seconds that the broker waits for an acknowledgement: what its `consumer_timeout` is set to.
+    proj_consumer_timeout: int = Field(CONSUMER_TIMEOUT, gt=0)
+
+    #: How often a task that failed with a transient error is tried again.
+    proj_max_retries: int = Field(5, ge=0)
+
+    #: Seconds that the tasks of a worker have to end after SIGTERM, before they are given back.
+    proj_shutdown_grace: float = Field(60.0, ge=0)
 
     @model_validator(mode="after")
-    def _soft_limit_comes_first(self) -> Self:
+    def _limits_are_in_order(self) -> Self:
+        if self.proj_task_time_limit >= self.proj_consumer_timeout:
+            raise ValueError(
+                f"PROJ_TASK_TIME_LIMIT must be below the broker's consumer_timeout, got "
+                f"{self.proj_task_time_limit} and {self.proj_consumer_timeout}: lower it, or raise "
+                f"consumer_timeout in the broker's configuration and say so with PROJ_CONSUMER_TIMEOUT"
+            )
         if self.proj_task_soft_time_limit >= self.proj_task_time_limit:
             raise ValueError(
                 f"PROJ_TASK_SOFT_TIME_LIMIT must be below PROJ_TASK_TIME_LIMIT, got "
@@ -231,6 +245,10 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         # A failed task goes to the dead-letter queue instead of being forgotten.
         "task_acks_on_failure": False,
         "task_acks_on_timeout": False,
+        # Tried again after the moment's trouble is over; a task may say otherwise.
+        "task_annotations": {"*": {"max_retries": settings.proj_max_retries}},
+        # What may be a repeat is acknowledged without being executed, when its success is stored.
+        "worker_deduplicate_successful_tasks": True,
         # Without its connection a worker cannot acknowledge, and the broker gives the message to
         # another; to go on would execute it twice at once.
         "worker_cancel_long_running_tasks_on_connection_loss": True,
@@ -248,5 +266,9 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "result_backend": settings.result_backend,
         # The name, the arguments and the worker are stored with the result.
         "result_extended": True,
-        "database_engine_callback": "proj.results:tune_engine",
+        # A dead letter explains itself with the exception that is stored, so it always is.
+        "task_store_errors_even_if_ignored": True,
+        # Made when they are needed: a worker may start before its database.
+        "database_create_tables_at_setup": False,
+        "database_engine_callback": "proj.result_store:tune_engine",
     }

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -174,9 +175,28 @@ class Bundle:
     def copy_of_the_project(self) -> Path:
         """A copy of the package that the bundle's programs use from now on, to be changed."""
         copy = self.folder / "copy"
-        shutil.copytree(PACKAGE, copy / "proj", ignore=shutil.ignore_patterns("__pycache__"))
-        self.env["PYTHONPATH"] = str(copy)
+        if not copy.exists():
+            shutil.copytree(PACKAGE, copy / "proj", ignore=shutil.ignore_patterns("__pycache__"))
+            self.env["PYTHONPATH"] = str(copy)
         return copy
+
+    def add_task(self, code: str) -> None:
+        """Add a task to the copy's `proj/tasks.py`, as a user would."""
+        with (self.copy_of_the_project() / "proj/tasks.py").open("a") as file:
+            file.write("\n\n" + textwrap.dedent(code))
+
+    def switch_off(self, file: str, protection: str, instead: str) -> None:
+        """Take a protection out of the copy, for a control that must then lose something."""
+        path = self.copy_of_the_project() / "proj" / file
+        text = path.read_text()
+        assert text.count(protection) == 1, f"{protection!r} is not once in {file}"
+        path.write_text(text.replace(protection, instead))
+
+    def heal(self) -> None:
+        """Put the protections back into the copy; tasks that were added stay."""
+        for path in PACKAGE.glob("*.py"):
+            if path.name != "tasks.py":
+                shutil.copy(path, self.copy_of_the_project() / "proj")
 
     def worker(self, *options: str, env: dict[str, str] | None = None, log: str = "worker.log") -> Worker:
         """Start a worker of one slot, which is ended with the test."""
@@ -225,6 +245,10 @@ class Bundle:
         """Messages that are ready in the queue now; the management API would tell up to 5 s late."""
         with self.channel() as channel:
             return int(channel.queue_declare(queue, passive=True).message_count)
+
+    def unacknowledged(self, queue: str) -> int:
+        """Messages that workers hold, as the management API tells it: up to 5 s late, so ask repeatedly."""
+        return int(self.of_vhost("queues", f"/{quote(queue, safe='')}").get("messages_unacknowledged", -1))
 
     def peek(self, queue: str) -> list[Any]:
         """The messages of the queue as the broker holds them; they stay there."""

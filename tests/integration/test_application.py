@@ -48,7 +48,7 @@ def test_rabbitmq_reports_the_exchanges_as_promised(bundle: Bundle) -> None:
 
 
 def test_looking_at_dead_letters_never_loses_them(bundle: Bundle) -> None:
-    """A dead letter that is read and given back, more often than any broker's own limit, stays in its place."""
+    """A dead letter that is read and given back, more often than any broker's own limit, stays."""
     bundle.python(ADD)
     with bundle.channel() as channel:
         for body in ("one", "two"):

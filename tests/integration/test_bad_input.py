@@ -152,7 +152,11 @@ def test_wrong_command_enqueues_nothing(
         ("AMQP_PORT", "many", ["AMQP_PORT", "integer", "got 'many'"]),
         ("AMQP_PORT", "99999", ["AMQP_PORT", "65535", "got '99999'"]),
         ("PROJ_PUBLISH_TIMEOUT", "-1", ["PROJ_PUBLISH_TIMEOUT", "greater than 0", "got '-1'"]),
-        ("PROJ_TASK_TIME_LIMIT", "1800", ["PROJ_TASK_TIME_LIMIT", "less than 1800"]),
+        (
+            "PROJ_TASK_TIME_LIMIT",
+            "1800",
+            ["PROJ_TASK_TIME_LIMIT", "1800", "consumer_timeout", "PROJ_CONSUMER_TIMEOUT"],
+        ),
         ("PROJ_TASK_SOFT_TIME_LIMIT", "1500", ["must be below PROJ_TASK_TIME_LIMIT", "1500"]),
         (
             "PROJ_PUBLISH_TIMEOT",

@@ -192,14 +192,11 @@ def test_module_is_the_same_as_the_script(bundle: Bundle) -> None:
 
 def test_own_task_needs_a_function_and_nothing_else(bundle: Bundle) -> None:
     """A function in `proj/tasks.py`, written as the README says, is enqueued, executed and validated."""
-    tasks = bundle.copy_of_the_project() / "proj" / "tasks.py"
-    with tasks.open("a") as file:
-        file.write("""
-
-@app.task(name="proj.tasks.shout", pydantic=True)
-def shout(text: str, times: int = 1) -> str:
-    return text.upper() + "!" * times
-""")
+    bundle.add_task("""
+        @app.task(name="proj.tasks.shout", pydantic=True)
+        def shout(text: str, times: int = 1) -> str:
+            return text.upper() + "!" * times
+    """)
     bundle.worker()
 
     done = bundle.proj("enqueue", "task", "proj.tasks.shout", '"hey"', "2", "--wait", "--timeout", "30")

@@ -1,0 +1,276 @@
+"""The result store: opened when it is used, patient when it is down, and shared by many workers.
+
+A task is done when its result is stored, and only then is its message acknowledged. While the store is
+down, a worker that has a result tries again for `STORE_PATIENCE`, which also keeps it from taking more
+work. After that the task has failed, with that reason, and its message goes to the dead-letter queue.
+"""
+
+import logging
+import math
+import os
+import re
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import celery.exceptions
+from celery import current_task, states
+from celery.app import backends
+from celery.local import PromiseProxy
+from celery.utils.log import get_logger
+
+from proj import config
+from proj.errors import ConfigError, ProjError, ResultStoreError
+
+log = get_logger(__name__)
+
+#: Seconds that a worker tries to store what a task has ended with: enough for a database server to be
+#: started anew, and well below the time limits of a task, which go on meanwhile.
+STORE_PATIENCE: Final = 30
+
+#: Seconds that all else is tried, such as to read a result: somebody waits for the answer.
+PATIENCE: Final = 2
+
+#: Seconds between two attempts, at most.
+ATTEMPT_INTERVAL: Final = 1
+
+#: Seconds that one attempt may take to connect to a database server that does not answer, and seconds
+#: that what was sent to it may stay without a sign of life from its machine.
+CONNECT_TIMEOUT: Final = 5
+
+#: Seconds that SQLite waits for another writer in one attempt, before it says "database is locked". A
+#: write takes milliseconds.
+SQLITE_BUSY_TIMEOUT: Final = 5
+
+#: Seconds between two attempts to change the mode of an SQLite file that others open.
+LOCK_INTERVAL: Final = 0.02
+
+
+class _WhenNeeded(PromiseProxy):
+    """A database backend that is made when it is first asked for something.
+
+    To publish asks it for nothing, so a program that only enqueues pays neither for the import of
+    SQLAlchemy nor for a database that is down.
+    """
+
+    #: As it is for Celery's database backend; asked for before anything is.
+    thread_safe = False
+
+    def __bool__(self) -> bool:
+        return True
+
+    def on_task_call(self, producer: Any, task_id: str) -> None:
+        """Do nothing, as `celery.backends.base.Backend` does."""
+
+    def remove_pending_result(self, result: Any) -> Any:
+        """Do nothing, as `celery.backends.base.SyncBackendMixin` does; every result calls it at its end."""
+        return result
+
+
+class _Patient:
+    """What every backend class of Celery gets in addition: how long it tries, and what it does then."""
+
+    #: Until when the operation that is under way is tried again. Each thread has a backend of its own.
+    _deadline = 0.0
+
+    def store_result(self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
+        """Store it. Raises `BackendStoreError` for a `SUCCESS` that cannot be stored.
+
+        A failure that cannot be stored is logged: its message becomes a dead letter all the same. Were
+        it raised, Celery 5.7 would answer the message of a task in a pool of threads with nothing, for
+        good, and end a worker with `-P solo`.
+        """
+        # Outside of a task, it is the worker's main process that is kept from all else. And what is to be
+        # stored here may be that nothing can be stored.
+        patient = current_task and not isinstance(result, celery.exceptions.BackendStoreError)
+        self._deadline = time.monotonic() + (STORE_PATIENCE if patient else PATIENCE)
+        try:
+            return super().store_result(task_id, result, state, *args, **kwargs)  # type: ignore[misc]
+        except Exception as error:
+            if state == states.SUCCESS:
+                raise celery.exceptions.BackendStoreError(
+                    f"the result cannot be stored: {_reason(error)}", task_id=task_id, state=state
+                ) from error
+            log.error("State %s of task %s is not stored: %s", state, task_id, _reason(error))
+            return result
+
+    def get_task_meta(self, task_id: str, cache: bool = True) -> Any:
+        """Read it. Raises `BackendGetMetaError`, which Celery expects when it looks for a stored success."""
+        self._deadline = time.monotonic() + PATIENCE
+        try:
+            return super().get_task_meta(task_id, cache)  # type: ignore[misc]
+        except Exception as error:
+            if not super().exception_safe_to_retry(error):  # type: ignore[misc]
+                raise  # not the store's
+            raise celery.exceptions.BackendGetMetaError(_reason(error), task_id=task_id) from error
+
+    def exception_safe_to_retry(self, exc: Exception) -> bool:
+        """Asked by Celery after each attempt."""
+        return time.monotonic() < self._deadline and super().exception_safe_to_retry(exc)  # type: ignore[misc]
+
+
+class _PatientDatabase(_Patient):
+    """A database that is down, or new, is found out at once, and is used once it is there."""
+
+    url: str
+    engine_options: dict[str, Any]
+    session_manager: Any
+
+    def ResultSession(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802  as Celery names it
+        if not self.session_manager.prepared:
+            # One that is down raises here. Celery would look for its tables ten times, in each attempt.
+            self.session_manager.get_engine(self.url, **self.engine_options).connect().close()
+        return super().ResultSession(*args, **kwargs)  # type: ignore[misc]
+
+    def on_backend_retryable_error(self, exc: Exception) -> None:
+        super().on_backend_retryable_error(exc)  # type: ignore[misc]
+        self.session_manager.prepared = False  # the database that comes back may be a new one, with no tables
+
+
+def open_store(app: Any, url: str) -> Any:
+    """The result backend of `url`, which is any that Celery knows; Celery calls this by its name.
+
+    Raises `ConfigError` for a URL that names none; for a database, when that is first used.
+    """
+
+    def make() -> Any:
+        try:
+            kind, rest = backends.by_url(url, app.loader)
+        except (ImportError, AttributeError, celery.exceptions.ImproperlyConfigured) as error:
+            raise _wrong_url(_reason(error), "the URL of a database begins with db+") from None
+        if is_database:
+            _check_database(rest)
+        store = type(kind.__name__, (_PatientDatabase if is_database else _Patient, kind), {})(
+            app=app, url=rest
+        )
+        store.max_retries = math.inf  # what ends it is the deadline
+        store.max_sleep_between_retries_ms = ATTEMPT_INTERVAL * 1000
+        return store
+
+    is_database = url.startswith("db+")
+    logging.getLogger("celery.backends.base").addFilter(_in_one_line)
+    return _WhenNeeded(make) if is_database else make()
+
+
+def _check_database(url: str) -> None:
+    """Raise `ConfigError` for a URL that no database can be opened with, and make SQLite's folder."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    try:
+        parsed = make_url(url)
+        parsed.get_dialect().import_dbapi()
+        urlsplit(url).port  # noqa: B018  as Celery reads it, for its banner
+    except NoSuchModuleError:
+        raise _wrong_url(
+            f"SQLAlchemy has no database {url.partition(':')[0]!r}", "such as postgresql"
+        ) from None
+    except ImportError as error:
+        raise _wrong_url(
+            _reason(error), "install the driver; for PostgreSQL: pip install 'psycopg[binary]'"
+        ) from None
+    except (ArgumentError, ValueError):
+        # Their words may hold what was taken for a port, and is a password.
+        raise _wrong_url(
+            "it is no URL of a database",
+            "such as db+postgresql://user:password@host:5432/database, with / in a password as %2F",
+        ) from None
+    path = parsed.database or ":memory:"
+    if parsed.drivername.startswith("sqlite") and not path.startswith((":", "file:")):
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise store_error(error) from error
+
+
+def _wrong_url(reason: str, hint: str) -> ConfigError:
+    return ConfigError(f"CELERY_RESULT_BACKEND cannot be used: {reason}", hint)
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Say what Celery says of each attempt, without a traceback of a hundred lines."""
+    if record.exc_info and str(record.msg).startswith("Failed operation"):
+        record.msg, record.args = "The result store fails, trying again: %s", (_reason(record.exc_info[1]),)
+        record.exc_info = None
+    return True
+
+
+def tune_engine(engine: Any) -> None:
+    """Let the workers of one machine share an SQLite file, and no server block a worker for ever.
+
+    With a write-ahead log readers do not wait for writers, and `synchronous=NORMAL` is safe against a
+    crash of the program; a crash of the machine may lose the last results, never the tasks
+    (https://www.sqlite.org/pragma.html#pragma_synchronous).
+    """
+    if engine.dialect.name == "sqlite":
+        _tune_sqlite(engine)
+    elif engine.dialect.driver.startswith("psycopg"):
+        from sqlalchemy import event
+
+        @event.listens_for(engine, "do_connect")
+        def before_connect(_dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> None:
+            options.setdefault("connect_timeout", CONNECT_TIMEOUT)
+            options.setdefault("tcp_user_timeout", CONNECT_TIMEOUT * 1000)
+
+
+def _tune_sqlite(engine: Any) -> None:
+    from sqlalchemy import event
+    from sqlalchemy.exc import DisconnectionError
+
+    @event.listens_for(engine, "connect")
+    def after_connect(connection: Any, record: Any) -> None:
+        connection.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT * 1000}")
+        _write_ahead(connection)
+        connection.execute("PRAGMA synchronous = NORMAL")
+        record.info["file"] = path = connection.execute("PRAGMA database_list").fetchone()[2]
+        record.info["identity"] = _identity(path)
+
+    @event.listens_for(engine, "checkout")
+    def before_use(_connection: Any, record: Any, _proxy: Any) -> None:
+        # A file that was deleted, or replaced, would take results that nobody ever reads.
+        if _identity(record.info["file"]) != record.info["identity"]:
+            raise DisconnectionError("the database file is another one now")
+
+
+def _write_ahead(connection: Any) -> None:
+    # Of several processes that open a new file at once, one changes its mode. The others are told at once
+    # that it is locked, whatever the timeout.
+    deadline = time.monotonic() + SQLITE_BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(LOCK_INTERVAL)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """What tells a file from another one of the same name; None when there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:  # as for a database in memory, which has no path
+        return None
+    return found.st_dev, found.st_ino
+
+
+def store_error(error: Exception) -> ProjError:
+    """The error in words, with the store that it is of, and no password."""
+    if isinstance(error, ProjError):
+        return error
+    # kombu's own way of hiding a password raises for one that holds a slash, and cites it.
+    store = re.sub(r"(://[^:/@]*):.*@", r"\1:**@", config.load().result_backend.partition("?")[0])
+    return ResultStoreError(
+        f"the result store cannot be read: {_reason(error)}", f"it is {store}; check CELERY_RESULT_BACKEND"
+    )
+
+
+def _reason(error: BaseException | None) -> str:
+    """The words of the store itself, in one line."""
+    while isinstance(error, celery.exceptions.BackendError) and error.__cause__:
+        error = error.__cause__  # these say only that it failed
+    # SQLAlchemy adds the statement, the result itself among its values, and a link.
+    return " ".join(str(getattr(error, "orig", None) or error).split())

@@ -1,0 +1,105 @@
+"""A message that comes twice does not act twice, once its success is stored; and the window that remains."""
+
+import json
+
+from tests.bundle import Bundle, eventually
+
+#: A task that leaves a line in a file for each time it is executed, and can be told to die afterwards.
+ACT = """
+    @app.task(name="proj.tasks.act", pydantic=True)
+    def act() -> str:
+        with open("acts", "a") as file:
+            file.write("x")
+        return "acted"
+"""
+
+
+def _acts(bundle: Bundle) -> int:
+    path = bundle.folder / "acts"
+    return len(path.read_text()) if path.exists() else 0
+
+
+def _handled(bundle: Bundle) -> None:
+    """Wait until no message is left, in the queue or in a worker's hands."""
+    eventually("the queue is empty", lambda: bundle.depth("proj.tasks") == 0)
+    eventually("all is acknowledged", lambda: bundle.unacknowledged("proj.tasks") == 0)
+
+
+def test_message_that_is_published_twice_acts_once(bundle: Bundle) -> None:
+    """The caller repeats a publish with its id, after the first was executed: it is acknowledged, no more."""
+    bundle.add_task(ACT)
+    worker = bundle.worker()
+    enqueue = ("enqueue", "task", "proj.tasks.act", "--id", "order-1")
+    assert bundle.proj(*enqueue, "--wait", "--timeout", "30").stdout == '"acted"\n'
+
+    assert bundle.proj(*enqueue, "--wait", "--timeout", "30").stdout == '"acted"\n'
+
+    worker.says("Task already completed successfully")
+    _handled(bundle)
+    assert _acts(bundle) == 1
+    assert bundle.depth("proj.dead") == 0
+
+
+def test_ordinary_message_costs_no_look_up(bundle: Bundle) -> None:
+    """A message with an id of our making carries no mark; one with the caller's does."""
+    bundle.proj("enqueue", "add", "1", "2")
+    bundle.proj("enqueue", "add", "1", "2", "--id", "mine")
+
+    ordinary, marked = (message["properties"]["headers"] for message in bundle.peek("proj.tasks"))
+
+    assert "x-proj-repeat" not in ordinary
+    assert marked["x-proj-repeat"] is True
+
+
+def test_redelivered_message_whose_success_is_stored_acts_once(bundle: Bundle) -> None:
+    """A worker dies after the result is stored, and before it acknowledges: the other only acknowledges."""
+    bundle.add_task(ACT)
+    # The fault: die instead of the acknowledgement, which comes after the result is stored.
+    bundle.switch_off(
+        "worker.py",
+        "    def acknowledge(self) -> None:\n",
+        "    def acknowledge(self) -> None:\n        os.kill(os.getpid(), signal.SIGKILL)\n",
+    )
+    victim = bundle.worker(log="victim.log").ready()
+    message = bundle.python("import json; from proj.tasks import act; print(json.dumps(act.delay().id))")
+    assert victim.process.wait(30) == -9
+    assert json.loads(bundle.proj("result", message, "--json").stdout)["state"] == "SUCCESS"
+    eventually("the message is back", lambda: bundle.depth("proj.tasks") == 1)
+
+    bundle.heal()
+    bundle.worker(log="other.log").says("Task already completed successfully")
+
+    _handled(bundle)
+    assert _acts(bundle) == 1
+
+
+def test_window_that_remains(bundle: Bundle) -> None:
+    """A worker that dies after the task acted, and before the success is stored, lets it act twice."""
+    bundle.add_task(
+        ACT.replace('return "acted"', "import os; _acts_once_only() or os.kill(os.getppid(), 9)\n")
+    )
+    bundle.add_task("""
+        def _acts_once_only() -> bool:
+            with open("acts") as file:
+                return len(file.read()) > 1
+    """)
+    victim = bundle.worker(log="victim.log").ready()
+    bundle.proj("enqueue", "task", "proj.tasks.act", "--id", "twice")
+    assert victim.process.wait(30) == -9
+
+    bundle.worker(log="other.log").says("succeeded in")
+
+    _handled(bundle)
+    assert _acts(bundle) == 2
+
+
+def test_control_without_the_mark_a_message_that_is_published_twice_acts_twice(bundle: Bundle) -> None:
+    """The broker's redelivered flag alone does not know of a second publish."""
+    bundle.add_task(ACT)
+    bundle.switch_off("worker.py", "if self.request_dict.get(queues.REPEAT_HEADER):", "if False:")
+    bundle.worker()
+    for _ in range(2):
+        bundle.proj("enqueue", "task", "proj.tasks.act", "--id", "order-1")
+
+    _handled(bundle)
+    eventually("it acted twice", lambda: _acts(bundle) == 2)

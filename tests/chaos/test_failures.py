@@ -1,0 +1,277 @@
+"""What fails, and where its message is afterwards: tried again, or kept in proj.dead, never gone."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.bundle import PATIENCE, Bundle, Worker, eventually
+
+#: A task that does as it is told; each attempt leaves a line in a file, whatever becomes of it.
+SCRIPTED = """
+    @app.task(name="proj.tasks.scripted", pydantic=True, bind=True)
+    def scripted(self, *actions: str) -> str:
+        import os, signal, sys
+        from celery.exceptions import SoftTimeLimitExceeded
+        with open("attempts", "a") as file:
+            file.write(f"{self.request.id} {self.request.retries}\\n")
+        with open("attempts") as file:
+            attempt = len(file.readlines())
+        action = actions[min(attempt, len(actions)) - 1]
+        if action == "transient":
+            raise ConnectionError("the other side hung up")
+        if action == "fail":
+            raise ValueError("no such thing")
+        if action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if action == "exit":
+            sys.exit(3)
+        if action == "sleep":
+            time.sleep(600)
+        if action == "stubborn":
+            while True:
+                try:
+                    time.sleep(600)
+                except SoftTimeLimitExceeded:
+                    pass
+        return action
+"""
+
+
+@pytest.fixture
+def scripted(bundle: Bundle) -> Callable[..., None]:
+    """Enqueue the scripted task under the id `it`."""
+    bundle.add_task(SCRIPTED)
+
+    def enqueue(*actions: str) -> None:
+        words = [json.dumps(action) for action in actions]
+        done = bundle.proj("enqueue", "task", "proj.tasks.scripted", *words, "--id", "it")
+        assert done.returncode == 0, done.stderr
+
+    return enqueue
+
+
+def _attempts(bundle: Bundle) -> int:
+    path = bundle.folder / "attempts"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def _dead(bundle: Bundle, patience: float = PATIENCE) -> Any:
+    """The only message of proj.dead, once it is there; and nothing is left in proj.tasks."""
+
+    def arrived() -> bool:
+        return bundle.has("proj.dead") and bundle.depth("proj.dead") == 1
+
+    eventually("a message is in proj.dead", arrived, patience)
+    (message,) = bundle.peek("proj.dead")
+    assert bundle.depth("proj.tasks") == 0
+    return message
+
+
+def _outcome(bundle: Bundle, task_id: str = "it") -> Any:
+    return json.loads(bundle.proj("result", task_id, "--json").stdout)
+
+
+def test_transient_error_is_tried_again(bundle: Bundle, scripted: Callable[..., None]) -> None:
+    """A connection error is retried with the same id, after a delay at the broker, until it is over."""
+    worker = bundle.worker()
+    scripted("transient", "transient", "fine")
+
+    worker.says("succeeded in")
+
+    assert _attempts(bundle) == 3
+    assert _outcome(bundle)["result"] == "fine"
+    assert bundle.depth("proj.dead") == 0
+
+
+def test_retries_that_ran_out_make_a_dead_letter(bundle: Bundle, scripted: Callable[..., None]) -> None:
+    """At most PROJ_MAX_RETRIES retries, then the message is kept with the error that it had last."""
+    bundle.worker(env={"PROJ_MAX_RETRIES": "1"})
+    scripted("transient")
+
+    message = _dead(bundle)
+
+    assert _attempts(bundle) == 2
+    assert message["properties"]["headers"]["id"] == "it"
+    assert message["properties"]["headers"]["x-death"][0]["reason"] == "rejected"
+    assert _outcome(bundle)["error"] == "ConnectionError: the other side hung up"
+
+
+def test_other_error_makes_a_dead_letter_at_once(bundle: Bundle, scripted: Callable[..., None]) -> None:
+    """What is not transient is not tried again."""
+    bundle.worker()
+    scripted("fail")
+
+    message = _dead(bundle)
+
+    assert _attempts(bundle) == 1
+    assert json.loads(message["payload"])[0] == ["fail"]
+    outcome = _outcome(bundle)
+    assert outcome["error"] == "ValueError: no such thing"
+    assert "in scripted" in outcome["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("action", "error"),
+    [("sleep", "SoftTimeLimitExceeded"), ("stubborn", "TimeLimitExceeded: TimeLimitExceeded(2")],
+)
+def test_time_limit_makes_a_dead_letter_at_once(
+    bundle: Bundle, scripted: Callable[..., None], action: str, error: str
+) -> None:
+    """A task that is too long is ended, by an exception or with its process, and not tried again."""
+    bundle.worker(env={"PROJ_TASK_SOFT_TIME_LIMIT": "1", "PROJ_TASK_TIME_LIMIT": "2"})
+    scripted(action)
+
+    message = _dead(bundle)
+
+    assert _attempts(bundle) == 1
+    assert message["properties"]["headers"]["x-death"][0]["reason"] == "rejected"
+    assert _outcome(bundle)["error"].startswith(error)
+
+
+@pytest.mark.parametrize(
+    ("action", "error"), [("kill", "signal 9 (SIGKILL)"), ("exit", "exited with code 3")]
+)
+def test_killer_of_its_process_is_told_apart_from_an_exception(
+    bundle: Bundle, scripted: Callable[..., None], action: str, error: str
+) -> None:
+    """A process that ends under its task, as when memory runs out, is tried up to the delivery limit."""
+    bundle.worker()
+    scripted(action)
+
+    # Celery takes 5 s to replace a process of its pool.
+    message = _dead(bundle, patience=90)
+
+    assert message["properties"]["headers"]["x-death"][0]["reason"] == "delivery_limit"
+    assert _attempts(bundle) > 1
+    assert _outcome(bundle)["error"].startswith("WorkerLostError: ")
+    assert error in _outcome(bundle)["error"]
+
+
+def _raw(bundle: Bundle, body: bytes, content_type: str, **headers: object) -> None:
+    """Put a message into proj.tasks that our publishing would not make."""
+    import kombu
+
+    with kombu.Connection(bundle.url, transport_options={"confirm_publish": True}) as connection:
+        kombu.Producer(connection).publish(
+            body,
+            exchange="",
+            routing_key="proj.tasks",
+            content_type=content_type,
+            content_encoding="utf-8",
+            headers=headers,
+            delivery_mode=2,
+            mandatory=True,
+        )
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "headers"),
+    [
+        (b"\xff not json", "application/json", {"task": "proj.tasks.add", "id": "it"}),
+        (b'["not", "a task"', "application/json", {"task": "proj.tasks.add", "id": "it"}),
+        (b"{}", "application/json", {"task": "proj.tasks.add", "id": "it"}),
+        (b"gASVBQ==", "application/x-python-serialize", {"task": "proj.tasks.add", "id": "it"}),
+        (b"[[1, 2], {}, {}]", "application/json", {"task": "proj.tasks.unknown", "id": "it"}),
+        (b"[[1, 2], {}, {}]", "application/json", {"task": "proj.tasks.add"}),
+        (b"hello", "text/plain", {}),
+        (b'{"hello": 1}', "application/json", {}),
+        (b"\xff", "application/json", {}),
+    ],
+    ids=[
+        "body-not-text",
+        "body-not-json",
+        "body-no-arguments",
+        "body-pickled",
+        "task-unknown",
+        "id-missing",
+        "plain-text",
+        "plain-json",
+        "plain-bytes",
+    ],
+)
+def test_message_that_is_no_task_makes_a_dead_letter_at_once(
+    bundle: Bundle, body: bytes, content_type: str, headers: dict[str, object]
+) -> None:
+    """Whatever cannot be executed is kept as it came, and the worker goes on."""
+    worker = bundle.worker().ready()
+    _raw(bundle, body, content_type, **headers)
+
+    message = _dead(bundle)
+
+    assert message["properties"]["headers"]["x-death"][0]["count"] == 1
+    assert bundle.proj("enqueue", "add", "1", "2", "--wait", "--timeout", "30").stdout == "3\n"
+    assert worker.process.poll() is None
+
+
+def test_message_that_expires_at_the_worker_is_kept(bundle: Bundle) -> None:
+    """A message whose time is over when a worker gets it is not executed, and not dropped."""
+    bundle.worker().ready()
+    past = "2020-01-01T00:00:00+00:00"
+    _raw(bundle, b"[[1, 2], {}, {}]", "application/json", task="proj.tasks.add", id="it", expires=past)
+
+    assert _dead(bundle)["properties"]["headers"]["id"] == "it"
+
+
+# --- Controls: without its protection, the same fault loses the message
+
+
+def _lost(bundle: Bundle, worker: Worker) -> None:
+    """Neither waiting, nor dead, nor in a worker's hands."""
+    eventually("the worker has no message", lambda: bundle.unacknowledged("proj.tasks") == 0)
+    assert bundle.depth("proj.tasks") == 0
+    assert bundle.depth("proj.dead") == 0
+    assert worker.process.poll() is None
+
+
+def test_control_without_reject_on_failure_a_failed_message_is_lost(
+    bundle: Bundle, scripted: Callable[..., None]
+) -> None:
+    """Celery's default acknowledges a failed task."""
+    bundle.switch_off("config.py", '"task_acks_on_failure": False', '"task_acks_on_failure": True')
+    worker = bundle.worker()
+    scripted("fail")
+
+    worker.says("ValueError('no such thing')")
+
+    _lost(bundle, worker)
+
+
+def test_control_without_reject_on_decode_error_an_unreadable_message_is_lost(bundle: Bundle) -> None:
+    """Celery's consumer acknowledges what it cannot read."""
+    bundle.switch_off("worker.py", "    def on_decode_error(", "    def _not_used(")
+    worker = bundle.worker().ready()
+    _raw(bundle, b"\xff not json", "application/json", task="proj.tasks.add", id="it")
+
+    worker.says("Can't decode message body")
+
+    _lost(bundle, worker)
+
+
+def test_control_without_late_acknowledgement_a_killed_worker_loses_its_message(bundle: Bundle) -> None:
+    """Acknowledged at its start, the task dies with its worker."""
+    bundle.switch_off("config.py", '"task_acks_late": True', '"task_acks_late": False')
+    worker = bundle.worker().ready()
+    bundle.proj("enqueue", "sleep-dots", "600", "--id", "it")
+    worker.started("it")
+
+    worker.kill()
+
+    other = bundle.worker(log="other.log").ready()
+    _lost(bundle, other)
+
+
+def test_control_without_delivery_limit_a_killer_goes_round_for_ever(
+    bundle: Bundle, scripted: Callable[..., None]
+) -> None:
+    """Only the limit stops it."""
+    bundle.switch_off(
+        "queues.py", '"x-delivery-limit": DELIVERY_LIMIT', '"x-delivery-limit": NO_DELIVERY_LIMIT'
+    )
+    bundle.worker()
+    scripted("kill")
+
+    eventually("it is executed beyond the limit", lambda: _attempts(bundle) > 6, patience=90)
+
+    assert bundle.depth("proj.dead") == 0

@@ -1,0 +1,95 @@
+"""Deploys: a worker that is told to end finishes what it has, in its time, and gives back the rest."""
+
+import collections
+import json
+import signal
+
+from tests.bundle import Bundle, Worker, eventually
+
+#: A task of a fraction of a second, which leaves its number in a file each time it is executed.
+NAP = """
+    @app.task(name="proj.tasks.nap", pydantic=True)
+    def nap(number: int) -> int:
+        time.sleep(0.3)
+        with open("naps", "a") as file:
+            file.write(f"{number} ")
+        return number
+"""
+
+
+def _terminate(worker: Worker) -> int:
+    worker.process.send_signal(signal.SIGTERM)
+    return worker.process.wait(60)
+
+
+def test_sigterm_lets_the_running_task_end_and_takes_no_new_one(bundle: Bundle) -> None:
+    """The running task is finished and acknowledged; what waits stays in the queue for others."""
+    worker = bundle.worker().ready()
+    for task_id in ("first", "second", "third"):
+        bundle.proj("enqueue", "sleep-dots", "3", "--id", task_id)
+    worker.started("first")
+
+    assert _terminate(worker) == 0
+
+    assert [line.id for line in worker.lines("Done after")] == ["first"]
+    assert [message["properties"]["headers"]["id"] for message in bundle.peek("proj.tasks")] == [
+        "second",
+        "third",
+    ]
+    assert json.loads(bundle.proj("result", "first", "--json").stdout)["result"] == 3
+
+
+def test_what_is_not_done_when_the_grace_is_over_is_given_back(bundle: Bundle) -> None:
+    """A task that is too long for the grace period is ended, and executed by another worker."""
+    worker = bundle.worker(env={"PROJ_SHUTDOWN_GRACE": "1"}).ready()
+    bundle.proj("enqueue", "sleep-dots", "600", "--id", "long")
+    worker.started("long")
+
+    _terminate(worker)
+
+    eventually("the message is back", lambda: bundle.depth("proj.tasks") == 1)
+    assert bundle.depth("proj.dead") == 0
+    assert json.loads(bundle.proj("result", "long", "--json").stdout)["state"] != "FAILURE"
+    bundle.worker(log="next.log").started("long")
+
+
+def test_rolling_restart_under_load_loses_nothing_and_repeats_nothing(bundle: Bundle) -> None:
+    """Two workers are replaced one after the other while tasks wait: each task is executed exactly once."""
+    bundle.add_task(NAP)
+    workers = [bundle.worker(log=f"old{n}.log").ready() for n in range(2)]
+    total = 30
+    bundle.python(f"""
+from proj.tasks import nap
+for number in range({total}): nap.delay(number)
+print(0)
+""")
+    naps = bundle.folder / "naps"
+    eventually("the work has begun", naps.exists)
+
+    for n, worker in enumerate(workers):
+        assert _terminate(worker) == 0
+        bundle.worker(log=f"new{n}.log").ready()
+
+    def executed() -> collections.Counter[str]:
+        return collections.Counter(naps.read_text().split())
+
+    eventually("all are executed", lambda: len(executed()) == total)
+    assert set(executed().values()) == {1}
+    eventually("all are acknowledged", lambda: bundle.unacknowledged("proj.tasks") == 0)
+    assert bundle.depth("proj.tasks") == 0
+    assert bundle.depth("proj.dead") == 0
+
+
+def test_task_that_may_take_longer_than_the_broker_waits_is_refused_at_the_start(bundle: Bundle) -> None:
+    """The broker would end the worker's channel in the middle of it; the line says which two settings."""
+    bundle.add_task("""
+        @app.task(name="proj.tasks.long", time_limit=1800)
+        def long() -> None: ...
+    """)
+
+    worker = bundle.worker()
+
+    assert worker.process.wait(30) == 2
+    for part in ("time_limit of proj.tasks.long", "consumer_timeout", "1800", "PROJ_CONSUMER_TIMEOUT"):
+        assert part in worker.text()
+    assert "Traceback" not in worker.text()

@@ -1,0 +1,444 @@
+"""Results last, and a result store that fails loses no task: SQLite and PostgreSQL, each with its faults."""
+
+import json
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bundle import Bundle, Worker, eventually
+from tests.postgres import INSTALL_HINT, PASSWORD, Postgres, find_server_dir
+
+#: Seconds that a command may take to tell that the store fails: twice what it takes on two busy cores.
+READING_TAKES = 15
+
+#: A result of so many letters does not fit into the store of `_impatient`.
+TOO_MANY = 1_000_000
+
+#: What JSON can hold and a store could spoil.
+VALUES = [
+    2**200,
+    -(2**63),
+    0.1,
+    "Grüße, 世界 🎉\u2028\x7f\\\"'",
+    "",
+    None,
+    True,
+    [],
+    {"": {"nested": [[1, {"ключ": None}], "x" * 10_000]}},
+]
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    """A server: a skip on a laptop without PostgreSQL, a failure in CI."""
+    server_dir = find_server_dir()
+    if server_dir is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(INSTALL_HINT)
+    with Postgres(server_dir) as server:
+        server.execute(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'")
+        yield server
+
+
+class Database:
+    """A database of its own, which the bundle's programs use as result store."""
+
+    def __init__(self, server: Postgres, bundle: Bundle) -> None:
+        self.server = server
+        self.name = f"results_{uuid.uuid4().hex}"
+        server.execute(f"CREATE DATABASE {self.name} OWNER app")
+        bundle.env["CELERY_RESULT_BACKEND"] = "db+" + server.url(self.name, "app")
+
+    def execute(self, statement: str) -> Any:
+        return self.server.execute(statement, self.name)
+
+
+@pytest.fixture
+def database(postgres: Postgres, bundle: Bundle) -> Database:
+    return Database(postgres, bundle)
+
+
+def _file(bundle: Bundle) -> Path:
+    return bundle.folder / "state" / "results.sqlite3"
+
+
+def _remove(bundle: Bundle) -> None:
+    for path in _file(bundle).parent.glob("results.sqlite3*"):
+        path.unlink()
+
+
+def _worker(bundle: Bundle, *options: str, log: str = "worker.log") -> Worker:
+    # To look for its neighbours takes a worker a second, and changes nothing here.
+    return bundle.worker("--without-mingle", "--without-gossip", *options, log=log)
+
+
+def _outcome(bundle: Bundle, task_id: str) -> dict[str, Any]:
+    outcome: dict[str, Any] = json.loads(bundle.proj("result", task_id, "--json").stdout)
+    return outcome
+
+
+# --- What is stored
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgresql+psycopg"])
+def test_values_come_back_as_they_were(bundle: Bundle, store: str, request: pytest.FixtureRequest) -> None:
+    """A result is read as the task returned it, whatever JSON can hold."""
+    if store != "sqlite":
+        request.getfixturevalue("database")
+        bundle.env["CELERY_RESULT_BACKEND"] = bundle.env["CELERY_RESULT_BACKEND"].replace("postgresql", store)
+    bundle.add_task("""
+        @app.task(name="proj.tasks.echo")
+        def echo(value: object) -> object:
+            return value
+    """)
+    _worker(bundle)
+
+    returned = bundle.python(f"""
+import json
+from proj.tasks import echo
+results = [echo.apply_async((value,), task_id=f"echo-{{n}}") for n, value in enumerate({VALUES!r})]
+print(json.dumps([result.get(timeout=30) for result in results]))
+""")
+
+    assert returned == VALUES
+    done = bundle.proj("result", f"echo-{VALUES.index(None)}")
+    assert done.returncode == 0, done.stderr
+    assert "state     SUCCESS\nresult    null\n" in done.stdout
+
+
+def test_failure_is_stored_even_of_a_task_that_ignores_results(bundle: Bundle) -> None:
+    """A dead letter explains itself: its exception and traceback are there, though no result ever is."""
+    bundle.add_task("""
+        @app.task(name="proj.tasks.silent", ignore_result=True)
+        def silent(divisor: int) -> float:
+            return 1 / divisor
+    """)
+    worker = _worker(bundle)
+    bundle.proj("enqueue", "task", "proj.tasks.silent", "1", "--id", "well")
+    bundle.proj("enqueue", "task", "proj.tasks.silent", "0", "--id", "badly")
+
+    eventually("the failed one is a dead letter", lambda: bundle.depth("proj.dead") == 1)
+
+    worker.says("proj.tasks.silent[well] succeeded")
+    assert _outcome(bundle, "well")["state"] == "PENDING"
+    badly = _outcome(bundle, "badly")
+    assert (badly["state"], badly["error"]) == ("FAILURE", "ZeroDivisionError: division by zero")
+    assert "return 1 / divisor" in badly["traceback"]
+
+
+# --- SQLite with many writers
+
+
+def test_many_writers_lose_nothing(bundle: Bundle) -> None:
+    """Four processes of two workers store 800 results in one new file, and none finds it locked."""
+    workers = [_worker(bundle, "--concurrency=2", log=f"{n}.log") for n in "ab"]
+    bundle.python("""
+from proj.tasks import add
+for n in range(800): add.delay(n, 1)
+print(0)
+""")
+
+    def succeeded() -> int:
+        return sum(worker.text().count(" succeeded in ") for worker in workers)
+
+    eventually("all are done", lambda: succeeded() == 800)
+    with sqlite3.connect(_file(bundle)) as connection:
+        stored = connection.execute("SELECT result FROM celery_taskmeta WHERE status = 'SUCCESS'").fetchall()
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert sorted(int(value) for (value,) in stored) == list(range(1, 801))
+    for worker in workers:
+        assert len({line.process for line in worker.lines("Result of")}) == 2, "not all had work"
+        assert "database is locked" not in worker.text()
+        assert "result store fails" not in worker.text()
+
+
+def test_sqlite_is_tuned(bundle: Bundle) -> None:
+    """Our connections write ahead, sync at checkpoints, and wait for another writer."""
+    assert bundle.python("""
+import json
+from proj import app
+session = app.backend.ResultSession()
+from sqlalchemy import text
+pragmas = ("journal_mode", "synchronous", "busy_timeout")
+print(json.dumps([session.execute(text("PRAGMA " + name)).scalar() for name in pragmas]))
+""") == ["wal", 1, 5000]
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["", "control"])
+def test_file_that_is_deleted_under_a_worker(bundle: Bundle, protected: bool) -> None:
+    """The next result goes into a new file, and not into one that nobody can read; the control loses it."""
+    if not protected:
+        bundle.switch_off("result_store.py", "raise DisconnectionError", "str")
+    _worker(bundle)
+    first = bundle.proj("enqueue", "add", "1", "2", "--id", "first", "--wait", "--timeout", "30")
+    assert first.stdout == "3\n", first.stderr
+
+    _remove(bundle)
+
+    timeout = "30" if protected else "3"
+    done = bundle.proj("enqueue", "add", "2", "3", "--id", "second", "--wait", "--timeout", timeout)
+    assert (done.returncode, done.stdout) == ((0, "5\n") if protected else (75, ""))
+    assert _outcome(bundle, "first")["state"] == "PENDING"
+    assert (bundle.depth("proj.tasks"), bundle.depth("proj.dead")) == (0, 0)
+
+
+# --- A store that fails when a task has ended
+
+#: Makes a fault, and returns what mends it.
+Fault = Callable[[Any], Callable[[], object]]
+
+
+def _folder_in_its_place(bundle: Bundle) -> Callable[[], object]:
+    _remove(bundle)
+    _file(bundle).mkdir()
+    return _file(bundle).rmdir
+
+
+def _garbage(bundle: Bundle) -> Callable[[], object]:
+    _remove(bundle)
+    _file(bundle).write_bytes(os.urandom(8192))
+    return _file(bundle).unlink
+
+
+def _locked(bundle: Bundle) -> Callable[[], object]:
+    other = sqlite3.connect(_file(bundle), isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    return other.close
+
+
+def _full(bundle: Bundle) -> Callable[[], object]:
+    # By the limit that `_impatient` gives every connection; short results still fit.
+    return lambda: None
+
+
+def _stopped(database: Database) -> Callable[[], object]:
+    database.server.stop()
+    return database.server.start
+
+
+def _without_the_right(database: Database) -> Callable[[], object]:
+    database.execute("REVOKE INSERT ON ALL TABLES IN SCHEMA public FROM app")
+    return lambda: database.execute("GRANT INSERT ON ALL TABLES IN SCHEMA public TO app")
+
+
+def _read_only(database: Database) -> Callable[[], object]:
+    # As a standby server is, which takes over from the one that the worker was connected to.
+    def set_to(value: str) -> None:
+        database.server.execute(f"ALTER DATABASE {database.name} SET default_transaction_read_only = {value}")
+        database.server.execute(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database.name}'"
+        )
+
+    set_to("on")
+    return lambda: set_to("off")
+
+
+def _impatient(bundle: Bundle) -> None:
+    """Let the copy give up sooner, and have room for less."""
+    bundle.switch_off("result_store.py", "STORE_PATIENCE: Final = 30", "STORE_PATIENCE: Final = 1")
+    bundle.switch_off("result_store.py", "SQLITE_BUSY_TIMEOUT: Final = 5", "SQLITE_BUSY_TIMEOUT: Final = 1")
+    bundle.switch_off("result_store.py", "\nPATIENCE: Final = 2", "\nPATIENCE: Final = 0.5")
+    tuned = 'connection.execute("PRAGMA synchronous = NORMAL")'
+    bundle.switch_off("result_store.py", tuned, f'{tuned}; connection.execute("PRAGMA max_page_count = 50")')
+
+
+def _strike(bundle: Bundle, fault: Fault, target: Any, said: str, *options: str) -> Worker:
+    """Let a task end while the store fails, in a worker that has used it before; prove that it failed."""
+    bundle.add_task("""
+        @app.task(name="proj.tasks.letters")
+        def letters(count: int) -> str:
+            log.info("Writing %d", count)
+            return "x" * count
+    """)
+    worker = _worker(bundle, *options)
+    done = bundle.proj("enqueue", "add", "1", "2", "--wait", "--timeout", "30")
+    assert done.stdout == "3\n", done.stderr
+    mend = fault(target)
+    try:
+        count = str(TOO_MANY if fault is _full else 1)
+        bundle.proj("enqueue", "task", "proj.tasks.letters", count, "--id", "struck")
+        worker.says(said)
+        eventually(
+            f"the message is answered; the worker said:\n{worker.text()}",
+            lambda: bundle.depth("proj.dead") == 1 or "[struck] succeeded" in worker.text(),
+        )
+    finally:
+        mend()
+    return worker
+
+
+def _is_kept(bundle: Bundle, worker: Worker) -> None:
+    """The task was executed once, is a dead letter, and the worker goes on with the next."""
+    (dead,) = bundle.peek("proj.dead")
+    assert dead["properties"]["headers"]["id"] == "struck"
+    assert [line.id for line in worker.lines("Writing")] == ["struck"]
+    assert "[struck] succeeded" not in worker.text()
+    done = bundle.proj("enqueue", "add", "2", "3", "--wait", "--timeout", "30")
+    assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
+    assert (bundle.depth("proj.tasks"), bundle.depth("proj.dead")) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (_folder_in_its_place, "unable to open database file"),
+        (_garbage, "file is not a database"),
+        (_locked, "database is locked"),
+        (_full, "database or disk is full"),
+    ],
+)
+def test_sqlite_that_fails(bundle: Bundle, fault: Fault, said: str) -> None:
+    """A task whose result SQLite does not take is executed once, and its message kept in proj.dead."""
+    _impatient(bundle)
+
+    worker = _strike(bundle, fault, bundle, said)
+
+    _is_kept(bundle, worker)
+    if fault is _full:  # what says so is short, and still fits
+        assert _outcome(bundle, "struck")["error"].endswith("the result cannot be stored: " + said)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said", "pool"),
+    [
+        (_stopped, "Connection refused", "threads"),
+        (_without_the_right, "permission denied for table celery_taskmeta", "prefork"),
+        (_read_only, "read-only transaction", "prefork"),
+    ],
+)
+def test_postgresql_that_fails(
+    bundle: Bundle, database: Database, fault: Fault, said: str, pool: str
+) -> None:
+    """A task whose result PostgreSQL does not take is executed once, and its message kept in proj.dead."""
+    _impatient(bundle)
+
+    worker = _strike(bundle, fault, database, said, f"--pool={pool}")
+
+    _is_kept(bundle, worker)
+
+
+def test_success_that_is_lost(bundle: Bundle) -> None:
+    """The control for the two above: were the error not raised, the task would be done without a result."""
+    _impatient(bundle)
+    bundle.switch_off("result_store.py", "if state == states.SUCCESS:", "if False:")
+
+    worker = _strike(bundle, _folder_in_its_place, bundle, "unable to open database file")
+
+    assert "[struck] succeeded" in worker.text()
+    assert (bundle.depth("proj.tasks"), bundle.depth("proj.dead")) == (0, 0)
+    assert _outcome(bundle, "struck")["state"] == "PENDING"
+
+
+def test_worker_waits_for_its_store(bundle: Bundle, database: Database) -> None:
+    """With its database down a worker starts, keeps the one result it has, and stores it later."""
+    database.server.stop()
+    try:
+        worker = _worker(bundle)
+        for n in "12":
+            bundle.proj("enqueue", "add", n, "1", "--id", n)
+        # Before that it looks for a stored success, since the ids are the caller's, and finds no store.
+        eventually("a task is executed", lambda: worker.lines("Result of"))
+        worker.says("The result store fails, trying again: ")
+        assert [line.id for line in worker.lines("Result of")] == ["1"], "it took more work"
+        eventually("the message is not acknowledged", lambda: bundle.unacknowledged("proj.tasks") == 1)
+    finally:
+        database.server.start()
+
+    worker.says("[2] succeeded")
+    assert [_outcome(bundle, n)["result"] for n in "12"] == [2, 3]
+    assert [line.id for line in worker.lines("Result of")] == ["1", "2"]
+    assert bundle.depth("proj.dead") == 0
+
+
+# --- Reading
+
+
+def _refuses(bundle: Bundle, code: int, *parts: str, command: tuple[str, ...] = ("result", "any")) -> None:
+    """A command ends with one line, in seconds, and no password in it."""
+    begin = time.monotonic()
+    done = bundle.proj(*command)
+
+    assert time.monotonic() - begin < READING_TAKES
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr
+    assert PASSWORD not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "said", "command"),
+    [
+        (_folder_in_its_place, "unable to open database file", ("result", "any")),
+        (_garbage, "file is not a database", ("enqueue", "add", "1", "2", "--wait")),
+    ],
+)
+def test_reading_from_sqlite_that_fails(
+    bundle: Bundle, fault: Fault, said: str, command: tuple[str, ...]
+) -> None:
+    """A file that is none, or holds something else, is told in one line that names it."""
+    _file(bundle).parent.mkdir()
+    fault(bundle)
+
+    _refuses(bundle, 69, "cannot be read: " + said, str(_file(bundle)), command=command)
+
+
+def test_reading_from_sqlite_that_is_locked(bundle: Bundle) -> None:
+    """A writer does not keep a reader waiting; whoever has the file for itself alone does, for seconds."""
+    assert bundle.proj("result", "any").returncode == 75
+    with sqlite3.connect(_file(bundle), isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert bundle.proj("result", "any").returncode == 75
+        other.execute("ROLLBACK")
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("DELETE FROM celery_taskmeta")
+        _refuses(bundle, 69, "database is locked")
+    other.close()
+
+
+def test_reading_from_sqlite_that_is_read_only(bundle: Bundle) -> None:
+    """What needs no writing is read."""
+    assert bundle.proj("result", "any").returncode == 75
+    bundle.env["CELERY_RESULT_BACKEND"] = f"db+sqlite:///file:{_file(bundle)}?mode=ro&uri=true"
+
+    assert bundle.proj("result", "any").returncode == 75
+
+
+def test_reading_from_postgresql_that_fails(bundle: Bundle, database: Database) -> None:
+    """A server that is down, or mute, or that refuses is told with its address."""
+    server, url = database.server, bundle.env["CELERY_RESULT_BACKEND"]
+    address = f"postgresql://app:**@127.0.0.1:{server.port}/{database.name}"
+
+    with server.paused():
+        _refuses(bundle, 69, "timeout expired", address)
+    bundle.env["CELERY_RESULT_BACKEND"] = url.replace("app:", "nobody:")
+    _refuses(bundle, 69, "password authentication failed", "nobody:**@")
+    bundle.env["CELERY_RESULT_BACKEND"] = url
+    server.stop()
+    try:
+        _refuses(bundle, 69, "Connection refused", address)
+    finally:
+        server.start()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (f"postgresql://app:{PASSWORD}@host/name", "begins with db+"),
+        (f"db+postgres://app:{PASSWORD}@host/name", "no database 'postgres'"),
+        (f"db+postgresql+psycopg3://app:{PASSWORD}@host/name", "no database 'postgresql+psycopg3'"),
+        (f"db+postgresql+psycopg://app:{PASSWORD}/@host/name", "such as db+postgresql://"),
+        (f"db+firebird://app:{PASSWORD}@host/name", "no database 'firebird'"),
+    ],
+)
+def test_url_of_no_store(bundle: Bundle, url: str, said: str) -> None:
+    """A URL that is nearly right is told in one line, with what is right."""
+    bundle.env["CELERY_RESULT_BACKEND"] = url
+
+    _refuses(bundle, 2, "CELERY_RESULT_BACKEND cannot be used: ", said)
