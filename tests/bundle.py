@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -152,6 +153,26 @@ class Bundle:
     def proj(self, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run the installed console script to its end."""
         return self.run(BIN / "proj", *args, env=env)
+
+    def proj_on_terminal(self, *args: str) -> tuple[subprocess.CompletedProcess[bytes], bytes]:
+        """Run the console script with a terminal as its stderr; the second of the pair is what that was sent."""
+        ours, theirs = pty.openpty()
+        done = subprocess.run(
+            [BIN / "proj", *args],
+            cwd=self.folder,
+            env=self.env | {"TERM": "xterm"},
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            timeout=COMMAND_TIMEOUT,
+        )
+        os.close(theirs)
+        drawn = b""
+        # Linux raises at the end of a terminal.
+        with suppress(OSError):
+            while chunk := os.read(ours, 65536):
+                drawn += chunk
+        os.close(ours)
+        return done, drawn
 
     def python(self, code: str) -> Any:
         """Run Python code of a user in a process of its own; what it prints last is taken for JSON."""

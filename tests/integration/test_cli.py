@@ -1,8 +1,6 @@
 """`proj enqueue` and `proj result`, through the installed console script."""
 
 import json
-import os
-import pty
 import signal
 import subprocess
 import sys
@@ -162,23 +160,8 @@ def test_ctrl_c_while_waiting_is_130(bundle: Bundle) -> None:
 def test_wait_shows_a_progress_bar_on_a_terminal_only(bundle: Bundle) -> None:
     """The bar is drawn on a terminal's stderr; stdout has the results alone."""
     bundle.worker()
-    ours, theirs = pty.openpty()
-    done = subprocess.run(
-        [BIN / "proj", "enqueue", "add", "1", "2", "--count", "2", "--wait"],
-        cwd=bundle.folder,
-        env=bundle.env | {"TERM": "xterm"},
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        timeout=60,
-    )
-    os.close(theirs)
-    drawn = b""
-    try:
-        while chunk := os.read(ours, 65536):
-            drawn += chunk
-    except OSError:  # Linux says so at the end of a terminal
-        pass
-    os.close(ours)
+    done, drawn = bundle.proj_on_terminal("enqueue", "add", "1", "2", "--count", "2", "--wait")
+
     assert done.stdout == b"3\n3\n"
     assert b"waiting for results" in drawn
 

@@ -1,8 +1,6 @@
 """`proj dead`, through the installed console script, over dead letters of every kind."""
 
 import json
-import os
-import pty
 import signal
 import subprocess
 import sys
@@ -12,7 +10,7 @@ import amqp
 import pytest
 
 from proj import dead_letters, queues
-from tests.bundle import BIN, Bundle, eventually
+from tests.bundle import Bundle, eventually
 
 #: A time that is over.
 LONG_AGO = "2020-01-01T00:00:00+00:00"
@@ -605,22 +603,8 @@ def test_redrive_that_is_not_confirmed_is_75(bundle: Bundle) -> None:
 def test_redrive_shows_a_progress_bar_on_a_terminal(bundle: Bundle) -> None:
     """The bar is drawn on a terminal's stderr, before the summary."""
     _expire(bundle, 3)
-    ours, theirs = pty.openpty()
-    done = subprocess.run(
-        [BIN / "proj", "dead", "redrive", "--all"],
-        env=bundle.env | {"TERM": "xterm"},
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        timeout=60,
-    )
-    os.close(theirs)
-    drawn = b""
-    try:
-        while chunk := os.read(ours, 65536):
-            drawn += chunk
-    except OSError:  # Linux says so at the end of a terminal
-        pass
-    os.close(ours)
+    done, drawn = bundle.proj_on_terminal("dead", "redrive", "--all")
+
     assert (done.returncode, done.stdout) == (0, b"")
     assert b"redriving" in drawn
     assert b"3 redriven" in drawn
