@@ -155,7 +155,7 @@ class Bundle:
         return self.run(BIN / "proj", *args, env=env)
 
     def proj_on_terminal(self, *args: str) -> tuple[subprocess.CompletedProcess[bytes], bytes]:
-        """Run the console script with a terminal as its stderr; the second of the pair is what that was sent."""
+        """Run the console script with a terminal as its stderr; the second is what that was sent."""
         ours, theirs = pty.openpty()
         done = subprocess.run(
             [BIN / "proj", *args],
