@@ -33,8 +33,9 @@ up: setup ## Run broker (if none answers), worker and Flower until Ctrl-C.
 	@$(PYTHON_IN_VENV) scripts/up || test $$? -eq 130  # Ctrl-C is how it ends
 
 .PHONY: bench
-bench: setup ## Measure the start of the command line.
+bench: setup ## Measure what starting costs, and how soon the task of a killed worker starts again.
 	@$(PYTHON_IN_VENV) benchmarks/startup.py
+	@$(PYTHON_IN_VENV) benchmarks/takeover.py
 
 .PHONY: help-text
 help-text: setup ## Write anew what `proj --help` prints.
