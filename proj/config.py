@@ -52,6 +52,17 @@ def _check_broker_url(url: str) -> str:
     return url
 
 
+def _check_management_url(url: str) -> str:
+    try:
+        split = urlsplit(url)
+        if split.scheme not in {"http", "https"} or not split.hostname:
+            raise ValueError
+        split.port  # noqa: B018  reading it is what checks it
+    except ValueError:
+        raise ValueError("expected a URL such as http://user:password@host:15672") from None
+    return url
+
+
 def _check_backend(url: str) -> str:
     if "://" not in url:
         raise ValueError("expected a URL such as db+postgresql://user:password@host/database")
@@ -79,6 +90,11 @@ class Settings(BaseSettings):
     amqp_user: str = "guest"
     amqp_password: SecretStr = SecretStr("guest")
     amqp_vhost: str = "/"
+
+    #: Where the broker's management API is; without it, beside the broker, at port 15672.
+    proj_management_url: Annotated[str, AfterValidator(_check_management_url)] | None = Field(
+        None, repr=False
+    )
 
     #: Any result backend of Celery; without it, SQLite in the state folder.
     celery_result_backend: Annotated[str, AfterValidator(_check_backend)] | None = Field(None, repr=False)

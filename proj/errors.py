@@ -93,3 +93,9 @@ class BrokerNodeError(ProjError):
     """The private RabbitMQ node could not be started, found or stopped."""
 
     exit_code = ExitCode.UNREACHABLE
+
+
+class ManagementUnavailable(ProjError):
+    """The broker's management API cannot be used."""
+
+    exit_code = ExitCode.UNREACHABLE

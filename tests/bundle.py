@@ -132,6 +132,7 @@ class Bundle:
         self.url = f"amqp://guest:guest@127.0.0.1:{node.info.port}/{quote(vhost, safe='')}"
         self.env = os.environ | {
             "CELERY_BROKER_URL": self.url,
+            "PROJ_MANAGEMENT_URL": node.management_url,
             "PROJ_STATE_DIR": str(folder / "state"),
             # Where a worker that is killed leaves what it cannot clear away.
             "TMPDIR": str(folder),

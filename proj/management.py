@@ -1,0 +1,109 @@
+"""RabbitMQ's management API, read only: what the broker knows of its queues, its nodes and itself.
+
+Its numbers are up to 5 seconds old: the broker collects them at that interval.
+"""
+
+import base64
+import http.client
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import quote, unquote, urlsplit
+
+from proj.config import Settings
+from proj.errors import ManagementUnavailable
+
+#: Seconds for one answer. It takes milliseconds; a broker with thousands of queues takes a second.
+TIMEOUT: Final = 5.0
+
+#: Ports of the management API, beside AMQP's 5672 and 5671.
+_PORT, _TLS_PORT = 15672, 15671
+
+_CHECK: Final = "check PROJ_MANAGEMENT_URL"
+
+
+@dataclass(frozen=True)
+class Management:
+    """The management API at `url` (with no path and no password), asked as `user`."""
+
+    url: str
+    user: str
+    password: str = field(repr=False)
+    vhost: str
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "Management":
+        """Where the settings say, or beside the first broker at its usual port, as the broker's user."""
+        broker = urlsplit(settings.broker_url.split(";")[0])
+        tls = broker.scheme == "amqps"
+        host = f"[{broker.hostname}]" if ":" in (broker.hostname or "") else broker.hostname or "localhost"
+        given = settings.proj_management_url or (
+            f"https://{host}:{_TLS_PORT}" if tls else f"http://{host}:{_PORT}"
+        )
+        url = urlsplit(given)
+        login = url if url.username else broker
+        return cls(
+            url=f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}",
+            user=unquote(login.username or "guest"),
+            password=unquote(login.password or "guest"),
+            vhost=unquote(broker.path[1:]) or "/",
+        )
+
+    @property
+    def api_url(self) -> str:
+        """The address of the API with user and password in it, as Flower wants it."""
+        scheme, _, rest = self.url.partition("://")
+        return f"{scheme}://{quote(self.user, safe='')}:{quote(self.password, safe='')}@{rest}/api/"
+
+    def get(self, path: str) -> Any:
+        """The answer to `GET /api/PATH`. Raises `ManagementUnavailable`, with its reason, for any other."""
+        login = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+        request = urllib.request.Request(
+            f"{self.url}/api/{path}", headers={"Authorization": f"Basic {login}"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+                return json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                raise self._refusal(error, path) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise self._unreachable(error) from error
+
+    def of_vhost(self, kind: str, name: str = "") -> Any:
+        """The answer about all of a kind (`queues`, `exchanges` …) in the virtual host, or about one."""
+        path = f"{kind}/{quote(self.vhost, safe='')}"
+        return self.get(f"{path}/{quote(name, safe='')}" if name else path)
+
+    def _refusal(self, error: urllib.error.HTTPError, path: str) -> ManagementUnavailable:
+        if error.code == http.HTTPStatus.UNAUTHORIZED:
+            return ManagementUnavailable(
+                f"the management API at {self.url} refused user {self.user!r}: "
+                "its password is wrong, or it lacks the tag 'monitoring'",
+                f"{_CHECK}, or: rabbitmqctl set_user_tags {self.user} monitoring",
+            )
+        if error.code == http.HTTPStatus.NOT_FOUND:
+            return ManagementUnavailable(
+                f"the management API at {self.url} knows no {unquote(path)!r}", f"{_CHECK} and AMQP_VHOST"
+            )
+        return ManagementUnavailable(
+            f"the management API at {self.url} answered {error.code} {error.reason}", _CHECK
+        )
+
+    def _unreachable(self, error: Exception) -> ManagementUnavailable:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ConnectionRefusedError):
+            return ManagementUnavailable(
+                f"no management API answers at {self.url}",
+                "switch it on with: rabbitmq-plugins enable rabbitmq_management; or set PROJ_MANAGEMENT_URL",
+            )
+        if isinstance(reason, TimeoutError):
+            return ManagementUnavailable(f"the management API at {self.url} does not answer in time", _CHECK)
+        if isinstance(reason, OSError):
+            words = reason.strerror or str(reason)
+            return ManagementUnavailable(
+                f"the management API at {self.url} cannot be reached: {words}", _CHECK
+            )
+        return ManagementUnavailable(f"what answers at {self.url} is no management API", _CHECK)
