@@ -4,13 +4,22 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; `proj --help` is answered before anything that takes time is imported."""
+    """Run the command line; `proj --help` and `proj health` take no time for importing click."""
     if sys.argv[1:] == ["--help"]:
         from proj.cli import help_text
 
         if help_text.fits_terminal():
             sys.stdout.write(help_text.read())
             return
+    if sys.argv[1:2] == ["health"]:
+        from proj.cli import health_text
+
+        options = health_text.parse(sys.argv[2:])
+        if options:
+            try:  # noqa: SIM105  contextlib takes time
+                sys.exit(health_text.run(**options))
+            except Exception:
+                pass  # it comes again below, where errors are put into words
     from proj.cli.main import proj
 
     proj(prog_name="proj")

@@ -21,4 +21,5 @@ app = Celery("proj", task_cls="proj.enqueue:Task", include=["proj.tasks"])
 app.config_from_object(config.celery_config(settings))
 # Celery lets the environment's CELERY_RESULT_BACKEND win over the configuration, but not over this.
 app.backend_cls = f"proj.result_store:open_store+{settings.result_backend}"
+app.steps["consumer"].add("proj.worker_heartbeat:HeartbeatStep")
 worker.install()

@@ -12,16 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Self
 from urllib.parse import quote, urlsplit
 
-import platformdirs
 from kombu.utils.url import sanitize_url
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from proj import queues
+from proj import queues, state_dir
 from proj.errors import ConfigError
-
-#: The file of settings that is read from the working folder.
-ENV_FILE: Final = ".env"
 
 #: Seconds that RabbitMQ lets a delivery go unacknowledged before it ends the channel: its default
 #: `consumer_timeout`. With late acknowledgement a task must end before that.
@@ -76,7 +72,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_file=ENV_FILE,
+        env_file=state_dir.ENV_FILE,
         env_file_encoding="utf-8",
         env_ignore_empty=True,
         extra="ignore",
@@ -99,8 +95,8 @@ class Settings(BaseSettings):
     #: Any result backend of Celery; without it, SQLite in the state folder.
     celery_result_backend: Annotated[str, AfterValidator(_check_backend)] | None = Field(None, repr=False)
 
-    #: Where results, and the private broker's data, are kept.
-    proj_state_dir: Path = Field(default_factory=lambda: platformdirs.user_state_path("proj"))
+    #: Where results, the workers' heartbeats and the private broker's data are kept.
+    proj_state_dir: Path = Field(default_factory=lambda: Path(state_dir.default()))
 
     #: Folder of the `rabbitmq-server` script that the private broker runs; without it, it is looked for.
     proj_rabbitmq_dir: Path | None = None
@@ -171,27 +167,13 @@ def load() -> Settings:
 
     Raises `ConfigError` with one line that says which setting is wrong and what was expected.
     """
-    _check_env_file(Path(ENV_FILE))
+    state_dir.read_env_file()
     try:
         settings = Settings()
     except ValidationError as error:
-        raise ConfigError(_explain(error), f"mend it in the environment or in {ENV_FILE}") from None
+        raise ConfigError(_explain(error), f"mend it in the environment or in {state_dir.ENV_FILE}") from None
     _refuse_slips(os.environ)
     return settings
-
-
-def _check_env_file(path: Path) -> None:
-    # pydantic-settings skips a file that is not a regular one, and dies of one that is not text.
-    if not os.path.lexists(path):
-        return
-    try:
-        path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(
-            f"the settings file {path.absolute()} cannot be read: {reason}",
-            "mend it, move it away, or run from another folder",
-        ) from None
 
 
 def _explain(error: ValidationError) -> str:

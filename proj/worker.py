@@ -14,12 +14,16 @@ from celery.worker import consumer, request
 
 from proj import config, connection, queues
 from proj.errors import ConfigError, ProjError
+from proj.worker_heartbeat import HeartbeatStep, beating
 
 log = get_logger(__name__)
 
 
 class Consumer(consumer.Consumer):
     """Celery's consumer, which waits for a broker that is down, and ends when the broker says no."""
+
+    #: Put here by its step of Celery's blueprint, before the first connection.
+    heartbeat: HeartbeatStep
 
     def connect(self) -> Any:
         """Connect, and declare the topology each time: the broker may be a new, empty one."""
@@ -45,9 +49,10 @@ class Consumer(consumer.Consumer):
         )
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Connect, for as long as it takes. Raises `WorkerShutdown` when the broker refuses."""
+        """Connect, for as long as it takes, and beat. Raises `WorkerShutdown` when the broker refuses."""
         try:
-            return super().ensure_connected(conn)
+            with beating(self.heartbeat, conn):
+                return super().ensure_connected(conn)
         except connection.ERRORS as error:
             if not connection.is_refusal(error):
                 raise

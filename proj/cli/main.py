@@ -15,6 +15,10 @@ COMMANDS: Final = {
     "enqueue": ("proj.cli.enqueue", "Enqueue a task, and return when the broker has confirmed it."),
     "result": ("proj.cli.result", "Show how a task ended."),
     "dead": ("proj.cli.dead", "Look at dead letters, redrive them, or drop them."),
+    "health": (
+        "proj.cli.health",
+        "Tell a supervisor whether the workers here are live, or ready.",
+    ),
     "broker": ("proj.cli.broker", "Run a private RabbitMQ node, for development and tests."),
 }
 

@@ -1,0 +1,48 @@
+"""What `proj health` prints, without click, whose import alone takes longer than a probe should.
+
+A command line that is not plainly right is left to click, which knows what is wrong with it; so are errors. A
+test compares what both make of the same words.
+"""
+
+import json
+import sys
+from typing import Any
+
+from proj import heartbeat, state_dir
+from proj.errors import ExitCode
+from proj.heartbeat import Verdict
+
+
+def parse(words: list[str]) -> dict[str, Any] | None:
+    """The options of `proj health`, or None for words that click must see."""
+    options: dict[str, Any] = {"live": False, "ready": False, "worker": None, "as_json": False}
+    flags = {"--live": "live", "--ready": "ready", "--json": "as_json"}
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if word in flags:
+            options[flags[word]] = True
+        elif name == "--worker" and (value if equals else (value := next(rest, ""))):
+            options["worker"] = value
+        else:
+            return None
+    return options if options["live"] != options["ready"] else None
+
+
+def run(*, live: bool, ready: bool, worker: str | None, as_json: bool) -> ExitCode:
+    """Print what the probe found; `live` or `ready` says what it looks for."""
+    folder = state_dir.find()
+    beats: list[heartbeat.Heartbeat] = []
+    try:
+        beats = heartbeat.read_all(folder)
+    except OSError as error:
+        reason = f"the heartbeats in {error.filename or folder} cannot be read: {error.strerror}"
+        verdict = Verdict(False, f"not {'ready' if ready else 'live'}: {reason}")
+    else:
+        verdict = heartbeat.judge(beats, ready=ready, worker=worker, state_dir=folder)
+    if as_json:
+        workers = heartbeat.describe(beats, worker)
+        sys.stdout.write(json.dumps({**verdict._asdict(), "workers": workers}) + "\n")
+    else:
+        sys.stdout.write(verdict.why + "\n")
+    return ExitCode.DONE if verdict.healthy else ExitCode.UNREACHABLE
