@@ -208,7 +208,7 @@ def judge(heartbeats: list[Heartbeat], *, ready: bool, worker: str | None, state
 
 
 def describe(heartbeats: list[Heartbeat], worker: str | None) -> list[dict[str, Any]]:
-    """What is known of each worker of this machine, for programs; seconds count from now."""
+    """What is known of each worker of this machine, for programs; `beat` and `due` as in the file."""
     now = time.monotonic()
     return [
         {
@@ -219,6 +219,8 @@ def describe(heartbeats: list[Heartbeat], worker: str | None) -> list[dict[str, 
             "ready": runs(heartbeat) and is_ready(heartbeat, now),
             "state": heartbeat.state,
             "task": heartbeat.task,
+            "beat": heartbeat.beat,
+            "due": heartbeat.due,
             "beat_ago": round(now - heartbeat.beat, 3),
             "due_in": round(heartbeat.due - now, 3),
         }
