@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from celery import bootsteps
 from celery.concurrency import solo
-from celery.signals import task_postrun, task_prerun, worker_shutting_down
+from celery.signals import task_prerun, worker_shutting_down
 from celery.utils.log import get_logger
 
 from proj import config, heartbeat
@@ -23,7 +23,7 @@ from proj.result_store import STORE_PATIENCE
 
 log = get_logger(__name__)
 
-#: Seconds between two beats of a loop that turns. A beat takes a tenth of a millisecond.
+#: Seconds between two beats of a loop that turns. A beat takes a few tenths of a millisecond.
 INTERVAL: Final = 1.0
 
 #: Seconds that one turn of the loop may take, besides the time that one operation on the broker's socket is
@@ -57,8 +57,6 @@ class HeartbeatStep(bootsteps.StartStopStep):
         self._stopping_until: float | None = None
         self._writing = False
         self._failing = False
-        #: Tasks that are executed in the loop's thread, one in the other.
-        self._tasks: list[str] = []
         c.heartbeat = self
 
     def include_if(self, c: Any) -> bool:
@@ -72,7 +70,6 @@ class HeartbeatStep(bootsteps.StartStopStep):
         worker_shutting_down.connect(self._on_shutting_down)
         if isinstance(c.pool, solo.TaskPool):
             task_prerun.connect(self._on_prerun)
-            task_postrun.connect(self._on_postrun)
         self.beat(STARTING, CONNECT)
 
     def register_with_event_loop(self, c: Any, hub: Any) -> None:
@@ -139,15 +136,11 @@ class HeartbeatStep(bootsteps.StartStopStep):
         self.beat(STOPPING, 0, self._beat.task)
 
     def _on_prerun(self, task: Any, task_id: str, **_: Any) -> None:
-        self._tasks.append(task_id)
-        if len(self._tasks) == 1:
-            limit = (task.request.timelimit or [None])[0] or task.time_limit or self._task_limit
-            self.beat(self._beat.state, limit + STORE_PATIENCE + TURN, f"{task.name}[{task_id}]")
-
-    def _on_postrun(self, **_: Any) -> None:
-        self._tasks.pop()
-        if not self._tasks:
-            self.beat(self._beat.state, TURN)
+        limit = (task.request.timelimit or [None])[0] or task.time_limit or self._task_limit
+        promise = limit + STORE_PATIENCE + TURN
+        if self._beat.task:  # one task calls the other, and goes on after it
+            promise = max(promise, self._beat.due - time.monotonic())
+        self.beat(self._beat.state, promise, f"{task.name}[{task_id}]")
 
 
 @contextmanager

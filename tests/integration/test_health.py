@@ -69,6 +69,8 @@ def test_worker_from_its_start_to_its_end(bundle: Bundle, pool: str) -> None:
     )
     worker = bundle.worker("-P", pool).ready()
     eventually("the worker is ready", lambda: _is(bundle, "ready"))
+    (first,) = _workers(bundle)
+    eventually("it beats again", lambda: _workers(bundle)[0]["beat"] > first["beat"])
     bundle.proj("enqueue", "sleep-dots", "6", "--id", "last")
     worker.started("last")
     assert _is(bundle, "ready")
@@ -83,6 +85,18 @@ def test_worker_from_its_start_to_its_end(bundle: Bundle, pool: str) -> None:
     assert [line.id for line in worker.lines("Done after")] == ["last"]
     assert not _is(bundle, "live")
     assert os.listdir(bundle.folder / "state" / heartbeat.FOLDER) == []
+
+
+def test_worker_that_is_told_to_end_by_a_message_is_stopping(bundle: Bundle) -> None:
+    """As by `celery control shutdown`, for which there is no signal of the system."""
+    worker = bundle.worker("-P", "threads").ready()
+    bundle.proj("enqueue", "sleep-dots", "6", "--id", "last")
+    worker.started("last")
+
+    bundle.python("from proj import app; app.control.shutdown(); print(0)")
+
+    eventually("the worker stops", lambda: _health(bundle, "--ready")[1].endswith(" is stopping"))
+    assert _is(bundle, "live")
 
 
 def test_frozen_worker_is_not_live_until_it_goes_on(bundle: Bundle) -> None:
