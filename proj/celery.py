@@ -17,7 +17,7 @@ except ConfigError as error:
     click.echo(f"Error: {error}", err=True)
     sys.exit(error.exit_code)
 
-app = Celery("proj", task_cls="proj.enqueue:Task", include=["proj.tasks"])
+app = Celery("proj", task_cls="proj.enqueue:Task", log="proj.logs:Logging", include=["proj.tasks"])
 app.config_from_object(config.celery_config(settings))
 # Celery lets the environment's CELERY_RESULT_BACKEND win over the configuration, but not over this.
 app.backend_cls = f"proj.result_store:open_store+{settings.result_backend}"

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import quote, urlsplit
 
 from kombu.utils.url import sanitize_url
@@ -116,6 +116,9 @@ class Settings(BaseSettings):
 
     #: Seconds that the tasks of a worker have to end after SIGTERM, before they are given back.
     proj_shutdown_grace: float = Field(60.0, ge=0)
+
+    #: How log lines look: for people, or an object of JSON a line.
+    proj_log_format: Literal["text", "json"] = "text"
 
     @model_validator(mode="after")
     def _limits_are_in_order(self) -> Self:

@@ -5,6 +5,7 @@ hands out what was given back before what was never read, and takes what is give
 of that. So whoever reads a part must read all that was ever given back, or the order would turn.
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,9 +16,11 @@ from typing import Any, Final
 import amqp
 from amqp.exceptions import ResourceLocked
 
-from proj import connection, queues
+from proj import connection, events, queues
 from proj.dead_letter import DeadLetter, Wanted
 from proj.errors import BrokerRefused, OutcomeUnknown
+
+log = logging.getLogger(__name__)
 
 #: Messages read at a time when it is not known how many are needed.
 CHUNK: Final = 500
@@ -105,6 +108,7 @@ def _work(
             report.ids |= {letter.id for letter in meant} if wanted.ids is not None else set()
             for start in range(0, len(meant), WINDOW):
                 window = meant[start : start + WINDOW]
+                began = time.time()
                 try:
                     done = publisher.publish(window, report) if publisher else window
                 except connection.ERRORS as error:
@@ -112,11 +116,22 @@ def _work(
                 report.done += len(done)
                 if not dry_run:
                     reader.settle(done)
+                    for letter in done:
+                        _log(letter, began, redriven=publish)
             for _ in chunk:
                 advance()
             if limit is not None and report.done + report.left.total() >= limit:
                 break
     return report
+
+
+def _log(letter: DeadLetter, at: float, *, redriven: bool) -> None:
+    queue = letter.queue or queues.task_queue.name
+    event, words = (events.REDRIVEN, f"redriven to {queue}") if redriven else (events.DROPPED, "dropped")
+    named = letter.headers.get("task")
+    name = named if isinstance(named, str) else None
+    facts = {"queue": queue if redriven else queues.dead_queue.name, "reason": letter.reason}
+    events.say(log, logging.INFO, event, letter.id, name, words, at=at, **facts)
 
 
 def _interrupted(error: BaseException, report: Report) -> Exception:

@@ -11,10 +11,11 @@ A publish ends in one of these ways, and in no other:
 import difflib
 import functools
 import inspect
+import logging
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
 import celery
@@ -23,7 +24,7 @@ from celery.exceptions import QueueNotFound
 from kombu.exceptions import EncodeError, OperationalError
 from pydantic import ValidationError, validate_call
 
-from proj import checks, connection, queues
+from proj import checks, connection, events, queues
 from proj.errors import (
     BadArguments,
     BadInput,
@@ -33,6 +34,8 @@ from proj.errors import (
     ProjError,
     UnknownTask,
 )
+
+log = logging.getLogger(__name__)
 
 #: AMQP's reply code for a mandatory message that no queue takes.
 _NO_ROUTE: Final = 312
@@ -92,7 +95,8 @@ class Task(celery.Task):
         # Fixed here, so that a repeated publish carries the same id and can be told to be one.
         options["task_id"] = checks.checked_id(options.get("task_id"))
         send = functools.partial(super().apply_async, args, kwargs)
-        return _publish(self.app, self.name, send, options)
+        with _logged(self.name, options):
+            return _publish(self.app, self.name, send, options)
 
     def check_arguments(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -142,6 +146,22 @@ def find_task(name: str) -> Task:
     raise UnknownTask(f"there is no task {name!r}", hint)
 
 
+@contextmanager
+def _logged(name: str, options: dict[str, Any]) -> Iterator[None]:
+    """Log what became of the message that is published in the block."""
+    began = time.time()
+    task_id = options["task_id"]
+    facts = {"retries": options.get("retries") or None, "delay": options["countdown"]}
+    try:
+        yield
+    except ProjError as error:
+        event = events.PUBLISH_UNKNOWN if isinstance(error, OutcomeUnknown) else events.PUBLISH_REFUSED
+        events.say(log, logging.WARNING, event, task_id, name, f"not published: {error}", **facts)
+        raise
+    words = f"published, to be executed in {facts['delay']} s" if facts["delay"] else "published"
+    events.say(log, logging.INFO, events.PUBLISHED, task_id, name, words, at=began, **facts)
+
+
 def _publish(app: celery.Celery, name: str, send: Callable[..., Any], options: dict[str, Any]) -> Any:
     """Call `send` with a producer whose connection and topology are in place, until the time is over.
 
@@ -165,6 +185,8 @@ def _publish(app: celery.Celery, name: str, send: Callable[..., Any], options: d
             if lost or time.monotonic() >= deadline:
                 raise lost or error from error.__cause__
             lost = error
+            words = "published once more: the broker did not confirm it"
+            events.say(log, logging.WARNING, events.PUBLISH_REPEATED, options["task_id"], name, words)
             _mark_repeat(options)
         except (BrokerUnreachable, BrokerRefused) as error:
             if lost:

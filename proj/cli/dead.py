@@ -121,9 +121,10 @@ def redrive(ids: tuple[str, ...], everything: bool, dry_run: bool, **choice: Any
 
     Example: proj dead redrive --all --task proj.tasks.add
     """
-    from proj import dead_letters
+    from proj import dead_letters, logs
 
     _check(ids, everything)
+    logs.write_events()
     report = dead_letters.redrive(
         _wanted(ids, **choice), choice["limit"], dry_run=dry_run, progress=partial(progress_bar, "redriving")
     )
@@ -145,9 +146,10 @@ def drop(ids: tuple[str, ...], everything: bool, dry_run: bool, yes: bool, **cho
 
     Example: proj dead drop --all --reason expired --yes
     """
-    from proj import dead_letters
+    from proj import dead_letters, logs
 
     _check(ids, everything)
+    logs.write_events()
     looking = dry_run or not yes
     report = dead_letters.drop(
         _wanted(ids, **choice), choice["limit"], dry_run=looking, progress=partial(progress_bar, "dropping")

@@ -144,8 +144,10 @@ def _enqueue(
     if options["countdown"] is not None and options["eta"] is not None:
         raise click.UsageError("--countdown and --eta exclude each other")
 
+    from proj import logs
     from proj.enqueue import find_task
 
+    logs.write_events()
     found = find_task(name)
     ids = []
     for _ in range(count):

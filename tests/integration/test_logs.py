@@ -1,0 +1,325 @@
+"""What is logged: a line an event, by which a message can be followed from its publisher to its end."""
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import kombu
+import pytest
+
+from tests.bundle import Bundle, Worker, eventually
+
+JSON = {"PROJ_LOG_FORMAT": "json"}
+
+#: A task that is retried once, then fails until it is mended.
+MOODY = """
+    @app.task(name="proj.tasks.moody", pydantic=True, bind=True)
+    def moody(self) -> str:
+        if not self.request.retries:
+            raise ConnectionError("the other side hung up")
+        raise ValueError("no such\\nthing")
+"""
+
+#: A task that writes in every way that there is.
+CHATTY = """
+    @app.task(name="proj.tasks.chatty", pydantic=True)
+    def chatty() -> None:
+        import logging, warnings
+        log.info("from Celery's\\nlogger")
+        library = logging.getLogger("any.library")
+        library.warning("from a library", extra={"order": 4711, "share": float("nan")})
+        print("from\\nprint")
+        warnings.warn("from warnings")
+        try:
+            1 / 0
+        except ZeroDivisionError:
+            log.exception("with a traceback")
+"""
+
+
+def _objects(*texts: str) -> list[dict[str, Any]]:
+    """What the programs logged, in the order of time; every line is an object of JSON."""
+    found = [json.loads(line) for text in texts for line in text.splitlines()]
+    return sorted(found, key=lambda line: line["time"])
+
+
+def _way(lines: Iterable[dict[str, Any]], task_id: str) -> list[str]:
+    return [line["event"] for line in lines if line.get("task_id") == task_id and line["event"] != "log"]
+
+
+def _end(worker: Worker) -> None:
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(30) == 0
+
+
+def test_one_id_shows_the_whole_way_of_a_message(bundle: Bundle) -> None:
+    """From its publisher through a retry, death and redrive to its end, in the JSON of four programs."""
+    bundle.env |= JSON
+    bundle.add_task(MOODY)
+    first = bundle.worker("-n", "first@here", log="first.log")
+    published = bundle.proj("enqueue", "task", "proj.tasks.moody", "--id", "it").stderr
+    eventually("it is dead", lambda: bundle.has("proj.dead") and bundle.depth("proj.dead"))
+    _end(first)
+    bundle.add_task("""
+        @app.task(name="proj.tasks.moody", pydantic=True)
+        def mended() -> int:
+            return 42
+    """)
+    tasks = bundle.copy_of_the_project() / "proj/tasks.py"
+    tasks.write_text(tasks.read_text().replace("proj.tasks.moody", "proj.tasks.old", 1))
+
+    redriven, counted = bundle.proj("dead", "redrive", "it").stderr.splitlines()
+    second = bundle.worker("-n", "second@here", log="second.log")
+    second.says('"event": "succeeded"')
+    _end(second)
+
+    lines = _objects(published, first.text(), redriven, second.text())
+    assert _way(lines, "it") == [
+        *("published", "received"),
+        *("published", "retried", "received"),
+        *("failed", "dead_lettered", "redriven"),
+        *("received", "succeeded"),
+    ]
+    of_it = [line for line in lines if line.get("task_id") == "it"]
+    assert {line["task_name"] for line in of_it} == {"proj.tasks.moody"}
+    assert [line.get("worker") for line in of_it] == [None, *["first@here"] * 6, None, *["second@here"] * 2]
+    by_event = {line["event"]: line for line in of_it}
+    assert by_event["retried"]["exception"] == "ConnectionError('the other side hung up')"
+    assert by_event["retried"]["delay"] in (0, 1)
+    assert by_event["failed"]["exception"] == r"ValueError('no such\nthing')"
+    assert by_event["failed"]["traceback"].startswith("Traceback (most recent call last):\n")
+    assert by_event["failed"]["level"] == "ERROR"
+    assert by_event["dead_lettered"]["reason"] == "failed"
+    assert by_event["redriven"]["queue"] == "proj.tasks"
+    assert by_event["succeeded"]["result"] == "42"
+    assert 0 <= by_event["succeeded"]["runtime"] < 60
+    assert counted == "1 redriven"
+    # What Celery says past all logging: without the project's doing it would be no JSON.
+    assert "worker: Warm shutdown (MainProcess)" in [line["message"] for line in lines]
+
+
+def test_text_has_a_line_an_event_with_id_and_name(bundle: Bundle) -> None:
+    """The same way in text, where a traceback or a line break of the task does not begin a line."""
+    bundle.add_task(MOODY)
+    bundle.add_task(CHATTY)
+    worker = bundle.worker()
+    for name in ("moody", "chatty"):
+        bundle.proj("enqueue", "task", f"proj.tasks.{name}", "--id", name)
+
+    worker.says("Task proj.tasks.moody[moody] became a dead letter: failed")
+    worker.says("Task proj.tasks.chatty[chatty] succeeded in")
+
+    words = [line.text.split()[0].strip(",:") for line in worker.lines() if line.id == "moody"]
+    assert words == ["received", "published", "retry", "received", "raised", "became"]
+    assert {line.task for line in worker.lines() if line.id == "moody"} == {"proj.tasks.moody"}
+    worker.says(r"Task proj.tasks.moody[moody] raised unexpected: ValueError('no such\nthing')")
+    for said in ("from Celery's logger", "from a library", "from print", "with a traceback"):
+        worker.says(f"] proj.tasks.chatty[chatty]: {said}\n")
+    assert worker.text().count("Traceback") == 1  # the one that the task asked for
+
+
+def test_lines_of_a_task_carry_its_id(bundle: Bundle) -> None:
+    """Whatever way a task writes, also what JSON cannot carry, the line has the task's id and name."""
+    bundle.env |= JSON
+    bundle.add_task(CHATTY)
+    worker = bundle.worker()
+    bundle.proj("enqueue", "task", "proj.tasks.chatty", "--id", "it")
+    worker.says('"event": "succeeded"')
+
+    lines = [line for line in _objects(worker.text()) if line["event"] == "log" and "task_id" in line]
+
+    assert {(line["task_id"], line["task_name"]) for line in lines} == {("it", "proj.tasks.chatty")}
+    library, celerys, printed, warned, failed = (
+        next(line for line in lines if part in line["message"])
+        for part in ("a library", "Celery's\nlogger", "from\nprint", "from warnings", "with a traceback")
+    )
+    assert (library["order"], library["share"], library["logger"]) == (4711, "nan", "any.library")
+    assert celerys["logger"] == "proj.tasks"
+    assert printed["logger"] == "celery.redirected"
+    assert warned["logger"] == "py.warnings"
+    assert failed["exception"] == "ZeroDivisionError('division by zero')"
+    assert "1 / 0" in failed["traceback"]
+
+
+#: What a task does in its first attempt, and the events that its message then has.
+ENDS = {
+    "os.kill(os.getpid(), 9)": ["received", "given_back", "received", "succeeded"],
+    "sys.exit(3)": ["received", "given_back", "received", "succeeded"],
+    "time.sleep(600)": ["received", "soft_time_limit", "failed", "dead_lettered"],
+    "sleep_on()": ["received", "soft_time_limit", "failed", "dead_lettered"],
+    "reject()": ["received", "rejected", "dead_lettered"],
+    "ignore()": ["received", "ignored"],
+}
+
+
+def test_every_end_of_an_attempt_is_one_event(bundle: Bundle) -> None:
+    """Each way in which an attempt can end, other than by itself, is told once, and of the right message."""
+    bundle.env |= JSON
+    bundle.add_task("""
+        @app.task(name="proj.tasks.wild", pydantic=True)
+        def wild(action: str) -> None:
+            import os, sys
+            from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+            def reject(): raise Reject("no", requeue=False)
+            def ignore(): raise Ignore()
+            def sleep_on():
+                while True:
+                    try:
+                        time.sleep(600)
+                    except SoftTimeLimitExceeded:
+                        pass
+            if not os.path.exists(action):
+                open(action, "w").close()
+                eval(action)
+    """)
+    worker = bundle.worker()
+    bundle.python(f"""
+from proj.tasks import add, wild
+for action in {list(ENDS)}:
+    # A process that is killed is missed within seconds, and has its task's time limit until then.
+    limits = {{"soft_time_limit": 1, "time_limit": 2}} if "sleep" in action else {{}}
+    wild.apply_async((action,), task_id=action, **limits)
+add.delay(1, 2)
+print(0)
+""")
+    eventually(
+        f"all have ended; the worker said:\n{worker.text()}",
+        lambda: worker.text().count('"event": "succeeded"') == 3,
+    )
+    _end(worker)
+
+    lines = _objects(worker.text())
+    assert {action: _way(lines, action) for action in ENDS} == ENDS
+    assert {line["task_name"] for line in lines if line.get("task_id") in ENDS} == {"proj.tasks.wild"}
+
+
+def test_what_is_never_executed_is_one_event(bundle: Bundle) -> None:
+    """An expired message, an unknown task, and what is no request to execute a task: each with its reason."""
+    bundle.env |= JSON
+    bodies = [
+        (b"[[1, 2], {}, {}]", {"id": "late", "task": "proj.tasks.add", "expires": "2020-01-01T00:00:00Z"}),
+        (b"[[1], {}, {}]", {"id": "nope", "task": "proj.tasks.nope"}),
+        (b"[[1], {}, {}]", {"task": "proj.tasks.add"}),
+        (b"\xff", {"id": "odd", "task": "proj.tasks.add"}),
+        (b'{"no": "task"}', {}),
+    ]
+    worker = bundle.worker().ready()
+    with bundle.channel() as channel:
+        for body, headers in bodies:
+            kombu.Producer(channel).publish(
+                body,
+                exchange="proj",
+                routing_key="proj.tasks",
+                headers=headers,
+                content_type="application/json",
+                content_encoding="utf-8",
+                correlation_id="by-property",
+            )
+    eventually("all are dead", lambda: bundle.depth("proj.dead") == 5)
+
+    dead = [line for line in _objects(worker.text()) if line["event"] == "dead_lettered"]
+
+    assert [(line["task_id"], line.get("task_name"), line["reason"]) for line in dead] == [
+        ("late", "proj.tasks.add", "expired"),
+        ("nope", "proj.tasks.nope", "unknown_task"),
+        ("by-property", "proj.tasks.add", "invalid"),
+        ("odd", "proj.tasks.add", "unreadable"),
+        ("by-property", None, "no_task"),
+    ]
+    for said in ("Received", "Can't decode", "Traceback"):  # Celery's own words, in many lines
+        assert said not in worker.text()
+
+
+def test_message_that_is_given_back_and_its_duplicate_are_told(bundle: Bundle) -> None:
+    """A lost connection and a cold shutdown give the message back; a stored success is not executed again."""
+    bundle.env |= JSON
+    worker = bundle.worker(log="first.log").ready()
+    bundle.proj("enqueue", "sleep-dots", "600", "--id", "long")
+    worker.says("Received '600'")
+    bundle.node.ctl("close_all_connections", "--vhost", bundle.vhost, "test")
+    worker.says('"reason": "connection_lost"')
+    eventually("it is started again", lambda: worker.text().count("Received '600'") == 2)
+    for name in (signal.SIGTERM, signal.SIGQUIT):
+        os.kill(worker.process.pid, name)
+    worker.process.wait(30)
+
+    lines = _objects(worker.text())
+    assert _way(lines, "long") == ["received", "given_back", "received", "given_back"]
+    of_it = [line for line in lines if line.get("task_id") == "long"]
+    assert [line["reason"] for line in of_it if "reason" in line] == ["connection_lost", "shutdown"]
+    assert [line.get("redelivered") for line in of_it if line["event"] == "received"] == [None, True]
+
+    with bundle.channel() as channel:
+        channel.queue_purge("proj.tasks")
+    other = bundle.worker(log="other.log")
+    for _ in range(2):
+        bundle.proj("enqueue", "add", "1", "2", "--id", "twice")
+    other.says('"event": "duplicate"')
+    assert _way(_objects(other.text()), "twice") == ["received", "succeeded", "received", "duplicate"]
+
+
+def test_log_file_and_level_are_celerys(bundle: Bundle) -> None:
+    """`--logfile` gets the JSON, with `--loglevel=WARNING` only of what goes wrong; the rest is silent."""
+    bundle.env |= JSON
+    bundle.add_task(MOODY)
+    worker = bundle.worker("--logfile=%n-%i.log", "--loglevel=WARNING", "-n", "w@here")
+    bundle.proj("enqueue", "task", "proj.tasks.moody", "--id", "it")
+    eventually("it is dead", lambda: bundle.has("proj.dead") and bundle.depth("proj.dead"))
+    _end(worker)
+
+    texts = {path.name: path.read_text() for path in bundle.folder.glob("w-*.log")}
+
+    assert _way(_objects(*texts.values()), "it") == ["failed", "dead_lettered"]
+    assert sorted(texts) == ["w-0.log", "w-1.log"]
+    assert {line["logger"] for line in _objects(worker.text())} <= {"py.warnings"}  # a warning about root
+
+
+def test_publisher_in_python_decides_itself_what_it_logs(bundle: Bundle) -> None:
+    """A program that configures no logging gets no line, not even of a failure; one that does gets all."""
+    publish = "from proj.tasks import add; add.apply_async((1, 2), task_id='it', queue='nowhere')"
+    silent = bundle.run(sys.executable, "-c", f"try:\n {publish}\nexcept Exception: pass")
+    assert (silent.returncode, silent.stdout, silent.stderr) == (0, "", "")
+
+    code = f"""
+import logging
+from proj import logs
+handler = logging.StreamHandler()
+handler.setFormatter(logs.JsonFormatter())
+logging.basicConfig(level=logging.INFO, handlers=[handler])
+from proj.tasks import add
+add.apply_async((1, 2), task_id="it", countdown=60)
+try:
+    {publish}
+except Exception: pass
+"""
+    lines = _objects(bundle.run(sys.executable, "-c", code).stderr)
+    assert _way(lines, "it") == ["published", "publish_refused"]
+    assert [line.get("delay") for line in lines if line.get("task_id") == "it"] == [60, None]
+
+
+def test_no_line_holds_a_password(bundle: Bundle) -> None:
+    """Neither that of a broker, of one that it fails over to, nor that of the result store."""
+    node = f"amqp://guest:s3cret@127.0.0.1:1//;{bundle.url}"
+    failing_over = bundle.worker("--loglevel=DEBUG", env={"CELERY_BROKER_URL": node}, log="over.log")
+    store = "db+postgresql://user:s3cret@127.0.0.1:1/results"
+    storing = bundle.worker("--loglevel=DEBUG", env={"CELERY_RESULT_BACKEND": store}, log="store.log").ready()
+    bundle.proj("enqueue", "add", "1", "2", "--id", "it")
+
+    failing_over.says("Cannot connect to amqp://guest:**@127.0.0.1:1//")
+    failing_over.says("Failed to declare exchanges and queues for")
+    eventually("the result is not stored", lambda: storing.lines("The result store fails"))
+
+    assert "s3cret" not in failing_over.text() + storing.text()
+    assert {line.id for line in storing.lines("The result store fails")} == {"it"}
+
+
+def test_host_programs_root_logger_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing the project adds no handler to the root logger, and sets no level."""
+    root = logging.getLogger()
+    before = list(root.handlers), root.level
+    __import__("proj.enqueue")
+    assert (list(root.handlers), root.level) == before
