@@ -99,7 +99,7 @@ class JsonFormatter(logging.Formatter):
             return _dumps({str(key): _as_words(value) for key, value in fields.items()})
 
 
-_dumps = functools.partial(json.dumps, allow_nan=False, default=str)
+_dumps = json.JSONEncoder(allow_nan=False, default=str).encode
 
 
 def _as_words(value: Any) -> Any:
