@@ -57,7 +57,7 @@ class TextFormatter(ColorFormatter):
         if self._names_task:
             record.task_id, record.task_name = task_id or "???", name or "???"
         elif task_id and not hasattr(record, "event"):
-            record.message = f"{name}[{task_id}]: {record.message}"
+            record.message = f"{name or ''}[{task_id}]: {record.message}"
         return str(super().formatMessage(record))
 
 

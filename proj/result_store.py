@@ -93,7 +93,8 @@ class _Patient:
                 raise celery.exceptions.BackendStoreError(
                     f"the result cannot be stored: {_reason(error)}", task_id=task_id, state=state
                 ) from error
-            log.error("State %s of task %s is not stored: %s", state, task_id, _reason(error))
+            said = {"task_id": task_id, "task_name": getattr(kwargs.get("request"), "task", None)}
+            log.error("State %s of task %s is not stored: %s", state, task_id, _reason(error), extra=said)
             return result
 
     def get_task_meta(self, task_id: str, cache: bool = True) -> Any:
