@@ -9,8 +9,10 @@ from typing import Any, Final
 from kombu import Exchange, Queue
 from kombu.common import maybe_declare
 from kombu.transport.native_delayed_delivery import (
+    MAX_LEVEL,
     bind_queue_to_native_delayed_delivery_exchange,
     declare_native_delayed_delivery_exchanges_and_queues,
+    level_name,
 )
 
 #: AMQP's delivery mode for "written to disk". RabbitMQ's quorum queues write every message, whatever
@@ -33,6 +35,9 @@ DELAY_QUEUE_TYPE: Final = "quorum"
 
 #: Declared by kombu last of all the delay topology, so its presence means that all of it is there.
 DELAY_EXCHANGE: Final = "celery_delayed_delivery"
+
+#: Where delayed messages wait, each for a power of two of seconds.
+DELAY_QUEUES: Final = tuple(level_name(level) for level in range(MAX_LEVEL + 1))
 
 #: An exclusive queue: whoever reads dead letters holds it, and the broker takes it away with the connection.
 DEAD_READER: Final = "proj.dead.reader"

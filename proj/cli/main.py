@@ -14,6 +14,7 @@ from proj.errors import ExitCode, ProjError
 COMMANDS: Final = {
     "enqueue": ("proj.cli.enqueue", "Enqueue a task, and return when the broker has confirmed it."),
     "result": ("proj.cli.result", "Show how a task ended."),
+    "queues": ("proj.cli.queues", "Show how full the queues are, and how fast they move."),
     "dead": ("proj.cli.dead", "Look at dead letters, redrive them, or drop them."),
     "health": (
         "proj.cli.health",

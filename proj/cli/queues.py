@@ -1,0 +1,202 @@
+"""`proj queues`: how full the queues are."""
+
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from proj.errors import ExitCode, ProjError
+
+if TYPE_CHECKING:
+    from proj.depths import Depth, Reader, Snapshot
+
+#: Seconds between two refreshes.
+_INTERVAL: Final = 2.0
+
+#: What the numbers mean that do not say so themselves.
+_LEGEND: Final = (
+    "delayed: of all Celery applications of the virtual host.\n"
+    "oldest: seconds, minutes, hours or days that the oldest message has waited, '>' at least.\n"
+    "in, delivered, acknowledged: messages a second."
+)
+
+_SOURCES: Final = {
+    "management": "unacknowledged, rates: from the management API, up to 5 s late; the rest is current.",
+    "workers": "unacknowledged: from the workers, since the management API does not answer.",
+    None: "unacknowledged: not known, since neither the management API nor a worker answers.",
+}
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--watch", is_flag=True, help="Show them again and again, until Ctrl-C.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 3600),
+    metavar="S",
+    show_default=f"{_INTERVAL:g}",
+    help="Seconds between two refreshes of --watch.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, or with --watch one a refresh.")
+def queues(names: tuple[str, ...], watch: bool, interval: float | None, as_json: bool) -> None:
+    """Show how full the queues are, and how fast they move.
+
+    Without names: the work queue, the delayed messages of all Celery applications of the virtual host, and
+    the dead letters. What is not known is "-", in JSON null. A queue of ours that is missing is no error;
+    the first worker or message declares it.
+
+    Example: proj queues --watch
+    """
+    if interval is not None and (not watch or math.isnan(interval)):
+        raise click.UsageError("--interval needs --watch, and a number of seconds")
+
+    from proj.depths import Reader
+
+    with Reader(names) as reader:
+        if watch:
+            try:
+                _watch(reader, _INTERVAL if interval is None else interval, as_json)
+            except KeyboardInterrupt:
+                raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
+        else:
+            snapshot = reader.snapshot()
+            click.echo(_json(snapshot) if as_json else _table(snapshot))
+            for problem in snapshot.problems:
+                click.echo(f"Warning: {problem}", err=True)
+            if not as_json:
+                click.echo(_legend(snapshot), err=True)
+
+
+def _watch(reader: "Reader", interval: float, as_json: bool) -> None:
+    with ExitStack() as stack:
+        show = (
+            _print_json if as_json else _on_terminal(stack, interval) if sys.stdout.isatty() else _Printer()
+        )
+        show(reader.snapshot())  # an error here is one of the settings, and ends it
+        while True:
+            time.sleep(interval)
+            show(_snapshot(reader))
+
+
+def _snapshot(reader: "Reader") -> "Snapshot":
+    """A broker that goes away is waited for: that is when people watch."""
+    from proj.depths import Snapshot
+
+    try:
+        return reader.snapshot()
+    except ProjError as error:
+        return Snapshot(depths=(), problems=(str(error),))
+
+
+def _print_json(snapshot: "Snapshot") -> None:
+    click.echo(_json(snapshot))
+
+
+class _Printer:
+    """One table after another, each with its time; a problem is told when it comes."""
+
+    def __init__(self) -> None:
+        self._told: tuple[str, ...] = ()
+
+    def __call__(self, snapshot: "Snapshot") -> None:
+        click.echo("\n".join(filter(None, (snapshot.at, _table(snapshot)))) + "\n")
+        for problem in snapshot.problems:
+            if problem not in self._told:
+                click.echo(f"Warning: {problem}", err=True)
+        self._told = snapshot.problems
+
+
+def _on_terminal(stack: ExitStack, interval: float) -> Callable[["Snapshot"], None]:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    # Python would die of SIGTERM without showing the cursor again.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    live = stack.enter_context(Live(console=Console(), auto_refresh=False))
+
+    def show(snapshot: "Snapshot") -> None:
+        foot = f"{snapshot.at}, every {interval:g} s; Ctrl-C ends it."
+        parts = (_table(snapshot), *snapshot.problems, "", _legend(snapshot), foot)
+        live.update(Text("\n".join(part for part in parts)), refresh=True)
+
+    return show
+
+
+def _json(snapshot: "Snapshot") -> str:
+    return json.dumps(
+        {
+            "at": snapshot.at,
+            "queues": [_row(depth) for depth in snapshot.depths],
+            "unacknowledged_from": snapshot.unacknowledged_from,
+            "problems": snapshot.problems,
+        }
+    )
+
+
+def _row(depth: "Depth") -> dict[str, Any]:
+    return {
+        "queue": depth.queue,
+        "ready": depth.ready,
+        "unacknowledged": depth.unacknowledged,
+        "consumers": depth.consumers,
+        "oldest": None if depth.oldest is None else round(depth.oldest),
+        "in": depth.published,
+        "delivered": depth.delivered,
+        "acknowledged": depth.acknowledged,
+    }
+
+
+def _table(snapshot: "Snapshot") -> str:
+    rows = [_cells(depth) for depth in snapshot.depths]
+    if not rows:
+        return ""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        " ".join((line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:]))) for line in lines
+    )
+
+
+def _cells(depth: "Depth") -> dict[str, str]:
+    cells = {
+        name: "-" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
+        for name, value in _row(depth).items()
+    }
+    if depth.oldest is not None:
+        cells["oldest"] = _age(depth)
+    if depth.ready is None:
+        cells["ready"] = "missing"
+    return cells
+
+
+def _age(depth: "Depth") -> str:
+    minutes, seconds = divmod(round(depth.oldest or 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    text = next(
+        (
+            f"{much}{unit}{less:02}{small}" if less else f"{much}{unit}"
+            for much, unit, less, small in (
+                (days, "d", hours, "h"),
+                (hours, "h", minutes, "m"),
+                (minutes, "m", seconds, "s"),
+            )
+            if much
+        ),
+        f"{seconds}s",
+    )
+    return text if depth.exact else f">{text}"
+
+
+def _legend(snapshot: "Snapshot") -> str:
+    lines = [_SOURCES[snapshot.unacknowledged_from], _LEGEND]
+    if any(depth.ready is None for depth in snapshot.depths):
+        lines.append("missing: not declared yet; the first worker or message does it.")
+    return "\n".join(lines)

@@ -1,0 +1,308 @@
+"""How full the queues are: each number from the best source there is, and nothing changed by looking.
+
+Ready messages and consumers are told over AMQP, and are current. Unacknowledged messages and rates come from
+the management API, up to 5 seconds late; where it does not answer, the workers are asked what they hold.
+What nobody tells is None, never 0.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, Self
+
+from amqp.exceptions import NotFound, ResourceLocked
+
+from proj import config, connection, dead_letters, queue_statistics, queues
+from proj.dead_letter import Wanted
+from proj.errors import BadInput, BrokerRefused, ManagementUnavailable, ProjError
+from proj.management import Management
+from proj.queue_statistics import Statistics
+from proj.remote_control import RemoteControl
+
+#: The row of all messages that the broker holds until their time has come. All Celery applications of a
+#: virtual host share their queues.
+DELAYED: Final = "delayed"
+
+#: What is shown when nothing else is asked for.
+OURS: Final[tuple[str, ...]] = (
+    *(queue.name for queue in queues.work_queues),
+    DELAYED,
+    queues.dead_queue.name,
+)
+
+#: Seconds for all questions over AMQP, and for those to the workers. The first take milliseconds, the second
+#: a second.
+TIMEOUT: Final = 10.0
+
+#: Dead letters up to which the oldest is looked at. To keep their order, a look reads all that were looked
+#: at before, and holds up `proj dead` meanwhile.
+_FEW: Final = 1000
+
+#: Names that AMQP can carry, in bytes.
+_LONGEST_NAME: Final = 255
+
+
+@dataclass(frozen=True)
+class Depth:
+    """One queue, or all delayed messages. Rates are messages a second; what is not known is None."""
+
+    queue: str
+    #: None when there is no such queue.
+    ready: int | None = None
+    unacknowledged: int | None = None
+    consumers: int | None = None
+    #: Seconds that the oldest ready message has waited: of dead letters exact, of others at least. None also
+    #: when none waits.
+    oldest: float | None = None
+    published: float | None = None
+    delivered: float | None = None
+    acknowledged: float | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether `oldest` is no lower bound: a dead letter says when it died."""
+        return self.queue == OURS[-1]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The queues at one moment."""
+
+    depths: tuple[Depth, ...]
+    #: Where `Depth.unacknowledged` comes from: `management`, `workers`, or None.
+    unacknowledged_from: str | None = None
+    #: Why something is not known, or goes wrong, a sentence each.
+    problems: tuple[str, ...] = ()
+    #: ISO 8601, UTC.
+    at: str = field(default_factory=lambda: f"{datetime.now(UTC):%FT%TZ}")
+
+
+@dataclass(frozen=True)
+class _Declared:
+    ready: int
+    consumers: int
+
+
+class Reader:
+    """Takes snapshots over one connection, which it makes anew when it was lost."""
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        """`names` are any queues of the virtual host, and `delayed`; without, all that are ours."""
+        from proj import app
+
+        self._names = tuple(dict.fromkeys(names)) or OURS
+        self._broker = app.connection_for_read()
+        self._management = Management.from_settings(config.load())
+        #: How many dead letters there were when one was looked at, and when that one had died.
+        self._dead: tuple[int, datetime | None] = (0, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        connection.abandon(self._broker)
+
+    def snapshot(self) -> Snapshot:
+        """The queues now. Takes at most a few times `TIMEOUT`, when nothing answers.
+
+        What the management API lacks is a problem of the snapshot. Raises `BadInput` for a name that is
+        neither ours nor a queue, `BrokerUnreachable` and `BrokerRefused`.
+        """
+        declared = read_declared(self._broker, self._names)
+        problems: list[str] = []
+        statistics = self._statistics(problems)
+        source = None if statistics is None else "management"
+        held: dict[str, int] = {}
+        if statistics is None:
+            held = self._held(declared, problems)
+            source = "workers" if held else None
+        ages = self._ages(declared, statistics is not None, problems)
+        depths = tuple(
+            _depth(name, declared[name], statistics, held.get(name), ages.get(name)) for name in self._names
+        )
+        return Snapshot(depths, source, tuple(problems))
+
+    def _statistics(self, problems: list[str]) -> dict[str, Statistics] | None:
+        try:
+            statistics = queue_statistics.of_queues(self._management)
+        except ManagementUnavailable as error:
+            problems.append(f"rates, and how long messages wait, are not known: {error}")
+            return None
+        # A user who may see queues and not nodes hears nothing of alarms.
+        with suppress(ManagementUnavailable):
+            problems += queue_statistics.alarms(self._management)
+        return statistics
+
+    def _held(self, declared: dict[str, _Declared | None], problems: list[str]) -> dict[str, int]:
+        held = {}
+        for queue in queues.work_queues:
+            found = declared.get(queue.name)
+            if not found or not found.consumers:
+                continue
+            try:
+                held[queue.name] = held_by_workers(queue, found.consumers)
+            except ProjError as error:
+                problems.append(str(error))
+        return held
+
+    def _ages(
+        self, declared: dict[str, _Declared | None], answers: bool, problems: list[str]
+    ) -> dict[str, float]:
+        ages = {}
+        for name, found in declared.items():
+            if not found or not found.ready or name == DELAYED:
+                continue
+            try:
+                if name == queues.dead_queue.name:
+                    ages[name] = self._age_of_dead(found.ready)
+                elif answers:
+                    ages[name] = queue_statistics.oldest(self._management, name)
+            except ProjError as error:
+                problems.append(f"the age of the oldest message of {name} is not known: {error}")
+        return ages
+
+    def _age_of_dead(self, ready: int) -> float:
+        seen, died = self._dead
+        # Dead letters leave from anywhere and arrive at the end, so the oldest stays while none has left.
+        if not died or ready < seen:
+            died = self._first_death(ready)
+        self._dead = (ready, died)
+        return max(0.0, (datetime.now(UTC) - died).total_seconds())
+
+    def _first_death(self, ready: int) -> datetime:
+        see = "see: proj dead list --limit 1"
+        if ready > _FEW:
+            raise BrokerRefused(f"there are more than {_FEW}", see)
+        ours = read_declared(self._broker, [queue.name for queue in queues.topology])
+        if not all(ours.values()):  # whoever reads dead letters declares the whole topology
+            raise BrokerRefused("part of the topology is missing", "a worker that starts declares it")
+        first = dead_letters.listing(Wanted(), limit=1)
+        last = first[0].last if first else None
+        if not last:
+            raise BrokerRefused("the broker has not written when it died", see)
+        return datetime.fromisoformat(last)
+
+
+def read_declared(broker: Any, names: Sequence[str]) -> dict[str, _Declared | None]:
+    """Ready messages and consumers of these queues, over a connection that is made when there is none.
+
+    None for one of ours that does not exist. Ends within `TIMEOUT`, and declares nothing. Raises `BadInput`,
+    `BrokerUnreachable` and `BrokerRefused`.
+    """
+    from proj import app
+
+    deadline = time.monotonic() + TIMEOUT
+    try:
+        if not connection.is_alive(broker):
+            connection.abandon(broker)
+            connection.connect(broker, deadline, app.conf.broker_connection_timeout)
+        with connection.cut_at(deadline, broker):
+            return {name: _read(broker.default_channel, name) for name in names}
+    except connection.ERRORS as error:
+        connection.abandon(broker)
+        late = time.monotonic() >= deadline
+        raise connection.explain(TimeoutError() if late else error, broker) from error
+
+
+def held_by_workers(queue: Any, consumers: int) -> int:
+    """How many messages of a work queue its workers hold, as they say themselves.
+
+    Raises `BrokerUnreachable` or `BrokerRefused` when not all of the queue's consumers answer.
+    """
+    from proj import app
+
+    deadline = time.monotonic() + TIMEOUT
+    broker = app.connection_for_write(transport_options={"confirm_publish": False})
+    try:
+        connection.connect(broker, deadline, app.conf.broker_connection_timeout)
+        with connection.cut_at(deadline, broker):
+            control = RemoteControl(app, broker)
+            consuming = control.ask("active_queues")
+            workers = [name for name, of in consuming.items() if queue.name in (each["name"] for each in of)]
+            # In the order in which a message goes through a worker, so that none is missed on its way.
+            answers = (
+                [control.ask(what, workers) for what in ("scheduled", "reserved", "active")]
+                if workers
+                else [{}]
+            )
+    except connection.ERRORS as error:
+        raise connection.explain(error, broker) from error
+    finally:
+        connection.abandon(broker)
+    answered = min(len(said) for said in answers)
+    if answered < consumers:
+        raise BrokerRefused(
+            f"unacknowledged messages of {queue.name} are not known: "
+            f"{answered} of {consumers} workers answer",
+            "one with -P solo answers only between two tasks",
+        )
+    held = {
+        (worker, request["id"])
+        for said in answers
+        for worker, requests in said.items()
+        for request in (each.get("request", each) for each in requests)
+        if not request["acknowledged"] and request["delivery_info"]["routing_key"].endswith(queue.routing_key)
+    }
+    return len(held)
+
+
+def _read(channel: Any, name: str) -> _Declared | None:
+    if name == DELAYED:
+        states = [_declared(channel, each) for each in queues.DELAY_QUEUES]
+        return _Declared(sum(s.ready for s in states if s), sum(s.consumers for s in states if s))
+    found = _declared(channel, name)
+    if found is None and name not in OURS:
+        raise BadInput(f"there is no queue {name!r}", f"without a name, it shows {', '.join(OURS)}")
+    return found
+
+
+def _declared(channel: Any, name: str) -> _Declared | None:
+    if not 0 < len(name.encode()) <= _LONGEST_NAME:
+        return None
+    try:
+        found = channel.queue_declare(name, passive=True)
+    except NotFound:  # py-amqp has opened the channel again
+        return None
+    except ResourceLocked as error:
+        raise BrokerRefused(f"queue {name!r} is exclusive: only who declared it may look at it") from error
+    return _Declared(found.message_count, found.consumer_count)
+
+
+def _depth(
+    name: str,
+    found: _Declared | None,
+    statistics: dict[str, Statistics] | None,
+    held: int | None,
+    oldest: float | None,
+) -> Depth:
+    if found is None:
+        return Depth(name)
+    if statistics is None:
+        return Depth(name, found.ready, held, found.consumers, oldest)
+    if name == DELAYED:
+        each = [statistics[level] for level in queues.DELAY_QUEUES if level in statistics]
+        # What leaves a delay is not delivered to anybody.
+        return Depth(
+            name,
+            found.ready,
+            sum(of.unacknowledged or 0 for of in each),
+            found.consumers,
+            published=sum((of.published for of in each), 0.0),
+        )
+    of = statistics.get(name)
+    if of is None:
+        return Depth(name, found.ready, None, found.consumers, oldest)
+    # Of what comes in by a dead-letter exchange, RabbitMQ counts nothing.
+    published = None if name == queues.dead_queue.name else of.published
+    return Depth(
+        name,
+        found.ready,
+        of.unacknowledged,
+        found.consumers,
+        oldest,
+        published,
+        of.delivered,
+        of.acknowledged,
+    )
