@@ -11,6 +11,7 @@ from amqp.exceptions import AMQPError, ConnectionForced
 from kombu import Connection
 from kombu.exceptions import KombuError
 
+from proj.config import CONNECT_TIMEOUT
 from proj.errors import BrokerRefused, BrokerUnreachable, ProjError
 
 #: Everything that talking to a broker can raise; kombu wraps some of it, never all.
@@ -119,6 +120,25 @@ def cut_at(deadline: float, connection: Connection) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+@contextmanager
+def bounded(connection: Connection, timeout: float) -> Iterator[None]:
+    """Connect, unless connected, and cut the connection when the block has not ended in `timeout` seconds.
+
+    Raises `BrokerUnreachable` and `BrokerRefused`, for what is no publish; the connection is gone then.
+    """
+    deadline = time.monotonic() + timeout
+    try:
+        if not is_alive(connection):
+            abandon(connection)
+            connect(connection, deadline, CONNECT_TIMEOUT)
+        with cut_at(deadline, connection):
+            yield
+    except ERRORS as error:
+        abandon(connection)
+        late = time.monotonic() >= deadline
+        raise explain(TimeoutError() if late else error, connection) from error
 
 
 @contextmanager

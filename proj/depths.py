@@ -5,7 +5,6 @@ the management API, up to 5 seconds late; where it does not answer, the workers 
 What nobody tells is None, never 0.
 """
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from proj.dead_letter import Wanted
 from proj.errors import BadInput, BrokerRefused, ManagementUnavailable, ProjError
 from proj.management import Management
 from proj.queue_statistics import Statistics
-from proj.remote_control import RemoteControl
+from proj.remote_control import held_by_workers
 
 #: The row of all messages that the broker holds until their time has come. All Celery applications of a
 #: virtual host share their queues.
@@ -32,13 +31,15 @@ OURS: Final[tuple[str, ...]] = (
     queues.dead_queue.name,
 )
 
-#: Seconds for all questions over AMQP, and for those to the workers. The first take milliseconds, the second
-#: a second.
+#: Seconds for all questions to the broker over AMQP. They take milliseconds.
 TIMEOUT: Final = 10.0
 
 #: Dead letters up to which the oldest is looked at. To keep their order, a look reads all that were looked
 #: at before, and holds up `proj dead` meanwhile.
 _FEW: Final = 1000
+
+#: Seconds until it is looked at anew.
+_LOOK_AGAIN: Final = 60.0
 
 #: Names that AMQP can carry, in bytes.
 _LONGEST_NAME: Final = 255
@@ -80,9 +81,20 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class _Declared:
+class Declared:
+    """What the broker tells of a queue over AMQP."""
+
     ready: int
     consumers: int
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A look at the oldest dead letter: how many there were, when it had died, and when that was seen."""
+
+    ready: int
+    died: datetime
+    at: datetime
 
 
 class Reader:
@@ -95,8 +107,7 @@ class Reader:
         self._names = tuple(dict.fromkeys(names)) or OURS
         self._broker = app.connection_for_read()
         self._management = Management.from_settings(config.load())
-        #: How many dead letters there were when one was looked at, and when that one had died.
-        self._dead: tuple[int, datetime | None] = (0, None)
+        self._dead: _Look | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -135,7 +146,7 @@ class Reader:
             problems += queue_statistics.alarms(self._management)
         return statistics
 
-    def _held(self, declared: dict[str, _Declared | None], problems: list[str]) -> dict[str, int]:
+    def _held(self, declared: dict[str, Declared | None], problems: list[str]) -> dict[str, int]:
         held = {}
         for queue in queues.work_queues:
             found = declared.get(queue.name)
@@ -144,15 +155,17 @@ class Reader:
             try:
                 held[queue.name] = held_by_workers(queue, found.consumers)
             except ProjError as error:
-                problems.append(str(error))
+                problems.append(f"unacknowledged messages of {queue.name} are not known: {error}")
         return held
 
     def _ages(
-        self, declared: dict[str, _Declared | None], answers: bool, problems: list[str]
+        self, declared: dict[str, Declared | None], answers: bool, problems: list[str]
     ) -> dict[str, float]:
         ages = {}
         for name, found in declared.items():
             if not found or not found.ready or name == DELAYED:
+                if name == queues.dead_queue.name:
+                    self._dead = None
                 continue
             try:
                 if name == queues.dead_queue.name:
@@ -164,12 +177,11 @@ class Reader:
         return ages
 
     def _age_of_dead(self, ready: int) -> float:
-        seen, died = self._dead
+        now, look = datetime.now(UTC), self._dead
         # Dead letters leave from anywhere and arrive at the end, so the oldest stays while none has left.
-        if not died or ready < seen:
-            died = self._first_death(ready)
-        self._dead = (ready, died)
-        return max(0.0, (datetime.now(UTC) - died).total_seconds())
+        if look is None or ready < look.ready or (now - look.at).total_seconds() > _LOOK_AGAIN:
+            look = self._dead = _Look(ready, self._first_death(ready), now)
+        return max(0.0, (now - look.died).total_seconds())
 
     def _first_death(self, ready: int) -> datetime:
         see = "see: proj dead list --limit 1"
@@ -185,80 +197,27 @@ class Reader:
         return datetime.fromisoformat(last)
 
 
-def read_declared(broker: Any, names: Sequence[str]) -> dict[str, _Declared | None]:
+def read_declared(broker: Any, names: Sequence[str]) -> dict[str, Declared | None]:
     """Ready messages and consumers of these queues, over a connection that is made when there is none.
 
     None for one of ours that does not exist. Ends within `TIMEOUT`, and declares nothing. Raises `BadInput`,
     `BrokerUnreachable` and `BrokerRefused`.
     """
-    from proj import app
-
-    deadline = time.monotonic() + TIMEOUT
-    try:
-        if not connection.is_alive(broker):
-            connection.abandon(broker)
-            connection.connect(broker, deadline, app.conf.broker_connection_timeout)
-        with connection.cut_at(deadline, broker):
-            return {name: _read(broker.default_channel, name) for name in names}
-    except connection.ERRORS as error:
-        connection.abandon(broker)
-        late = time.monotonic() >= deadline
-        raise connection.explain(TimeoutError() if late else error, broker) from error
+    with connection.bounded(broker, TIMEOUT):
+        return {name: _read(broker.default_channel, name) for name in names}
 
 
-def held_by_workers(queue: Any, consumers: int) -> int:
-    """How many messages of a work queue its workers hold, as they say themselves.
-
-    Raises `BrokerUnreachable` or `BrokerRefused` when not all of the queue's consumers answer.
-    """
-    from proj import app
-
-    deadline = time.monotonic() + TIMEOUT
-    broker = app.connection_for_write(transport_options={"confirm_publish": False})
-    try:
-        connection.connect(broker, deadline, app.conf.broker_connection_timeout)
-        with connection.cut_at(deadline, broker):
-            control = RemoteControl(app, broker)
-            consuming = control.ask("active_queues")
-            workers = [name for name, of in consuming.items() if queue.name in (each["name"] for each in of)]
-            # In the order in which a message goes through a worker, so that none is missed on its way.
-            answers = (
-                [control.ask(what, workers) for what in ("scheduled", "reserved", "active")]
-                if workers
-                else [{}]
-            )
-    except connection.ERRORS as error:
-        raise connection.explain(error, broker) from error
-    finally:
-        connection.abandon(broker)
-    answered = min(len(said) for said in answers)
-    if answered < consumers:
-        raise BrokerRefused(
-            f"unacknowledged messages of {queue.name} are not known: "
-            f"{answered} of {consumers} workers answer",
-            "one with -P solo answers only between two tasks",
-        )
-    held = {
-        (worker, request["id"])
-        for said in answers
-        for worker, requests in said.items()
-        for request in (each.get("request", each) for each in requests)
-        if not request["acknowledged"] and request["delivery_info"]["routing_key"].endswith(queue.routing_key)
-    }
-    return len(held)
-
-
-def _read(channel: Any, name: str) -> _Declared | None:
+def _read(channel: Any, name: str) -> Declared | None:
     if name == DELAYED:
         states = [_declared(channel, each) for each in queues.DELAY_QUEUES]
-        return _Declared(sum(s.ready for s in states if s), sum(s.consumers for s in states if s))
+        return Declared(sum(s.ready for s in states if s), sum(s.consumers for s in states if s))
     found = _declared(channel, name)
     if found is None and name not in OURS:
         raise BadInput(f"there is no queue {name!r}", f"without a name, it shows {', '.join(OURS)}")
     return found
 
 
-def _declared(channel: Any, name: str) -> _Declared | None:
+def _declared(channel: Any, name: str) -> Declared | None:
     if not 0 < len(name.encode()) <= _LONGEST_NAME:
         return None
     try:
@@ -267,12 +226,12 @@ def _declared(channel: Any, name: str) -> _Declared | None:
         return None
     except ResourceLocked as error:
         raise BrokerRefused(f"queue {name!r} is exclusive: only who declared it may look at it") from error
-    return _Declared(found.message_count, found.consumer_count)
+    return Declared(found.message_count, found.consumer_count)
 
 
 def _depth(
     name: str,
-    found: _Declared | None,
+    found: Declared | None,
     statistics: dict[str, Statistics] | None,
     held: int | None,
     oldest: float | None,

@@ -6,9 +6,15 @@ from typing import Any, Final
 
 from kombu import Producer
 
+from proj import connection
+from proj.errors import BrokerRefused
+
 #: Seconds without a further answer after which no more is expected. Workers answer in milliseconds, also
 #: while their tasks run; those of `-P solo` only between two tasks.
 PATIENCE: Final = 1.0
+
+#: Seconds for all questions to workers.
+WORKERS_TIMEOUT: Final = 5.0
 
 
 class RemoteControl:
@@ -17,8 +23,8 @@ class RemoteControl:
     To answer, a worker needs a queue: it is exclusive, and goes with the connection.
     """
 
-    def __init__(self, app: Any, connection: Any) -> None:
-        once = SimpleNamespace(acquire=lambda: nullcontext(_Once(connection, auto_declare=False)))
+    def __init__(self, app: Any, broker: Any) -> None:
+        once = SimpleNamespace(acquire=lambda: nullcontext(_Once(broker, auto_declare=False)))
         mailbox = app.control.Mailbox(
             app.conf.control_exchange,
             type="fanout",
@@ -29,7 +35,7 @@ class RemoteControl:
             queue_durable=app.conf.control_queue_durable,
             reply_queue_expires=app.conf.control_queue_expires,
         )
-        self._mailbox = mailbox(connection)
+        self._mailbox = mailbox(broker)
 
     def ask(self, command: str, workers: list[str] | None = None) -> dict[str, Any]:
         """What each worker answers to one of Celery's inspection commands, by the worker's name.
@@ -42,6 +48,39 @@ class RemoteControl:
         else:
             answers = self._mailbox.call(workers, command, timeout=PATIENCE)
         return {worker: said for answer in answers for worker, said in answer.items() if _is_answer(said)}
+
+
+def held_by_workers(queue: Any, consumers: int) -> int:
+    """How many messages of a work queue its workers hold, as they say themselves, within `WORKERS_TIMEOUT`.
+
+    Raises `BrokerUnreachable` or `BrokerRefused` when not all of the queue's consumers answer.
+    """
+    from proj import app
+
+    broker = app.connection_for_write(transport_options={"confirm_publish": False})
+    try:
+        with connection.bounded(broker, WORKERS_TIMEOUT):
+            control = RemoteControl(app, broker)
+            consuming = control.ask("active_queues")
+            workers = [name for name, of in consuming.items() if queue.name in (each["name"] for each in of)]
+            # In the order in which a message goes through a worker, so that none is missed on its way.
+            states = ("scheduled", "reserved", "active") if workers else ()
+            answers = [control.ask(state, workers) for state in states]
+    finally:
+        connection.abandon(broker)
+    answered = min((len(said) for said in answers), default=0)
+    if answered < consumers:
+        raise BrokerRefused(
+            f"{answered} of {consumers} workers answer", "those with -P solo do so only between two tasks"
+        )
+    held = {
+        (worker, request["id"])
+        for said in answers
+        for worker, requests in said.items()
+        for request in (each.get("request", each) for each in requests)
+        if not request["acknowledged"] and request["delivery_info"]["routing_key"].endswith(queue.routing_key)
+    }
+    return len(held)
 
 
 class _Once(Producer):

@@ -10,14 +10,12 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
 
 from proj.errors import ExitCode, ProjError
 
 if TYPE_CHECKING:
     from proj.depths import Depth, Reader, Snapshot
-
-#: Seconds between two refreshes.
-_INTERVAL: Final = 2.0
 
 #: What the numbers mean that do not say so themselves.
 _LEGEND: Final = (
@@ -39,12 +37,13 @@ _SOURCES: Final = {
 @click.option(
     "--interval",
     type=click.FloatRange(0.1, 3600),
+    default=2.0,
     metavar="S",
-    show_default=f"{_INTERVAL:g}",
     help="Seconds between two refreshes of --watch.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, or with --watch one a refresh.")
-def queues(names: tuple[str, ...], watch: bool, interval: float | None, as_json: bool) -> None:
+@click.pass_context
+def queues(ctx: click.Context, names: tuple[str, ...], watch: bool, interval: float, as_json: bool) -> None:
     """Show how full the queues are, and how fast they move.
 
     Without names: the work queue, the delayed messages of all Celery applications of the virtual host, and
@@ -53,15 +52,17 @@ def queues(names: tuple[str, ...], watch: bool, interval: float | None, as_json:
 
     Example: proj queues --watch
     """
-    if interval is not None and (not watch or math.isnan(interval)):
-        raise click.UsageError("--interval needs --watch, and a number of seconds")
+    if not watch and ctx.get_parameter_source("interval") is not ParameterSource.DEFAULT:
+        raise click.UsageError("--interval needs --watch")
+    if math.isnan(interval):  # which no range excludes
+        raise click.UsageError("--interval needs a number of seconds")
 
     from proj.depths import Reader
 
     with Reader(names) as reader:
         if watch:
             try:
-                _watch(reader, _INTERVAL if interval is None else interval, as_json)
+                _watch(reader, interval, as_json)
             except KeyboardInterrupt:
                 raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
         else:
