@@ -7,7 +7,7 @@ from typing import Any, Final
 from kombu import Producer
 
 from proj import connection
-from proj.errors import BrokerRefused
+from proj.errors import BrokerRefused, BrokerUnreachable
 
 #: Seconds without a further answer after which no more is expected. Workers answer in milliseconds, also
 #: while their tasks run; those of `-P solo` only between two tasks.
@@ -18,9 +18,9 @@ WORKERS_TIMEOUT: Final = 5.0
 
 
 class RemoteControl:
-    """Asks over a connection that is its own; `celery.app.control` would publish on another, again and again.
+    """Asks over one connection, once; `celery.app.control` publishes on a second one, however long it takes.
 
-    To answer, a worker needs a queue: it is exclusive, and goes with the connection.
+    Workers answer to a queue that is exclusive, and goes with the connection.
     """
 
     def __init__(self, app: Any, broker: Any) -> None:
@@ -57,7 +57,10 @@ def held_by_workers(queue: Any, consumers: int) -> int:
     """
     from proj import app
 
-    broker = app.connection_for_write(transport_options={"confirm_publish": False})
+    alarms: list[str] = []
+    broker = app.connection_for_write(
+        transport_options={"confirm_publish": False, "on_blocked": alarms.append}
+    )
     try:
         with connection.bounded(broker, WORKERS_TIMEOUT):
             control = RemoteControl(app, broker)
@@ -66,6 +69,10 @@ def held_by_workers(queue: Any, consumers: int) -> int:
             # In the order in which a message goes through a worker, so that none is missed on its way.
             states = ("scheduled", "reserved", "active") if workers else ()
             answers = [control.ask(state, workers) for state in states]
+    except BrokerUnreachable as error:
+        if not alarms:
+            raise
+        raise BrokerRefused("the broker has an alarm, and takes no questions", "see its log") from error
     finally:
         connection.abandon(broker)
     answered = min((len(said) for said in answers), default=0)

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 #: What the numbers mean that do not say so themselves.
 _LEGEND: Final = (
     "delayed: of all Celery applications of the virtual host.\n"
-    "oldest: seconds, minutes, hours or days that the oldest message has waited, '>' at least.\n"
+    "oldest: how long the oldest message has waited; '>' is at least.\n"
     "in, delivered, acknowledged: messages a second."
 )
 
 _SOURCES: Final = {
-    "management": "unacknowledged, rates: from the management API, up to 5 s late; the rest is current.",
+    "management": "unacknowledged, rates: from the management API, up to 5 s late.",
     "workers": "unacknowledged: from the workers, since the management API does not answer.",
-    None: "unacknowledged: not known, since neither the management API nor a worker answers.",
+    None: "unacknowledged: not known, since no management API and no worker answers.",
 }
 
 

@@ -1,0 +1,458 @@
+"""`proj queues`: each number shown true by making it true, and what is not known shown as unknown."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+
+from tests.bundle import BIN, PATIENCE, Bundle, eventually
+from tests.chaos.proxy import Network, Proxy
+
+#: The address of a management API that is off.
+OFF = {"PROJ_MANAGEMENT_URL": "http://127.0.0.1:1"}
+
+#: Shows the cursor of a terminal, and hides it.
+CURSOR_ON, CURSOR_OFF = b"\x1b[?25h", b"\x1b[?25l"
+
+COLUMNS = ["queue", "ready", "unacknowledged", "consumers", "oldest", "in", "delivered", "acknowledged"]
+
+
+def look(bundle: Bundle, *names: str, env: dict[str, str] | None = None) -> dict[str, Any]:
+    """What `proj queues --json` prints, its rows by their queues."""
+    done = bundle.proj("queues", "--json", *names, env=env)
+    assert done.returncode == 0, done.stderr
+    snapshot: dict[str, Any] = json.loads(done.stdout)
+    return snapshot | {"queues": {row["queue"]: row for row in snapshot["queues"]}}
+
+
+def number(bundle: Bundle, queue: str, what: str, env: dict[str, str] | None = None) -> Any:
+    return look(bundle, env=env)["queues"][queue][what]
+
+
+def enqueue(bundle: Bundle, *args: str) -> None:
+    done = bundle.proj("enqueue", *args)
+    assert done.returncode == 0, done.stderr
+
+
+def hold_one(bundle: Bundle, *worker: str) -> None:
+    """Start a worker that holds one message of some, for longer than the test takes."""
+    enqueue(bundle, "sleep-dots", "600", "--id", "held")
+    bundle.worker(*worker).ready().started("held")
+
+
+class Watch:
+    """A `proj queues --watch` that runs, and what it has printed so far."""
+
+    def __init__(self, bundle: Bundle, *options: str, terminal: bool = False) -> None:
+        self._ours, theirs = pty.openpty() if terminal else os.pipe()
+        self.process = subprocess.Popen(
+            [BIN / "proj", "queues", "--watch", "--interval", "0.2", *options],
+            cwd=bundle.folder,
+            env=bundle.env | {"TERM": "xterm"},
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+        )
+        os.close(theirs)
+        self._printed = b""
+
+    def printed(self) -> bytes:
+        # Linux raises at the end of a terminal.
+        with suppress(OSError):
+            while select.select([self._ours], [], [], 0)[0] and (chunk := os.read(self._ours, 65536)):
+                self._printed += chunk
+        return self._printed
+
+    def shows(self, pattern: bytes) -> None:
+        """Wait for a match in what is printed from now on."""
+        start = len(self.printed())
+        eventually(
+            f"{pattern!r} is shown, after {self._printed!r}",
+            lambda: re.search(pattern, self.printed()[start:]) or not self._alive(),
+        )
+
+    def interrupt(self) -> tuple[int, bytes]:
+        """Ctrl-C: its exit code, and what it wrote to stderr."""
+        self.process.send_signal(signal.SIGINT)
+        _, stderr = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, stderr
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE)
+        if self.process.stderr:
+            self.process.stderr.close()
+        os.close(self._ours)
+
+    def _alive(self) -> bool:
+        assert self.process.poll() is None, self.printed()
+        return True
+
+
+@contextmanager
+def watch(bundle: Bundle, *options: str, terminal: bool = False) -> Iterator[Watch]:
+    watching = Watch(bundle, *options, terminal=terminal)
+    try:
+        yield watching
+    finally:
+        watching.end()
+
+
+# --- Numbers
+
+
+def test_nothing_is_made_by_looking(bundle: Bundle) -> None:
+    """On a new virtual host our queues are missing, which is no error, and stay so; nothing is delayed."""
+    exchanges = bundle.of_vhost("exchanges")
+
+    done = bundle.proj("queues")
+    seen = look(bundle, env=OFF)["queues"]
+
+    assert done.returncode == 0
+    assert re.search(r"^proj\.tasks missing +- ", done.stdout, re.MULTILINE)
+    assert re.search(r"^proj\.dead +missing +- ", done.stdout, re.MULTILINE)
+    assert re.search(r"^delayed +0 ", done.stdout, re.MULTILINE)
+    assert "the first worker or message" in done.stderr
+    assert [seen[name]["ready"] for name in ("proj.tasks", "delayed", "proj.dead")] == [None, 0, None]
+    assert bundle.of_vhost("queues") == []
+    assert bundle.of_vhost("exchanges") == exchanges
+
+
+def test_ready_messages_are_counted_at_once(bundle: Bundle) -> None:
+    """Right after a message is confirmed it is ready, and with no worker there is no consumer."""
+    enqueue(bundle, "add", "1", "2", "--count", "3")
+
+    row = look(bundle)["queues"]["proj.tasks"]
+
+    assert (row["ready"], row["consumers"]) == (3, 0)
+
+
+def test_message_that_a_worker_holds_is_unacknowledged(bundle: Bundle) -> None:
+    """The management API tells it, or else the workers; which of the two, programs and people are told."""
+    hold_one(bundle)
+    enqueue(bundle, "add", "1", "2", "--count", "2")
+
+    eventually("it is unacknowledged", lambda: number(bundle, "proj.tasks", "unacknowledged") == 1)
+    for env, source, words in (
+        ({}, "management", "unacknowledged, rates: from the management API"),
+        (OFF, "workers", "unacknowledged: from the workers"),
+    ):
+        seen = look(bundle, env=env)
+        row = seen["queues"]["proj.tasks"]
+        assert (row["ready"], row["unacknowledged"], row["consumers"]) == (2, 1, 1)
+        assert seen["unacknowledged_from"] == source
+        assert words in bundle.proj("queues", env=env).stderr
+    assert number(bundle, "proj.dead", "unacknowledged", env=OFF) is None
+
+
+def test_nobody_to_ask_is_unknown(bundle: Bundle) -> None:
+    """Without the management API and workers, what is not known is no 0, and one line says what to do."""
+    enqueue(bundle, "add", "1", "2")
+
+    done = bundle.proj("queues", env=OFF)
+    seen = look(bundle, env=OFF)
+
+    assert done.returncode == 0
+    assert re.search(r"^proj\.tasks +1 +- +0 +- +- +- +-$", done.stdout, re.MULTILINE), done.stdout
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("Warning: ")]
+    assert len(warnings) == 1
+    assert "rabbitmq-plugins enable rabbitmq_management" in warnings[0]
+    assert seen["unacknowledged_from"] is None
+    row = seen["queues"]["proj.tasks"]
+    assert [row[name] for name in COLUMNS] == ["proj.tasks", 1, None, 0, None, None, None, None]
+    assert [f"Warning: {problem}" for problem in seen["problems"]] == warnings
+
+
+def test_worker_that_does_not_answer_is_no_zero(bundle: Bundle) -> None:
+    """One that is too busy to say what it holds makes the number unknown, although another one answers."""
+    hold_one(bundle, "-P", "solo")
+    bundle.worker(log="other.log").ready()
+
+    seen = look(bundle, env=OFF)
+
+    assert seen["queues"]["proj.tasks"]["consumers"] == 2
+    assert seen["queues"]["proj.tasks"]["unacknowledged"] is None
+    assert "1 of 2 workers answer" in " ".join(seen["problems"])
+
+
+def test_delayed_messages_are_counted_in_one_row(bundle: Bundle) -> None:
+    """All levels of delay together, and it is said whose they are."""
+    for delay in ("60", "3600", "100000"):
+        enqueue(bundle, "add", "1", "2", "--countdown", delay)
+
+    done = bundle.proj("queues", env=OFF)
+
+    assert re.search(r"^delayed +3 ", done.stdout, re.MULTILINE)
+    assert re.search(r"^proj\.tasks +0 ", done.stdout, re.MULTILINE)
+    assert "delayed: of all Celery applications" in done.stderr
+
+
+def test_dead_letters_say_how_long_the_oldest_lies(bundle: Bundle) -> None:
+    """To the second, since a dead letter knows when it died; also without the management API."""
+    enqueue(bundle, "add", "1", "2", "--expires", "0.1")
+    eventually("it is a dead letter", lambda: bundle.has("proj.dead") and bundle.depth("proj.dead"))
+    died = bundle.peek("proj.dead")[0]["properties"]["headers"]["x-death"][0]["time"]
+    enqueue(bundle, "add", "1", "2", "--expires", "2")
+    eventually("there is another one", lambda: bundle.depth("proj.dead") == 2)
+
+    before = time.time()
+    row = look(bundle, env=OFF)["queues"]["proj.dead"]
+
+    assert row["ready"] == 2
+    assert before - died - 1 <= row["oldest"] <= time.time() - died + 1
+
+
+def test_dead_letters_that_another_program_reads_have_no_age(bundle: Bundle) -> None:
+    """Only one may look at a time; the counts come all the same."""
+    enqueue(bundle, "add", "1", "2", "--expires", "0.1")
+    eventually("it is a dead letter", lambda: bundle.has("proj.dead") and bundle.depth("proj.dead"))
+
+    with bundle.channel() as channel:
+        channel.queue_declare("proj.dead.reader", exclusive=True, durable=False, auto_delete=True)
+        seen = look(bundle)
+
+    assert (seen["queues"]["proj.dead"]["ready"], seen["queues"]["proj.dead"]["oldest"]) == (1, None)
+    assert "another program is looking at the dead letters" in " ".join(seen["problems"])
+
+
+def test_dead_letters_are_not_looked_at_when_that_would_declare(bundle: Bundle) -> None:
+    """A queue of ours that was deleted stays so."""
+    enqueue(bundle, "add", "1", "2", "--expires", "0.1")
+    eventually("it is a dead letter", lambda: bundle.has("proj.dead") and bundle.depth("proj.dead"))
+    with bundle.channel() as channel:
+        channel.queue_delete("proj.tasks")
+
+    seen = look(bundle)
+
+    assert seen["queues"]["proj.tasks"]["ready"] is None
+    assert seen["queues"]["proj.dead"]["oldest"] is None
+    assert "part of the topology is missing" in " ".join(seen["problems"])
+    assert not bundle.has("proj.tasks")
+
+
+def test_oldest_message_is_told_and_not_touched(bundle: Bundle) -> None:
+    """It has waited at least as long as is said, and was not delivered to know it; then a newer one is it."""
+    sent = time.time()
+    enqueue(bundle, "sleep-dots", "600", "--id", "held")
+    confirmed = time.time()
+
+    def oldest() -> float:
+        return float(number(bundle, "proj.tasks", "oldest") or 0)
+
+    eventually("its age is told", lambda: oldest() >= 5)
+    assert time.time() - confirmed - 20 <= oldest() <= time.time() - sent
+    assert re.search(r"^proj\.tasks .* >\d+s ", bundle.proj("queues").stdout, re.MULTILINE)
+    assert [message["redelivered"] for message in bundle.peek("proj.tasks")] == [False]
+
+    bundle.worker().ready().started("held")
+    enqueue(bundle, "add", "1", "2")
+    sent = time.time()
+    eventually("the next one is younger", lambda: oldest() <= time.time() - sent)
+    assert number(bundle, "proj.tasks", "ready") == 1
+
+
+def test_rates_are_those_of_the_work(bundle: Bundle) -> None:
+    """Messages come in, are delivered and acknowledged; what stands still has a rate of 0.
+
+    A worker that holds nothing says so: its 0 is no unknown.
+    """
+    bundle.worker().ready()
+    assert number(bundle, "proj.tasks", "unacknowledged", env=OFF) == 0
+    assert number(bundle, "proj.tasks", "in") == 0
+    seen: dict[str, float] = {}
+
+    def moving() -> bool:
+        enqueue(bundle, "add", "1", "2", "--count", "5")
+        row = look(bundle)["queues"]["proj.tasks"]
+        for name in ("in", "delivered", "acknowledged"):
+            seen[name] = max(seen.get(name, 0.0), row[name])
+        return all(seen.values())
+
+    eventually("all move", moving)
+    assert look(bundle)["queues"]["proj.dead"]["in"] is None
+
+
+# --- What is printed
+
+
+def test_json_has_the_keys_of_the_table(bundle: Bundle) -> None:
+    """And the rows of the table are in the same order."""
+    done = bundle.proj("queues", "--json")
+    table = bundle.proj("queues").stdout.splitlines()
+
+    assert done.stdout.count("\n") == 1
+    rows = json.loads(done.stdout)["queues"]
+    assert table[0].split() == list(rows[0]) == COLUMNS
+    assert [line.split()[0] for line in table[1:]] == [row["queue"] for row in rows]
+    assert max(map(len, table)) <= 80
+
+
+def test_any_queue_can_be_named(bundle: Bundle) -> None:
+    """Those of other programs too, each once."""
+    with bundle.channel() as channel:
+        channel.queue_declare("a queue", durable=True, auto_delete=False)
+
+    rows = json.loads(bundle.proj("queues", "a queue", "delayed", "a queue", "--json").stdout)["queues"]
+
+    assert [(row["queue"], row["ready"]) for row in rows] == [("a queue", 0), ("delayed", 0)]
+
+
+# --- Watching
+
+
+def test_watch_refreshes_a_terminal_in_place(bundle: Bundle) -> None:
+    """A change is shown, drawn over what was there; Ctrl-C ends it with 130, and shows the cursor again."""
+    with watch(bundle, terminal=True) as watching:
+        watching.shows(rb"proj\.tasks +missing ")
+        enqueue(bundle, "add", "1", "2", "--count", "7")
+        watching.shows(rb"proj\.tasks +7 ")
+        code, stderr = watching.interrupt()
+        printed = watching.printed()
+
+    assert (code, stderr) == (130, b"")
+    assert b"\x1b[1A" in printed  # the cursor goes up, over the last one
+    assert printed.rfind(CURSOR_ON) > printed.rfind(CURSOR_OFF) >= 0
+
+
+def test_watch_that_is_told_to_end_leaves_the_terminal_in_order(bundle: Bundle) -> None:
+    """SIGTERM shows the cursor again, as Ctrl-C does."""
+    with watch(bundle, terminal=True) as watching:
+        watching.shows(rb"proj\.tasks +missing ")
+        watching.process.send_signal(signal.SIGTERM)
+        assert watching.process.wait(PATIENCE) == 128 + signal.SIGTERM
+        printed = watching.printed()
+
+    assert printed.rfind(CURSOR_ON) > printed.rfind(CURSOR_OFF) >= 0
+
+
+def test_watch_in_a_pipe_prints_one_table_after_another(bundle: Bundle) -> None:
+    """Each with its time, and nothing that steers a terminal; a warning is said once."""
+    bundle.env |= OFF
+    with watch(bundle) as watching:
+        watching.shows(rb"proj\.tasks +missing ")
+        enqueue(bundle, "add", "1", "2")
+        watching.shows(rb"20..-..-..T..:..:..Z\nqueue +ready .*\nproj\.tasks +1 ")
+        code, stderr = watching.interrupt()
+
+    assert code == 130
+    assert b"\x1b" not in watching.printed()
+    assert stderr.count(b"\n") == stderr.count(b"Warning: ") == 1
+
+
+def test_watch_as_json_prints_a_line_a_refresh(bundle: Bundle) -> None:
+    """Each line is an object of its own, there as soon as it is known."""
+    with watch(bundle, "--json", "proj.tasks") as watching:
+        watching.shows(rb'"ready": null')
+        enqueue(bundle, "add", "1", "2")
+        watching.shows(rb'"ready": 1.*\n')
+        code, stderr = watching.interrupt()
+
+    assert (code, stderr) == (130, b"")
+    lines = [json.loads(line) for line in watching.printed().splitlines()]
+    assert [line["queues"][0]["queue"] for line in lines] == ["proj.tasks"] * len(lines)
+
+
+def test_watch_outlives_its_broker(bundle: Bundle) -> None:
+    """While the broker is away that is what is shown, and when it is back, the numbers are."""
+    enqueue(bundle, "add", "1", "2")
+    with Proxy(bundle.node.info.port) as proxy:
+        bundle.env["CELERY_BROKER_URL"] = bundle.url.replace(str(bundle.node.info.port), str(proxy.port))
+        with watch(bundle, "--json", "proj.tasks") as watching:
+            watching.shows(rb'"ready": 1')
+            proxy.network = Network.CUTS_AT_ANSWER
+            watching.shows(rb'"queues": \[\].*"problems": \["[^"]*the broker')
+            assert proxy.happened[Network.CUTS_AT_ANSWER] == 1
+            watching.shows(rb'"ready": 1')
+
+
+# --- What goes wrong
+
+
+def refuses(bundle: Bundle, code: int, *parts: str, options: tuple[str, ...] = (), **env: str) -> None:
+    done = bundle.proj("queues", *options, env=env)
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    for part in parts:
+        assert part in done.stderr
+
+
+def test_no_broker_is_69(bundle: Bundle) -> None:
+    """Nothing is known then; a watch that begins so ends as well."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for options in ((), ("--watch",), ("--json",)):
+        refuses(
+            bundle, 69, "no broker answers", options=options, CELERY_BROKER_URL=f"amqp://127.0.0.1:{port}"
+        )
+
+
+def test_broker_that_stops_answering_is_given_up(bundle: Bundle) -> None:
+    """One that takes the connection and then falls silent, in bounded time."""
+    with Proxy(bundle.node.info.port) as proxy:
+        url = bundle.url.replace(str(bundle.node.info.port), str(proxy.port))
+        proxy.network = Network.SLOW
+        proxy.delay = 1.5
+        refuses(bundle, 69, "does not answer in time", CELERY_BROKER_URL=url)
+        assert proxy.happened[Network.SLOW] > 3
+
+
+@pytest.mark.parametrize("name", ["nope", "", "n" * 300, "proj.task"])
+def test_queue_that_does_not_exist_is_65(bundle: Bundle, name: str) -> None:
+    """The names that there always are, are said."""
+    refuses(bundle, 65, f"there is no queue {name!r}", "proj.tasks, delayed, proj.dead", options=(name,))
+
+
+def test_queue_of_one_connection_alone_is_69(bundle: Bundle) -> None:
+    """RabbitMQ tells nobody else about it."""
+    with bundle.channel() as channel:
+        channel.queue_declare("mine", exclusive=True, durable=False, auto_delete=True)
+        refuses(bundle, 69, "queue 'mine' is exclusive", options=("mine",))
+
+
+@pytest.mark.parametrize(
+    "options", [("--interval", "2"), ("--watch", "--interval", "0"), ("--watch", "--interval", "nan")]
+)
+def test_interval_that_makes_no_sense_is_2(bundle: Bundle, options: tuple[str, ...]) -> None:
+    """It is a number of seconds, of a watch."""
+    refuses(bundle, 2, "--interval", options=options)
+
+
+def test_wrong_password_of_the_management_api_costs_its_numbers_only(bundle: Bundle) -> None:
+    """The table comes, and one line says whose password is wrong, without it."""
+    enqueue(bundle, "add", "1", "2")
+    url = bundle.node.management_url.replace("://", "://guest:s3cret@")
+
+    done = bundle.proj("queues", env={"PROJ_MANAGEMENT_URL": url})
+
+    assert done.returncode == 0
+    assert re.search(r"^proj\.tasks +1 +- ", done.stdout, re.MULTILINE)
+    assert "refused user 'guest'" in done.stderr
+    assert "s3cret" not in done.stderr
+
+
+def test_broker_in_alarm_is_said(bundle: Bundle) -> None:
+    """The numbers come all the same, and without the management API the question to workers meets it."""
+    bundle.worker().ready()
+    bundle.node.ctl("set_vm_memory_high_watermark", "0.00001")
+    try:
+        eventually(
+            "the alarm is said", lambda: "has a memory alarm" in bundle.proj("queues", "proj.tasks").stderr
+        )
+        done = bundle.proj("queues", env=OFF)
+    finally:
+        bundle.node.ctl("set_vm_memory_high_watermark", "0.4")
+
+    assert done.returncode == 0
+    assert re.search(r"^proj\.tasks +0 +- +1 ", done.stdout, re.MULTILINE)
+    assert "the broker has an alarm" in done.stderr
