@@ -5,11 +5,11 @@ the management API, up to 5 seconds late; where it does not answer, the workers 
 What nobody tells is None, never 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from amqp.exceptions import NotFound, ResourceLocked
 
@@ -19,6 +19,8 @@ from proj.errors import BadInput, BrokerRefused, ManagementUnavailable, ProjErro
 from proj.management import Management
 from proj.queue_statistics import Statistics
 from proj.remote_control import held_by_workers
+
+N = TypeVar("N", int, float)
 
 #: The row of all messages that the broker holds until their time has come. All Celery applications of a
 #: virtual host share their queues.
@@ -129,7 +131,7 @@ class Reader:
         if statistics is None:
             held = self._held(declared, problems)
             source = "workers" if held else None
-        ages = self._ages(declared, statistics is not None, problems)
+        ages = self._ages(declared, statistics or {}, problems)
         depths = tuple(
             _depth(name, declared[name], statistics, held.get(name), ages.get(name)) for name in self._names
         )
@@ -159,7 +161,10 @@ class Reader:
         return held
 
     def _ages(
-        self, declared: dict[str, Declared | None], answers: bool, problems: list[str]
+        self,
+        declared: dict[str, Declared | None],
+        statistics: dict[str, Statistics],
+        problems: list[str],
     ) -> dict[str, float]:
         ages = {}
         for name, found in declared.items():
@@ -170,7 +175,7 @@ class Reader:
             try:
                 if name == queues.dead_queue.name:
                     ages[name] = self._age_of_dead(found.ready)
-                elif answers:
+                elif name in statistics and statistics[name].delivered is not None:
                     ages[name] = queue_statistics.oldest(self._management, name)
             except ProjError as error:
                 problems.append(f"the age of the oldest message of {name} is not known: {error}")
@@ -246,9 +251,9 @@ def _depth(
         return Depth(
             name,
             found.ready,
-            sum(of.unacknowledged or 0 for of in each),
+            _sum(of.unacknowledged for of in each),
             found.consumers,
-            published=sum((of.published for of in each), 0.0),
+            published=_sum(of.published for of in each),
         )
     of = statistics.get(name)
     if of is None:
@@ -265,3 +270,9 @@ def _depth(
         of.delivered,
         of.acknowledged,
     )
+
+
+def _sum(numbers: Iterable[N | None]) -> N | int | None:
+    """Unknown when one of them is."""
+    known = list(numbers)
+    return None if None in known else sum(number for number in known if number is not None)

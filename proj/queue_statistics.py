@@ -18,24 +18,33 @@ _COLUMNS: Final = ("name", "messages_unacknowledged", "message_stats")
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one queue; rates are messages a second."""
+    """Of one queue; rates are messages a second, and None when the broker counts none (`rates_mode`)."""
 
     #: None while the API has not yet counted them, in the first seconds of a queue.
     unacknowledged: int | None
     #: Without those that a delay or a dead-letter exchange has brought: RabbitMQ does not count them.
-    published: float
-    delivered: float
-    acknowledged: float
+    published: float | None
+    delivered: float | None
+    acknowledged: float | None
 
 
 def of_queues(management: Management) -> dict[str, Statistics]:
-    """The statistics of all queues of the virtual host. Raises `ManagementUnavailable`."""
-    found = management.get(f"queues/{_vhost(management)}?{urlencode({'columns': ','.join(_COLUMNS)})}")
-    if not isinstance(found, list):
+    """The statistics of all queues of the virtual host.
+
+    Raises `ManagementUnavailable`, also when the broker is told to keep none.
+    """
+    about = management.get("overview?columns=rates_mode,disable_stats")
+    found = management.get(f"queues/{_vhost(management)}?columns={','.join(_COLUMNS)}")
+    if not isinstance(about, dict) or not isinstance(found, list):
         raise ManagementUnavailable(
             f"what answers at {management.url} is no management API", "check PROJ_MANAGEMENT_URL"
         )
-    return {queue["name"]: _statistics(queue) for queue in found}
+    if about.get("disable_stats"):
+        raise ManagementUnavailable(
+            f"the management API at {management.url} has its statistics switched off",
+            "see disable_stats and disable_metrics_collector in rabbitmq.conf",
+        )
+    return {queue["name"]: _statistics(queue, about.get("rates_mode") != "none") for queue in found}
 
 
 def oldest(management: Management, queue: str) -> float:
@@ -75,11 +84,11 @@ def alarms(management: Management) -> list[str]:
     ]
 
 
-def _statistics(queue: dict[str, Any]) -> Statistics:
-    counted = queue.get("message_stats", {})
+def _statistics(queue: dict[str, Any], counted: bool) -> Statistics:
+    rates = queue.get("message_stats", {})
 
-    def rate(what: str) -> float:
-        return float(counted.get(f"{what}_details", {}).get("rate", 0.0))
+    def rate(what: str) -> float | None:
+        return float(rates.get(f"{what}_details", {}).get("rate", 0)) if counted else None
 
     return Statistics(
         unacknowledged=queue.get("messages_unacknowledged"),

@@ -148,10 +148,14 @@ def _row(depth: "Depth") -> dict[str, Any]:
         "unacknowledged": depth.unacknowledged,
         "consumers": depth.consumers,
         "oldest": None if depth.oldest is None else round(depth.oldest),
-        "in": depth.published,
-        "delivered": depth.delivered,
-        "acknowledged": depth.acknowledged,
+        "in": _rate(depth.published),
+        "delivered": _rate(depth.delivered),
+        "acknowledged": _rate(depth.acknowledged),
     }
+
+
+def _rate(much: float | None) -> float | None:
+    return None if much is None else round(float(much), 1)
 
 
 def _table(snapshot: "Snapshot") -> str:
@@ -166,10 +170,7 @@ def _table(snapshot: "Snapshot") -> str:
 
 
 def _cells(depth: "Depth") -> dict[str, str]:
-    cells = {
-        name: "-" if value is None else f"{value:.1f}" if isinstance(value, float) else str(value)
-        for name, value in _row(depth).items()
-    }
+    cells = {name: "-" if value is None else str(value) for name, value in _row(depth).items()}
     if depth.oldest is not None:
         cells["oldest"] = _age(depth)
     if depth.ready is None:

@@ -11,10 +11,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from proj.broker import BrokerNode
 from tests.bundle import BIN, PATIENCE, Bundle, eventually
 from tests.chaos.proxy import Network, Proxy
 
@@ -456,3 +458,19 @@ def test_broker_in_alarm_is_said(bundle: Bundle) -> None:
     assert done.returncode == 0
     assert re.search(r"^proj\.tasks +0 +- +1 ", done.stdout, re.MULTILINE)
     assert "the broker has an alarm" in done.stderr
+
+
+def test_broker_that_keeps_no_statistics_is_not_at_rest(rabbitmq: None, tmp_path: Path) -> None:
+    """Its management API answers, with nothing that could be taken for 0."""
+    node = BrokerNode(tmp_path / "node", extra_config="management_agent.disable_metrics_collector = true")
+    node.start()
+    try:
+        with Bundle(node, "/", tmp_path) as bundle:
+            enqueue(bundle, "add", "1", "2")
+            seen = look(bundle)
+    finally:
+        node.kill()
+
+    row = seen["queues"]["proj.tasks"]
+    assert [row[name] for name in COLUMNS] == ["proj.tasks", 1, None, 0, None, None, None, None]
+    assert "statistics switched off" in " ".join(seen["problems"])
