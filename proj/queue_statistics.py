@@ -64,7 +64,7 @@ def oldest(management: Management, queue: str) -> float:
         }
         found = management.get(f"queues/{_vhost(management)}/{quote(queue, safe='')}?{urlencode(record)}")
         ready = _samples(found.get("messages_ready_details"))
-        delivered = _samples(found.get("message_stats", {}).get("deliver_get_details"))
+        delivered = _samples((found.get("message_stats") or {}).get("deliver_get_details"))
         waited = max(waited, _waited(ready, delivered))
         if waited < length - 2 * step:
             break
@@ -85,7 +85,7 @@ def alarms(management: Management) -> list[str]:
 
 
 def _statistics(queue: dict[str, Any], counted: bool) -> Statistics:
-    rates = queue.get("message_stats", {})
+    rates = queue.get("message_stats") or {}
 
     def rate(what: str) -> float | None:
         return float(rates.get(f"{what}_details", {}).get("rate", 0)) if counted else None
