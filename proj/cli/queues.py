@@ -114,7 +114,7 @@ class _Printer:
 
 
 def _on_terminal(stack: ExitStack, interval: float) -> Callable[["Snapshot"], None]:
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.live import Live
     from rich.text import Text
 
@@ -124,8 +124,9 @@ def _on_terminal(stack: ExitStack, interval: float) -> Callable[["Snapshot"], No
 
     def show(snapshot: "Snapshot") -> None:
         foot = f"{snapshot.at}, every {interval:g} s; Ctrl-C ends it."
-        parts = (_table(snapshot), *snapshot.problems, "", _legend(snapshot), foot)
-        live.update(Text("\n".join(part for part in parts)), refresh=True)
+        words = "\n".join((*snapshot.problems, "", _legend(snapshot), foot))
+        table = Text(_table(snapshot), no_wrap=True, overflow="ellipsis")
+        live.update(Group(table, Text(words)), refresh=True)
 
     return show
 
