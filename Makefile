@@ -6,7 +6,7 @@ TEST_PROCESSES := 3
 
 .PHONY: help
 help: ## Show these targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## Make .venv with the pinned packages, and install RabbitMQ when it is missing.
@@ -40,6 +40,10 @@ bench: setup ## Measure what starting costs, and how soon the task of a killed w
 .PHONY: help-text
 help-text: setup ## Write anew what `proj --help` prints.
 	@$(PYTHON_IN_VENV) -m proj -h > proj/cli/help.txt
+
+.PHONY: definitions
+definitions: setup ## Write deploy/rabbitmq/definitions.json anew, from proj/queues.py.
+	@$(PYTHON_IN_VENV) scripts/definitions
 
 .PHONY: pin
 pin: ## Write requirements.txt anew (needs uv).

@@ -203,8 +203,8 @@ class _Reader:
     def __init__(self, broker: Any) -> None:
         self.channel: Callable[[], Any] = broker.channel
         self._drain = broker.drain_events
+        queues.ensure(broker)
         self._control = broker.channel()
-        queues.declare(self._control)
         self._control.queue_declare(queues.DEAD_READER, exclusive=True, durable=False, auto_delete=True)
         state = self._control.queue_declare(queues.dead_queue.name, passive=True)
         if state.consumer_count:

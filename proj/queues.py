@@ -6,6 +6,7 @@ means to move the messages of the old queue first.
 
 from typing import Any, Final
 
+from amqp.exceptions import AccessRefused
 from kombu import Exchange, Queue
 from kombu.common import maybe_declare
 from kombu.transport.native_delayed_delivery import (
@@ -93,6 +94,36 @@ def declare(channel: Any) -> None:
     """
     for queue in topology:
         maybe_declare(queue, channel)
+
+
+def ensure(connection: Any) -> None:
+    """Declare all that a consumer needs; where the user may not, see that an administrator has done so.
+
+    Raises `amqp.exceptions.NotFound` (404) for a queue that is missing then, and what `declare` raises.
+    """
+    for queue in topology:
+        queue.no_declare = False
+    channel = connection.channel()  # of its own: a refusal closes it
+    try:
+        declare(channel)
+    except AccessRefused:
+        channel = connection.channel()
+        for queue in topology:
+            channel.queue_declare(queue.name, passive=True)
+            queue.no_declare = True  # Celery, too, declares what it consumes
+    channel.close()
+
+
+def ensure_delays(connection: Any) -> None:
+    """Do the same for the broker's side of delayed messages.
+
+    Raises `amqp.exceptions.AccessRefused` (403) when it is missing and the user may not declare it.
+    """
+    try:
+        declare_delays(connection)
+    except AccessRefused:
+        if not _exchange_exists(connection, DELAY_EXCHANGE):
+            raise
 
 
 def declare_delays(connection: Any) -> None:

@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 from celery import states
 from celery.exceptions import InvalidTaskError, Reject, TimeLimitExceeded, WorkerLostError, WorkerShutdown
@@ -25,12 +25,22 @@ class Consumer(consumer.Consumer):
 
     #: Put here by its step of Celery's blueprint, before the first connection.
     heartbeat: HeartbeatStep
+    class Blueprint(consumer.Consumer.Blueprint):
+        """Celery's steps, without that of delay queues: it would take a refusal for their absence."""
+
+        default_steps: ClassVar = [
+            step
+            for step in consumer.Consumer.Blueprint.default_steps
+            if not step.endswith(":DelayedDelivery")
+        ]
 
     def connect(self) -> Any:
         """Connect, and declare the topology each time: the broker may be a new, empty one."""
         conn = super().connect()
         try:
-            queues.declare(conn.default_channel)
+            queues.ensure(conn)
+            with connection.own_channels(conn):
+                queues.ensure_delays(conn)
         except connection.ERRORS as error:
             if not connection.is_refusal(error):
                 raise
