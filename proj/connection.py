@@ -185,7 +185,10 @@ def _refusal(error: BaseException, connection: Connection) -> BrokerRefused | No
             "check AMQP_USER and AMQP_PASSWORD, or CELERY_BROKER_URL",
         )
     if code == _ACCESS_REFUSED:
-        return BrokerRefused(f"user {user!r} lacks a right on the broker at {where}: {text}")
+        return BrokerRefused(
+            f"user {user!r} lacks a right on the broker at {where}: {text}",
+            "which user may do what: SECURITY.md",
+        )
     if code == _NOT_ALLOWED and "not found" in text:
         return BrokerRefused(
             f"the broker at {where} has no virtual host {vhost!r}",
@@ -207,7 +210,10 @@ def _refusal(error: BaseException, connection: Connection) -> BrokerRefused | No
             "empty and delete that queue, so that it is declared anew, or use another virtual host",
         )
     if code == _NOT_FOUND:
-        return BrokerRefused(f"the broker at {where} lacks what is needed: {text}")
+        return BrokerRefused(
+            f"the broker at {where} lacks what is needed: {text}",
+            "import deploy/rabbitmq/definitions.json, or let a user who may declare it do so",
+        )
     return None
 
 

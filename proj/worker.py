@@ -6,6 +6,7 @@ import signal
 import threading
 from typing import Any, ClassVar
 
+from amqp.exceptions import AccessRefused
 from celery import states
 from celery.exceptions import InvalidTaskError, Reject, TimeLimitExceeded, WorkerLostError, WorkerShutdown
 from celery.signals import celeryd_after_setup, celeryd_init, worker_shutting_down
@@ -33,6 +34,13 @@ class Consumer(consumer.Consumer):
             for step in consumer.Consumer.Blueprint.default_steps
             if not step.endswith(":DelayedDelivery")
         ]
+
+    def start(self) -> None:
+        """Consume until told to stop. Raises `WorkerShutdown` when the user lacks a right for it."""
+        try:
+            super().start()
+        except AccessRefused as error:
+            raise _shutdown(error, self.connection or self.app.connection_for_read()) from None
 
     def connect(self) -> Any:
         """Connect, and declare the topology each time: the broker may be a new, empty one."""
