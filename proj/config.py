@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from kombu.utils.url import sanitize_url
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
@@ -35,7 +35,8 @@ _BYPASSES: Final = ("CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 
 
 def _check_broker_url(url: str) -> str:
-    for part in url.split(";"):
+    parts = url.split(";")
+    for part in parts:
         try:
             split = urlsplit(part)
             if split.scheme not in {"amqp", "amqps", "pyamqp"} or not split.netloc:
@@ -45,6 +46,10 @@ def _check_broker_url(url: str) -> str:
             raise ValueError(
                 "expected URLs such as amqp://user:password@host:5672/vhost, separated by ';'"
             ) from None
+        if any(name.startswith("ssl") for name, _ in parse_qsl(split.query, keep_blank_values=True)):
+            raise ValueError("TLS is switched on by amqps:// and set with PROJ_BROKER_CA, not in the URL")
+    if len({urlsplit(part).scheme == "amqps" for part in parts}) > 1:
+        raise ValueError("expected amqps:// for all nodes or for none: to fail over must not switch TLS off")
     return url
 
 
@@ -57,6 +62,19 @@ def _check_management_url(url: str) -> str:
     except ValueError:
         raise ValueError("expected a URL such as http://user:password@host:15672") from None
     return url
+
+
+def _check_ca(path: Path) -> Path:
+    import ssl
+
+    path = path.expanduser().absolute()
+    try:
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError:
+        raise ValueError("expected a file of certificates in PEM") from None
+    except OSError as error:
+        raise ValueError(f"expected a file of certificates in PEM: {error.strerror}") from None
+    return path
 
 
 def _check_backend(url: str) -> str:
@@ -86,6 +104,10 @@ class Settings(BaseSettings):
     amqp_user: str = "guest"
     amqp_password: SecretStr = SecretStr("guest")
     amqp_vhost: str = "/"
+
+    #: File of the certificate authorities, in PEM, that the certificates of the broker and of its management
+    #: API must come from; without it, those of the system.
+    proj_broker_ca: Annotated[Path, AfterValidator(_check_ca)] | None = None
 
     #: Where the broker's management API is; without it, beside the broker, at port 15672.
     proj_management_url: Annotated[str, AfterValidator(_check_management_url)] | None = Field(

@@ -1,6 +1,7 @@
 """The connection between a program and its broker: bounded in time, and what goes wrong, in words."""
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from amqp.exceptions import AMQPError, ConnectionForced
 from kombu import Connection
 from kombu.exceptions import KombuError
 
+from proj import tls, transport
 from proj.config import CONNECT_TIMEOUT
 from proj.errors import BrokerRefused, BrokerUnreachable, ProjError
 
@@ -35,6 +37,10 @@ def explain(error: BaseException, connection: Connection) -> ProjError:
     if refusal:
         return refusal
     where = _where(connection)
+    if isinstance(error, transport.Untrusted) and isinstance(error.__cause__, ssl.SSLError):
+        return BrokerRefused(*tls.explain(error.__cause__, connection.hostname, f"the broker at {where}"))
+    if isinstance(error, ssl.SSLError):
+        return BrokerUnreachable(*tls.explain(error, connection.hostname, f"the broker at {where}"))
     if isinstance(error, socket.gaierror):
         return BrokerUnreachable(
             f"the broker's host {connection.hostname!r} cannot be resolved",
@@ -160,9 +166,9 @@ def abandon(connection: Connection) -> None:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """True when the broker answered and said no, so that trying again changes nothing."""
-    code = getattr(root(error), "reply_code", None)
-    return code in {
+    """True when the broker said no, or is not to be trusted, so that trying again changes nothing."""
+    error = root(error)
+    return isinstance(error, transport.Untrusted) or getattr(error, "reply_code", None) in {
         _CONTENT_TOO_LARGE,
         _ACCESS_REFUSED,
         _NOT_FOUND,
@@ -219,8 +225,8 @@ def _refusal(error: BaseException, connection: Connection) -> BrokerRefused | No
 
 def _shut(connection: Connection) -> None:
     # As Celery finds it (celery.utils.threads): what is public would connect anew.
-    transport = getattr(connection._connection, "_transport", None)
-    sock = getattr(transport, "sock", None)
+    wire = getattr(connection._connection, "_transport", None)
+    sock = getattr(wire, "sock", None)
     if sock is not None:
         with suppress(OSError):
             # Of the plain socket: that of TLS is not made for two threads.

@@ -6,12 +6,15 @@ Its numbers are up to 5 seconds old: the broker collects them at that interval.
 import base64
 import http.client
 import json
+import ssl
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
+from proj import tls
 from proj.config import Settings
 from proj.errors import ManagementUnavailable
 
@@ -32,6 +35,8 @@ class Management:
     user: str
     password: str = field(repr=False)
     vhost: str
+    #: File of the authorities that its certificate must come from; None: those of the system.
+    ca: Path | None = None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Management":
@@ -49,6 +54,7 @@ class Management:
             user=unquote(login.username or "guest"),
             password=unquote(login.password or "guest"),
             vhost=unquote(broker.path[1:]) or "/",
+            ca=settings.proj_broker_ca,
         )
 
     @property
@@ -63,8 +69,9 @@ class Management:
         request = urllib.request.Request(
             f"{self.url}/api/{path}", headers={"Authorization": f"Basic {login}"}
         )
+        context = tls.context(self.ca) if self.url.startswith("https:") else None
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            with urllib.request.urlopen(request, timeout=TIMEOUT, context=context) as response:
                 return json.loads(response.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -99,6 +106,9 @@ class Management:
                 f"no management API answers at {self.url}",
                 "switch it on with: rabbitmq-plugins enable rabbitmq_management; or set PROJ_MANAGEMENT_URL",
             )
+        if isinstance(reason, ssl.SSLError):
+            host = urlsplit(self.url).hostname or ""
+            return ManagementUnavailable(*tls.explain(reason, host, f"the management API at {self.url}"))
         if isinstance(reason, TimeoutError):
             return ManagementUnavailable(f"the management API at {self.url} does not answer in time", _CHECK)
         if isinstance(reason, OSError):

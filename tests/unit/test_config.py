@@ -34,9 +34,9 @@ def test_parts_make_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_url_wins_over_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """CELERY_BROKER_URL is taken as it is, several of them too."""
     monkeypatch.setenv("AMQP_HOST", "elsewhere")
-    monkeypatch.setenv("CELERY_BROKER_URL", "amqp://one;amqps://two:5671/v")
+    monkeypatch.setenv("CELERY_BROKER_URL", "amqps://one;amqps://two:5671/v")
 
-    assert config.load().broker_url == "amqp://one;amqps://two:5671/v"
+    assert config.load().broker_url == "amqps://one;amqps://two:5671/v"
 
 
 def test_environment_wins_over_env_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,45 @@
+"""Kombu's transport for `amqps://`, with all checks of a certificate.
+
+By default py-amqp wants a certificate of an authority that the system trusts, and does not look for whom it
+is: whoever owns any certificate could play the broker.
+"""
+
+import ssl
+from typing import Any
+
+import kombu.transport
+from amqp.exceptions import IrrecoverableConnectionError
+from kombu.transport import pyamqp
+
+from proj import config
+
+
+class Untrusted(IrrecoverableConnectionError):
+    """The broker's certificate is not accepted; to try again mends nothing. `__cause__` says why."""
+
+
+class Transport(pyamqp.SSLTransport):
+    """Checks that a certificate is valid, from a trusted authority, and for the host of the URL."""
+
+    def establish_connection(self) -> Any:
+        """Connect. Raises `Untrusted`, and what kombu raises."""
+        client, host = self.client, self.client.hostname
+        # Made for each host: what Celery's `broker_use_ssl` says would hold for `amqp://` too, and for all
+        # nodes of a failover list.
+        client.ssl = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": host}
+        if ca := config.load().proj_broker_ca:
+            client.ssl["ca_certs"] = str(ca)
+        try:
+            connected = super().establish_connection()
+        except ssl.SSLCertVerificationError as error:
+            raise Untrusted(str(error)) from error
+        finally:
+            client.hostname = host  # of `localhost`, kombu makes an address that a certificate may lack
+        # Py-amqp leaves the timeout of the handshake on the socket.
+        connected.sock.settimeout(client.transport_options.get("read_timeout"))
+        return connected
+
+
+# Kombu finds transports by the scheme of a URL, and its pools make connections of a class of their own: no
+# subclass of `kombu.Connection` would reach them.
+kombu.transport.TRANSPORT_ALIASES["amqps"] = f"{__name__}:{Transport.__name__}"
