@@ -60,7 +60,7 @@ def explain(error: BaseException, connection: Connection) -> ProjError:
         return BrokerUnreachable(f"the broker at {where} closed the connection: {words(error)}")
     return BrokerUnreachable(
         f"the broker at {where} cannot be used: {words(error)}",
-        "does RabbitMQ listen there, and not another program?",
+        "does RabbitMQ listen there, and not another program? For TLS, the URL begins with amqps://",
     )
 
 

@@ -1,7 +1,9 @@
 """The users of `deploy/rabbitmq`: each can do its work, and is refused what is not its work."""
 
 import json
+import pickle
 import re
+import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -189,6 +191,28 @@ def test_the_others_see_nothing_of_the_management_api(bundle: Bundle, users: Use
         )
         with pytest.raises(ManagementUnavailable, match="lacks the tag 'monitoring'"):
             management.get("overview")
+
+
+def test_what_is_stored_as_a_result_is_never_executed(bundle: Bundle) -> None:
+    """Celery unpickles a result that is not JSON: who writes to the store could run code in each reader."""
+    bundle.python("from proj import app; app.backend.store_result('x', 5, 'SUCCESS'); print(1)")
+    harm = bundle.folder / "harm"
+
+    class Harm:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (harm,)
+
+    with sqlite3.connect(bundle.folder / "state/results.sqlite3") as store:
+        store.execute("UPDATE celery_taskmeta SET result = ?", (pickle.dumps(Harm()),))
+    store.close()
+
+    done = bundle.proj("result", "x")
+    assert (done.returncode, done.stderr.count("\n")) == (69, 1), done
+    assert not harm.exists()
+
+    bundle.switch_off("result_store.py", "def _decode_stored_result", "def _not_used")
+    bundle.proj("result", "x")
+    assert harm.exists()
 
 
 def get(queue: str) -> Callable[[Any], Any]:

@@ -87,6 +87,42 @@ def test_any_user_password_and_vhost_survive_the_url(user: str, password: str, v
     assert unquote(url.path.removeprefix("/")) == vhost
 
 
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("amqps://u:s3cret@a;amqp://u:s3cret@b", "to fail over must not switch TLS off"),
+        ("amqps://u:s3cret@a/?ssl_cert_reqs=CERT_NONE", "not in the URL"),
+        ("amqp://u:s3cret@a//?ssl=1", "not in the URL"),
+    ],
+)
+def test_no_url_weakens_tls(monkeypatch: pytest.MonkeyPatch, url: str, reason: str) -> None:
+    """Neither what kombu would take from its query, nor a node that speaks none."""
+    monkeypatch.setenv("CELERY_BROKER_URL", url)
+
+    with pytest.raises(ConfigError, match=reason) as caught:
+        config.load()
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("gone.pem", None, "No such file"),
+        ("words.pem", "no certificate", "expected a file of certificates in PEM, got"),
+    ],
+)
+def test_a_file_of_authorities_that_has_none(
+    monkeypatch: pytest.MonkeyPatch, file: str, text: str | None, reason: str
+) -> None:
+    """It is told at the start, and not as a broker that nobody trusts."""
+    if text:
+        Path(file).write_text(text)
+    monkeypatch.setenv("PROJ_BROKER_CA", file)
+
+    with pytest.raises(ConfigError, match=reason):
+        config.load()
+
+
 @pytest.mark.parametrize("url", ["amqp://user:s3cret@host/v", "amqp://u:s3cret@a;amqp://u:s3cret@b"])
 def test_url_for_people_has_no_password(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """The password is not in what people see, nor in the settings as Python shows them."""
