@@ -26,6 +26,7 @@ class Consumer(consumer.Consumer):
 
     #: Put here by its step of Celery's blueprint, before the first connection.
     heartbeat: HeartbeatStep
+
     class Blueprint(consumer.Consumer.Blueprint):
         """Celery's steps, without that of delay queues: it would take a refusal for their absence."""
 
