@@ -32,6 +32,12 @@ check: setup ## Lint, check types, and run all tests: what continuous integratio
 up: setup ## Run broker (if none answers), worker and Flower until Ctrl-C.
 	@$(PYTHON_IN_VENV) scripts/up || test $$? -eq 130  # Ctrl-C is how it ends
 
+.PHONY: env
+env: ## Write .env with fresh passwords, for docker compose.
+	@test ! -e .env || { echo "Error: .env is there already; move it away for a new one" >&2; exit 2; }
+	@umask 077 && awk '/=$$/ { cmd = "openssl rand -hex 24"; cmd | getline password; close(cmd); $$0 = $$0 password } 1' \
+		.env.example > .env && echo "wrote .env" >&2
+
 .PHONY: bench
 bench: setup ## Measure what starting costs, and how soon the task of a killed worker starts again.
 	@$(PYTHON_IN_VENV) benchmarks/startup.py

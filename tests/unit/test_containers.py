@@ -1,0 +1,171 @@
+"""What Dockerfile, docker-compose.yml and .env.example must hold to, on a machine that has no Docker too."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from proj import config
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = (ROOT / "docker-compose.yml").read_text()
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+EXAMPLE = (ROOT / ".env.example").read_text()
+BROKER_CONF = (ROOT / "deploy/rabbitmq/rabbitmq.conf").read_text()
+
+
+def _sections(text: str, indent: int) -> dict[str, str]:
+    """The text below each key that stands at this indent; enough of YAML for how our file is written."""
+    found: dict[str, str] = {}
+    for part in re.split(rf"^(?= {{{indent}}}[\w.<-]+:)", text, flags=re.M)[1:]:
+        key, _, value = part.partition(":")
+        # What follows on the same line stands without its indent; what is below keeps it.
+        found[key.strip()] = re.sub(r"^ *#.*\n?", "", value, flags=re.M).lstrip(" ").rstrip()
+    return found
+
+
+def _services() -> Mapping[str, dict[str, str]]:
+    top = _sections(COMPOSE, 0)
+    shared = {value.split()[0][1:]: _sections(value, 2) for key, value in top.items() if key.startswith("x-")}
+    shared["proj"] = shared["every-service"] | shared["proj"]
+    services = {}
+    for name, text in _sections(top["services"], 2).items():
+        keys = _sections(text, 4)
+        services[name] = shared[keys.pop("<<").removeprefix("*")] | keys
+    return services
+
+
+SERVICES = _services()
+
+#: It runs one command and ends.
+LASTING = {name: keys for name, keys in SERVICES.items() if keys["restart"] == "unless-stopped"}
+
+
+def test_the_services_are_those_that_are_meant() -> None:
+    """What the tests below look at is not nothing."""
+    assert set(LASTING) == {"rabbitmq", "postgres", "worker", "flower"}
+    assert set(SERVICES) - set(LASTING) == {"operator"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_confined(name: str) -> None:
+    """No right that it does not need, no more of the machine than it may have, no endless log."""
+    service = SERVICES[name]
+
+    assert service["read_only"] == "true"
+    assert service["cap_drop"] == "[ALL]"
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert "max-size" in service["logging"]
+    assert {"cpus", "mem_limit", "pids_limit"} <= service.keys()
+    assert re.search(r":[\w.-]+\}?$", service["image"]), "a tag"
+    # `docker compose up --scale` cannot name two containers alike.
+    assert "container_name" not in service
+    # In the official images the user is root until the entrypoint drops it.
+    assert "build" in service or service["user"] not in {"", "root", "0"}
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_every_service_is_looked_after(name: str) -> None:
+    """It says whether it is ready, is started again, has time to stop, and keeps what it knows."""
+    service = LASTING[name]
+
+    assert {"healthcheck", "stop_grace_period"} <= service.keys()
+    assert name == "worker" or "volumes" in service
+
+
+def test_ports_are_those_of_this_machine_alone() -> None:
+    """Docker's ports go past a firewall. A worker has none, or there could be only one."""
+    ports = [port for service in SERVICES.values() for port in service.get("ports", "").split("- ")[1:]]
+
+    assert len(ports) == 4
+    assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
+    assert "ports" not in SERVICES["worker"]
+    assert "ports" not in SERVICES["postgres"]
+
+
+def test_a_copy_of_the_example_that_was_not_edited_is_refused() -> None:
+    """Each password must be set and not be empty, and the example has none."""
+    needed = set(re.findall(r"\$\{(\w+):\?", COMPOSE))
+    optional = set(re.findall(r"\$\{(\w+):-", COMPOSE))
+
+    assert set(re.findall(r"\$\{?(\w+)", COMPOSE)) == needed | optional
+    assert set(re.findall(r"^(\w+)=(.*)$", EXAMPLE, re.M)) == {(name, "") for name in needed}
+    assert set(re.findall(r"^#(\w+)=", EXAMPLE, re.M)) == optional
+    assert not [
+        line for line in COMPOSE.splitlines() if "PASSWORD:" in line and not re.search(r"\$\{|\*", line)
+    ]
+
+
+def test_the_file_of_passwords_means_nothing_to_programs_of_this_machine() -> None:
+    """They read `.env` too, and would look for a broker by the name that it has among the containers."""
+    names = set(re.findall(r"^#?([A-Z_]+)=", EXAMPLE, re.M))
+
+    assert not names & {name.upper() for name in config.Settings.model_fields}
+    assert not [name for name in names if name.startswith(("PROJ_", "CELERY_", "AMQP_", "PG"))]
+    config._refuse_slips(names)
+
+
+def test_times_agree() -> None:
+    """A worker is killed after its grace, and the broker waits as long as workers think it does."""
+    worker = SERVICES["worker"]
+    grace = float(_sections(worker["environment"], 6)["PROJ_SHUTDOWN_GRACE"])
+
+    assert grace + 10 <= float(worker["stop_grace_period"].removesuffix("s"))
+    assert worker["environment"].count("PROJ_CONSUMER_TIMEOUT: *consumer-timeout") == 1
+    assert f"PROJ_CONSUMER_TIMEOUT: &consumer-timeout {config.CONSUMER_TIMEOUT}" in COMPOSE
+    assert "\nconsumer_timeout = $(PROJ_CONSUMER_TIMEOUT)000\n" in BROKER_CONF
+
+
+def test_the_broker_counts_the_memory_of_its_container() -> None:
+    """Else it would let the container be killed before it blocks publishers."""
+    limit = SERVICES["rabbitmq"]["mem_limit"]
+    assert f"\ntotal_memory_available_override_value = {limit.upper()}B\n" in BROKER_CONF
+
+
+def test_the_image_ends_as_a_user_that_is_not_root_with_signals_reaching_the_worker() -> None:
+    """In exec form: the shell that the other form puts in between keeps SIGTERM to itself."""
+    last = DOCKERFILE.rpartition("\nFROM ")[2]
+
+    assert re.findall(r"^USER (\w+)$", last, re.M)[-1] not in {"root", "0"}
+    assert re.search(r'^CMD \["celery",', last, re.M)
+    assert not re.search(r"^(CMD|ENTRYPOINT|HEALTHCHECK.* CMD) [^\[]", DOCKERFILE, re.M)
+    assert all(":" in image for image in re.findall(r"^FROM (\S+)", DOCKERFILE, re.M))
+
+
+def test_what_is_installed_in_the_image_is_checked_against_its_hash() -> None:
+    """Each time that pip may fetch something."""
+    commands = re.sub(r"\\\n", " ", DOCKERFILE)
+    fetching = [
+        line for line in re.findall(r"pip .*?(?:install|wheel) .*", commands) if "--no-index" not in line
+    ]
+
+    assert len(fetching) == 3
+    assert [line for line in fetching if "--require-hashes" not in line] == [
+        line for line in fetching if line.endswith("--no-deps --wheel-dir /dist .")
+    ]
+
+
+def test_no_file_of_passwords_reaches_the_image() -> None:
+    """Only what is named enters the build; the patterns begin with refusing all."""
+    patterns = [
+        line for line in (ROOT / ".dockerignore").read_text().split("\n") if line[:1] not in {"", "#"}
+    ]
+
+    assert patterns[0] == "*"
+    assert ".env" in (ROOT / ".gitignore").read_text().split()
+    assert set(re.findall(r"^COPY (?!--)(.*) \S+$", DOCKERFILE, re.M)) <= {
+        "requirements.txt pyproject.toml",
+        "requirements.txt",
+        "LICENSE README.md pyproject.toml",
+        "proj",
+    }
+
+
+def test_the_image_has_the_version_of_the_project() -> None:
+    """So that an older one can be gone back to by its name."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+    assert SERVICES["worker"]["image"] == f"${{WORKER_IMAGE:-proj:{version}}}"
+    assert f"#WORKER_IMAGE=proj:{version}" in EXAMPLE
