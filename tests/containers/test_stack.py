@@ -1,0 +1,78 @@
+"""What docker-compose.yml runs, with a real Docker; skipped, in CI too, where there is none."""
+
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from tests.bundle import eventually
+from tests.containers import stack
+from tests.containers.stack import Stack
+
+pytestmark = pytest.mark.timeout(3 * stack.LONG)
+
+
+def test_a_copy_of_the_example_that_was_not_edited_is_refused() -> None:
+    """In words that say which password is missing, and what to do; no engine is needed for it."""
+    if not stack.has_compose():
+        pytest.skip("there is no `docker compose`")
+    done = stack.docker("compose", "--env-file", ".env.example", "config", "--quiet", check=False)
+
+    assert done.returncode != 0
+    assert re.search(r'_PASSWORD is missing a value: run "make env"', done.stderr)
+
+
+@pytest.fixture(scope="module")
+def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    if reason := stack.why_not():
+        pytest.skip(reason)
+    with Stack(tmp_path_factory.mktemp("stack")) as running:
+        running.compose("build")
+        running.up(workers=2)
+        yield running
+
+
+def test_flower_asks_for_its_login(containers: Stack) -> None:
+    """It listens on all addresses of its container, so on none without a login."""
+    address = f"http://{containers.port('flower', 5555)}/"
+
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(address, timeout=10)
+
+
+def test_nothing_is_lost_when_containers_are_killed_and_replaced(containers: Stack) -> None:
+    """A worker, then the broker is killed, and all of them are made anew: each task has its result."""
+    containers.up(workers=2)
+    ids = containers.enqueue_here("sleep-dots", "1", "--count", "20")
+    ids += containers.enqueue_there("sleep-dots", "1", "--count", "10")
+    assert len(set(ids)) == 30
+
+    eventually("work is under way", lambda: containers.done(ids))
+    containers.kill(containers.containers("worker")[0])
+    eventually("the other one goes on", lambda: len(containers.done(ids)) >= 5)
+    containers.kill(containers.containers("rabbitmq")[0])
+    assert len(containers.done(ids)) < 30, "there is work left"
+    containers.compose("down")
+    containers.up(workers=4)
+    assert len(containers.containers("worker")) == 4
+
+    containers.all_done(ids)
+    assert containers.dead_letters() == []
+
+
+def test_a_worker_that_is_stopped_ends_its_task(containers: Stack) -> None:
+    """SIGTERM reaches Celery, which waits for the task, and no longer."""
+    containers.up(workers=1)
+    (task_id,) = containers.enqueue_here("sleep-dots", "8")
+    eventually("the worker has it", lambda: containers.received(task_id))
+    (worker,) = containers.containers("worker")
+
+    started = time.monotonic()
+    containers.compose("stop", "worker")
+
+    assert 4 < time.monotonic() - started < 60
+    assert containers.state(worker)["ExitCode"] == 0
+    assert containers.done([task_id]) == {task_id}
