@@ -9,9 +9,11 @@ import json
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from proj import tls
@@ -25,6 +27,8 @@ TIMEOUT: Final = 5.0
 _PORT, _TLS_PORT = 15672, 15671
 
 _CHECK: Final = "check PROJ_MANAGEMENT_URL"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,22 @@ class Management:
 
     def get(self, path: str) -> Any:
         """The answer to `GET /api/PATH`. Raises `ManagementUnavailable`, with its reason, for any other."""
+        return self._ask(path, lambda response: json.loads(response.read()))
+
+    def text(self, path: str) -> str:
+        """The answer to `GET /api/PATH`, for what is no JSON. Raises `ManagementUnavailable`."""
+        return self._ask(path, lambda response: response.read().decode())
+
+    def clock(self) -> float:
+        """What the broker's clock says, in seconds since 1970, to half a second: HTTP tells whole ones.
+
+        Raises `ManagementUnavailable`.
+        """
+        return 0.5 + self._ask(
+            "whoami", lambda response: parsedate_to_datetime(response.headers["Date"] or "").timestamp()
+        )
+
+    def _ask(self, path: str, read: Callable[[http.client.HTTPResponse], T]) -> T:
         login = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         request = urllib.request.Request(
             f"{self.url}/api/{path}", headers={"Authorization": f"Basic {login}"}
@@ -72,7 +92,7 @@ class Management:
         context = tls.context(self.ca) if self.url.startswith("https:") else None
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT, context=context) as response:
-                return json.loads(response.read())
+                return read(response)
         except urllib.error.HTTPError as error:
             with error:
                 raise self._refusal(error, path) from error

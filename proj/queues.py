@@ -86,6 +86,14 @@ work_queues: Final = (task_queue,)
 #: In this order: with the dead-letter side in place first, no message dies with nowhere to go.
 topology: Final = (dead_queue, *work_queues)
 
+#: What `declare` binds: exchange, queue, routing key.
+bindings: Final = tuple((queue.exchange.name, queue.name, queue.routing_key) for queue in topology)
+
+#: What `declare_delays` binds, with kombu: delayed messages come from the first, to the second.
+delay_bindings: Final = tuple(
+    (DELAY_EXCHANGE, queue.exchange.name, f"#.{queue.routing_key}") for queue in work_queues
+) + tuple((queue.exchange.name, queue.name, f"#.{queue.routing_key}") for queue in work_queues)
+
 
 def declare(channel: Any) -> None:
     """Declare every exchange, queue and binding; on one connection, only the first call asks the broker.

@@ -263,14 +263,14 @@ def _identity(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def store_error(error: Exception) -> ProjError:
+def store_error(error: Exception, verb: str = "read") -> ProjError:
     """The error in words, with the store that it is of, and no password."""
     if isinstance(error, ProjError):
         return error
     # kombu's own way of hiding a password raises for one that holds a slash, and cites it.
     store = re.sub(r"(://[^:/@]*):.*@", r"\1:**@", config.load().result_backend.partition("?")[0])
     return ResultStoreError(
-        f"the result store cannot be read: {_reason(error)}", f"it is {store}; check CELERY_RESULT_BACKEND"
+        f"the result store cannot be {verb}: {_reason(error)}", f"it is {store}; check CELERY_RESULT_BACKEND"
     )
 
 

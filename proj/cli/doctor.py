@@ -1,0 +1,67 @@
+"""`proj doctor`: what is in the way of the promise."""
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from proj.errors import ExitCode
+
+if TYPE_CHECKING:
+    from proj.doctor import Finding
+
+#: How each level is shown on a terminal.
+_COLOURS: Final = {
+    "ok": "green",
+    "info": "cyan",
+    "skipped": "bright_black",
+    "warning": "yellow",
+    "error": "red",
+}
+
+#: Columns before the text of a finding.
+_INDENT: Final = 11
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list of findings.")
+def doctor(as_json: bool) -> None:
+    """Check broker, topology, settings and workers; say what is wrong, and the fix.
+
+    It changes nothing. What cannot be looked at is said, with the reason.
+
+    The exit code is 1 when one of the findings is an error, else 0.
+
+    Example: proj doctor
+    """
+    from proj.doctor import Level, examine
+
+    findings: list[Finding] = []
+    for finding in examine():
+        if not as_json:
+            _print(finding, new_area=not findings or findings[-1].area != finding.area)
+        findings.append(finding)
+    if as_json:
+        click.echo(json.dumps([_fields(finding) for finding in findings]))
+    else:
+        counts = Counter(finding.level for finding in findings)
+        click.echo("\n" + ", ".join(f"{counts[level]} {level}" for level in Level))
+    if any(finding.level == Level.ERROR for finding in findings):
+        raise click.exceptions.Exit(ExitCode.TASK_FAILED)
+
+
+def _fields(finding: "Finding") -> dict[str, str | None]:
+    fields = asdict(finding)
+    return {name: fields[name] for name in ("area", "check", "level", "what", "why", "fix")}
+
+
+def _print(finding: "Finding", *, new_area: bool) -> None:
+    if new_area:
+        click.secho(finding.area.capitalize(), bold=True)
+    level = click.style(f"{finding.level:<8}", fg=_COLOURS[finding.level])
+    click.echo(f"  {level} {finding.what}")
+    for name, text in (("why", finding.why), ("fix", finding.fix)):
+        if text:
+            click.echo(f"{'':{_INDENT}}{click.style(name, dim=True)}: {text}")

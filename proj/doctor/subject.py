@@ -1,0 +1,156 @@
+"""What is looked at: the settings, the application, its broker, and the broker's management API."""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from typing import Any, Final, Self
+from urllib.parse import quote
+
+from amqp.exceptions import NotFound
+from celery import Celery
+from kombu import Connection, Exchange, Queue
+
+from proj import connection
+from proj.config import CONNECT_TIMEOUT, Settings
+from proj.errors import BrokerUnreachable, ManagementUnavailable, ProjError
+from proj.management import Management
+
+#: Seconds for what is asked on one channel. It takes milliseconds.
+PATIENCE: Final = 5
+
+#: Seconds that workers have to answer. It takes milliseconds, unless their main process executes tasks.
+ANSWER_TIMEOUT: Final = 1
+
+#: Seconds to say farewell to the broker, who may not be listening.
+_FAREWELL: Final = 1
+
+#: What is asked for of each queue; all the rest would be counted by the broker first.
+_COLUMNS: Final = "name,type,durable,auto_delete,arguments,policy,operator_policy,effective_policy_definition"
+
+
+class Subject:
+    """Connected as far as it can be, within seconds. As a context manager it lets go of its connection."""
+
+    def __init__(self, settings: Settings, app: Celery) -> None:
+        self.settings = settings
+        self.app = app
+        self.management = Management.from_settings(settings)
+        # Nothing rests on a confirm here, and none would come while an alarm is on.
+        self.broker: Connection = app.connection_for_write(transport_options={"confirm_publish": False})
+        #: Why there is no connection.
+        self.unreachable: ProjError | None = None
+        self._answers: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        deadline = time.monotonic() + PATIENCE
+        try:
+            with connection.cut_at(deadline, self.broker):
+                connection.connect(self.broker, deadline, CONNECT_TIMEOUT)
+        except connection.ERRORS as error:
+            self.unreachable = connection.explain(error, self.broker)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(*connection.ERRORS), connection.cut_at(time.monotonic() + _FAREWELL, self.broker):
+            self.broker.release()
+        connection.abandon(self.broker)
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """The broker's, such as `(3, 10)`; empty when it does not say. Raises `BrokerUnreachable`."""
+        found = re.match(r"(\d+)\.(\d+)", self.properties.get("version", ""))
+        return tuple(map(int, found.groups())) if found else ()
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        """What the broker says of itself to whoever connects. Raises `BrokerUnreachable`."""
+        self._check_reachable()
+        properties: dict[str, Any] = self.broker.connection.server_properties
+        return properties
+
+    @contextmanager
+    def channel(self) -> Iterator[Any]:
+        """A channel of its own, since the broker closes one that asks for what is not there.
+
+        Raises `BrokerUnreachable` or `BrokerRefused`, unless the block catches what the broker answers.
+        """
+        self._check_reachable()
+        try:
+            with connection.cut_at(time.monotonic() + PATIENCE, self.broker):
+                channel = self.broker.channel()
+                yield channel
+                channel.close()
+        except connection.ERRORS as error:
+            raise connection.explain(error, self.broker) from error
+
+    def _check_reachable(self) -> None:
+        if self.unreachable or not self.broker.connected:
+            raise BrokerUnreachable("the broker cannot be reached")
+
+    def exists(self, entity: Exchange | Queue) -> bool:
+        """Whether the broker has it, whatever its arguments. Raises `BrokerUnreachable`, `BrokerRefused`."""
+        with self.channel() as channel:
+            mine = entity(channel)
+            declare = mine.queue_declare if isinstance(mine, Queue) else mine.declare
+            try:
+                declare(passive=True)
+            except NotFound:
+                return False
+        return True
+
+    @cached_property
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """What each worker says of itself, by its name. Raises `BrokerUnreachable`, `BrokerRefused`."""
+        control = self.app.control
+        # To ask would make the exchange for it, which a worker makes at its start.
+        if not self.exists(control.mailbox.exchange):
+            return {}
+        with self.channel():
+            return control.inspect(timeout=ANSWER_TIMEOUT, connection=self.broker).stats() or {}
+
+    def ask(self, path: str) -> Any:
+        """The management API's answer, which is kept. Raises `ManagementUnavailable`."""
+        if path not in self._answers:
+            self._check_managed()
+            self._answers[path] = self.management.get(path)
+        return self._answers[path]
+
+    def ask_vhost(self, kind: str, name: str = "") -> Any:
+        """As `ask`, about the virtual host. Raises `ManagementUnavailable`."""
+        self._check_managed()
+        return self.management.of_vhost(kind, name)
+
+    @cached_property
+    def queues(self) -> dict[str, dict[str, Any]]:
+        """What the management API knows of each queue, by name. Raises `ManagementUnavailable`."""
+        path = f"queues/{quote(self.management.vhost, safe='')}?columns={_COLUMNS}"
+        return {queue["name"]: queue for queue in self.ask(path)}
+
+    def configured(self, name: str) -> int | None:
+        """A number of the broker's own configuration; None when it does not tell.
+
+        RabbitMQ tells it since 3.12, to administrators.
+        """
+        try:
+            self._check_managed()
+            if "config" not in self._answers:
+                self._answers["config"] = self.management.text("config/effective")
+        except ManagementUnavailable:
+            return None
+        found = re.search(rf"\{{{name},(\d+)\}}", self._answers["config"])
+        return int(found[1]) if found else None
+
+    def _check_managed(self) -> None:
+        if self.unmanaged:
+            raise self.unmanaged
+
+    @cached_property
+    def unmanaged(self) -> ManagementUnavailable | None:
+        """Why the management API cannot be used."""
+        try:
+            self.management.get("whoami")
+        except ManagementUnavailable as error:
+            return error
+        return None

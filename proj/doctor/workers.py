@@ -1,0 +1,111 @@
+"""The workers: who answers, what they consume, and whether they know the tasks of this machine."""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, Final
+
+from amqp.exceptions import NotFound
+
+from proj import queues
+from proj.doctor.broker import CLOCK_TOLERANCE, clock_warning
+from proj.doctor.finding import Finding, ok, skipped, warning
+from proj.doctor.subject import ANSWER_TIMEOUT, Subject
+
+_START: Final = "start one with: celery -A proj worker --loglevel=INFO"
+
+
+def running(subject: Subject) -> Iterator[Finding]:
+    """Whether there are workers, and what they consume."""
+    consumers = {queue.name: _consumers(subject, queue.name) for queue in queues.work_queues}
+    answers = subject.workers
+    if not answers and not any(consumers.values()):
+        yield warning("no worker is running", "what is enqueued waits until there is one", _START)
+        return
+    if not answers:
+        yield warning(
+            f"{sum(consumers.values())} workers consume, and none answers within {ANSWER_TIMEOUT} s",
+            "they are frozen or overloaded; or the broker's alarm is on, or they run with -P solo",
+            "look at their logs, and at: celery -A proj inspect ping --timeout 10",
+        )
+        return
+    slots = {name: stats.get("pool", {}).get("max-concurrency") for name, stats in sorted(answers.items())}
+    yield ok("running: " + ", ".join(f"{name} with {count or '?'} slots" for name, count in slots.items()))
+    for queue in (name for name, count in consumers.items() if not count):
+        yield warning(
+            f"workers are running, and none consumes queue {queue}",
+            "what is in it waits until one does",
+            f"tell them to with: celery -A proj control add_consumer {queue}",
+        )
+    yield from _old_code(subject, list(answers))
+    yield from _scattered(subject, list(answers))
+
+
+def clocks(subject: Subject) -> Iterator[Finding]:
+    """Whether the workers and this machine agree on the time."""
+    ahead = _clocks(subject)
+    wrong = {name: seconds for name, seconds in ahead.items() if abs(seconds) > CLOCK_TOLERANCE}
+    for name, seconds in wrong.items():
+        yield clock_warning(f"the clock of worker {name}", seconds)
+    if ahead and not wrong:
+        yield ok(f"the workers' clocks and this machine's agree, within {CLOCK_TOLERANCE} s")
+    for name in subject.workers.keys() - ahead.keys():
+        yield skipped(f"the clock of worker {name}: not looked at", "it sent no heartbeat in time")
+
+
+def _consumers(subject: Subject, queue: str) -> int:
+    with subject.channel() as channel:
+        try:
+            return int(channel.queue_declare(queue, passive=True).consumer_count)
+        except NotFound:
+            return 0
+
+
+def _old_code(subject: Subject, names: list[str]) -> Iterator[Finding]:
+    """Workers that lack a task of this machine: they were started before it was written."""
+    inspect = subject.app.control.inspect(names, timeout=ANSWER_TIMEOUT, connection=subject.broker)
+    with subject.channel():
+        known = inspect.registered() or {}
+    mine = {name for name in subject.app.tasks if not name.startswith("celery.")}
+    for worker, theirs in sorted(known.items()):
+        lacking = mine - {name.partition(" ")[0] for name in theirs}
+        if lacking:
+            yield warning(
+                f"worker {worker} does not know {', '.join(sorted(lacking))}",
+                "it runs older code, and makes dead letters of such messages",
+                "restart it: celery -A proj worker --loglevel=INFO",
+            )
+
+
+def _scattered(subject: Subject, names: list[str]) -> Iterator[Finding]:
+    """Workers of other machines, which an SQLite file does not serve."""
+    if not subject.settings.result_backend.startswith("db+sqlite"):
+        return
+    hosts = {name.partition("@")[2] for name in names} - {socket.gethostname()}
+    if hosts:
+        yield warning(
+            f"workers run on other machines ({', '.join(sorted(hosts))}), and the result store is SQLite",
+            "each machine has results of its own: repeats are not noticed, and results not found",
+            "set CELERY_RESULT_BACKEND to PostgreSQL everywhere: db+postgresql://user:password@host/database",
+        )
+
+
+def _clocks(subject: Subject) -> dict[str, float]:
+    """By how many seconds the clock of each worker is ahead of ours; it is asked for a heartbeat."""
+    ahead: dict[str, float] = {}
+    if not subject.workers:
+        return ahead
+    deadline = time.monotonic() + ANSWER_TIMEOUT
+
+    def beat(event: dict[str, Any], _message: Any) -> None:
+        ahead[event["hostname"]] = event["timestamp"] - time.time()
+
+    with subject.channel() as channel:
+        queue = subject.app.events.Receiver(channel, routing_key="worker.heartbeat").queue
+        with channel.Consumer([queue], callbacks=[beat], no_ack=True, accept=["json"]):
+            subject.app.control.broadcast("heartbeat", connection=subject.broker)
+            with suppress(TimeoutError):
+                while ahead.keys() < subject.workers.keys():
+                    subject.broker.drain_events(timeout=max(0.01, deadline - time.monotonic()))
+    return ahead
