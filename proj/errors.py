@@ -11,6 +11,7 @@ class ExitCode(IntEnum):
     """What the exit status of `proj` means; the values are those of BSD's `sysexits.h` where one fits."""
 
     DONE = 0
+    #: The task failed, or `proj doctor` found an error.
     TASK_FAILED = 1
     #: The command line or a setting is wrong; nothing was tried.
     USAGE = 2

@@ -41,7 +41,7 @@ def doctor(as_json: bool) -> None:
     findings: list[Finding] = []
     for finding in examine():
         if not as_json:
-            _print(finding, new_area=not findings or findings[-1].area != finding.area)
+            _print(finding, findings)
         findings.append(finding)
     if as_json:
         click.echo(json.dumps([_fields(finding) for finding in findings]))
@@ -57,11 +57,13 @@ def _fields(finding: "Finding") -> dict[str, str | None]:
     return {name: fields[name] for name in ("area", "check", "level", "what", "why", "fix")}
 
 
-def _print(finding: "Finding", *, new_area: bool) -> None:
-    if new_area:
+def _print(finding: "Finding", before: list["Finding"]) -> None:
+    if not before or before[-1].area != finding.area:
         click.secho(finding.area.capitalize(), bold=True)
     level = click.style(f"{finding.level:<8}", fg=_COLOURS[finding.level])
     click.echo(f"  {level} {finding.what}")
+    # One reason is enough for all that could not be looked at for it.
+    known = {(other.why, other.fix) for other in before} if finding.level == "skipped" else set()
     for name, text in (("why", finding.why), ("fix", finding.fix)):
-        if text:
+        if text and (finding.why, finding.fix) not in known:
             click.echo(f"{'':{_INDENT}}{click.style(name, dim=True)}: {text}")

@@ -29,7 +29,14 @@ AREAS: Final[dict[str, tuple[Check, ...]]] = {
         broker.disk,
         broker.clock,
     ),
-    "topology": (topology.exchanges, topology.queues_, topology.bindings, topology.delays, topology.policies),
+    "topology": (
+        topology.exchanges,
+        topology.queues_,
+        topology.bindings,
+        topology.delays,
+        topology.delay_routes,
+        topology.policies,
+    ),
     "settings": (
         settings.publishing,
         settings.tasks,
@@ -38,7 +45,7 @@ AREAS: Final[dict[str, tuple[Check, ...]]] = {
         settings.result_store,
         settings.credentials,
     ),
-    "workers": (workers.running, workers.clocks),
+    "workers": (workers.present_workers, workers.worker_clocks),
 }
 
 

@@ -128,6 +128,11 @@ class Subject:
         path = f"queues/{quote(self.management.vhost, safe='')}?columns={_COLUMNS}"
         return {queue["name"]: queue for queue in self.ask(path)}
 
+    def clock(self) -> float:
+        """What the broker's clock says, in seconds since 1970. Raises `ManagementUnavailable`."""
+        self._check_managed()
+        return self.management.clock()
+
     def configured(self, name: str) -> int | None:
         """A number of the broker's own configuration; None when it does not tell.
 

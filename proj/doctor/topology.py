@@ -7,6 +7,7 @@ known to the management API alone.
 
 import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -14,10 +15,14 @@ from amqp.exceptions import AccessRefused, NotFound, PreconditionFailed
 from kombu import Exchange, Queue
 
 from proj import connection, queues
-from proj.doctor.finding import Finding, error, info, ok, skipped, warning
+from proj.doctor.finding import Finding, Level, error, ok, skipped, warning
 from proj.doctor.subject import Subject
+from proj.errors import ManagementUnavailable
 
 _WORKER: Final = "a worker declares it at its start: celery -A proj worker"
+
+#: Names in one finding; the delay queues are 28.
+_SHOWN: Final = 3
 
 _REFUSED: Final = "workers do not start, and publishes are refused, while it has other arguments"
 
@@ -26,9 +31,7 @@ def exchanges(subject: Subject) -> Iterator[Finding]:
     """Whether the exchanges are there, as declared."""
     for exchange in {queue.exchange.name: queue.exchange for queue in queues.topology}.values():
         differs = _declared(subject, exchange)
-        if differs is None:
-            yield warning(f"exchange {exchange.name} is not there", "it is made when it is needed", _WORKER)
-        elif differs:
+        if differs:
             path = (
                 f"{subject.management.url}/api/exchanges/{_quoted(subject)}/{quote(exchange.name, safe='')}"
             )
@@ -38,8 +41,14 @@ def exchanges(subject: Subject) -> Iterator[Finding]:
                 "an exchange holds no message: stop the workers, delete it, and start them again; delete it "
                 f"with: curl -u {shlex.quote(subject.management.user)} -X DELETE {shlex.quote(path)}",
             )
-        else:
+        elif differs is not None:
             yield ok(f"exchange {exchange.name} is there, as declared")
+        elif any(subject.exists(queue) for queue in queues.topology if queue.exchange == exchange):
+            yield error(
+                f"exchange {exchange.name} is not there",
+                "what is published to it is refused, and what died on its way to it waits",
+                _WORKER,
+            )
 
 
 def queues_(subject: Subject) -> Iterator[Finding]:
@@ -150,96 +159,126 @@ def delays(subject: Subject) -> Iterator[Finding]:
         )
         return
     yield ok(f"the {len(queues.DELAY_QUEUES)} queues of delayed messages are there")
-    others = [name for name in queues.DELAY_QUEUES if _kind(subject, name) != queues.DELAY_QUEUE_TYPE]
+
+
+def delay_routes(subject: Subject) -> Iterator[Finding]:
+    """Whether delayed messages are kept by quorum queues, and come back from there."""
+    if not subject.queues.keys() & set(queues.DELAY_QUEUES):
+        return  # that is said already
+    types = [str(subject.queues[name].get("type")) for name in queues.DELAY_QUEUES if name in subject.queues]
+    others = [each for each in types if each != queues.DELAY_QUEUE_TYPE]
     if others:
         yield warning(
-            f"{len(others)} of the queues of delayed messages are {_kind(subject, others[0])} queues, "
+            f"{len(others)} of the queues of delayed messages are {others[0]} queues, "
             f"not {queues.DELAY_QUEUE_TYPE}",
             "a broker that crashes may lose a message on its way from one to the next; another Celery "
             "application in this virtual host has made them so",
             "set broker_native_delayed_delivery_queue_type to 'quorum' there, or use another virtual host",
         )
+    else:
+        yield ok(f"the queues of delayed messages are {queues.DELAY_QUEUE_TYPE} queues")
     lost = [each for each in queues.delay_bindings if each not in _bound(subject)]
     if lost:
         yield error(
-            "no way leads from the queues of delayed messages to " + ", ".join(to for _, to, _ in lost),
-            "a message whose delay is over stays behind the scenes",
+            "delayed messages find no way to " + ", ".join(to for _, to, _ in lost),
+            "a message whose delay is over waits where nobody sees it",
             f"bound by a worker at its start: {_WORKER.rpartition(': ')[2]}",
         )
 
 
 def policies(subject: Subject) -> Iterator[Finding]:
     """Whether policies leave the queues what their arguments promise."""
-    harmless = True
+    harmed: dict[tuple[Harm, str, str], list[str]] = {}
     for name in (*(queue.name for queue in queues.topology), *queues.DELAY_QUEUES):
-        queue = subject.queues.get(name)
-        for key, value in (_effective_policy(queue) if queue else {}).items():
-            finding = _harm(subject, queue or {}, key, value)
-            if finding:
-                harmless = False
-                yield finding
-    if harmless:
+        queue = subject.queues.get(name, {})
+        for key, value in _policy(queue).items():
+            harm = _harm(subject, queue, key, value)
+            if harm:
+                mended = _clear(subject, queue, key)
+                harmed.setdefault((harm, f"a policy sets {key} to {value} on", mended), []).append(name)
+    for (harm, what, mended), names in harmed.items():
+        yield Finding(harm.level, f"{what} {_enumerated(names)}", harm.why, mended)
+    if all(harm.level == Level.INFO for harm, _, _ in harmed):
         yield ok("no policy takes from the queues what they promise")
 
 
-def _harm(subject: Subject, queue: dict[str, Any], key: str, value: Any) -> Finding | None:
-    """What a policy takes from a queue. For quorum queues the policy's `overflow` wins over the queue's, the
-    smaller of most numbers counts, and the queue's own dead-letter arguments win
-    (`rabbit_quorum_queue:gather_policy_config/2`).
+@dataclass(frozen=True)
+class Harm:
+    """What a policy does to a queue."""
+
+    level: Level
+    why: str
+
+
+def _harm(subject: Subject, queue: dict[str, Any], key: str, value: Any) -> Harm | None:
+    """What a key of a policy does to a queue, if anything.
+
+    For quorum queues the policy's `overflow` wins over the queue's, of most numbers the smaller counts, and
+    the queue's own dead-letter arguments win (`rabbit_quorum_queue:gather_policy_config/2`).
     """
-    name, arguments = queue["name"], queue["arguments"]
-    what = f"a policy sets {key} to {value} on queue {name}"
-    fix = _clear(subject, queue, key)
-    dead, delay = name == queues.dead_queue.name, name in queues.DELAY_QUEUES
-    refuses = _effective_policy(queue).get("overflow", arguments.get("x-overflow")) == "reject-publish"
-    if key == "expires":
-        return error(what, "the queue is deleted, with its messages, when nobody uses it for so long", fix)
-    if key == "overflow" and value != "reject-publish" and "x-overflow" in arguments:
-        return error(what, "then a message may be lost on its way to the dead-letter queue", fix)
-    if key in {"max-length", "max-length-bytes"}:
-        if not refuses:
-            return error(what, "a full queue drops its oldest message, and nobody is told", fix)
-        return info(what, "a full queue refuses messages; the publisher is told", fix)
-    if key == "message-ttl" and dead:
-        return error(what, "dead letters are deleted after that time", fix)
-    if key == "message-ttl" and not delay:
-        return warning(what, "a task that waits for longer is not executed, but becomes a dead letter", fix)
-    if key == "message-ttl" and value < arguments.get("x-message-ttl", value):
-        return warning(what, "delayed messages arrive too early", fix)
-    if key == "delivery-limit" and not delay:
-        return _harm_of_limit(subject, arguments.get("x-delivery-limit"), value, what, fix, dead=dead)
+    arguments = queue["arguments"]
+    dead, delay = queue["name"] == queues.dead_queue.name, queue["name"] in queues.DELAY_QUEUES
+    match key:
+        case "expires":
+            return Harm(Level.ERROR, "a queue that nobody uses for so long is deleted, with its messages")
+        case "overflow" if value != arguments.get("x-overflow", value):
+            return Harm(Level.ERROR, "a message may be lost on its way to the dead-letter queue")
+        case "max-length" | "max-length-bytes":
+            if _policy(queue).get("overflow", arguments.get("x-overflow")) == "reject-publish":
+                return Harm(Level.INFO, "a full queue refuses messages, and the publisher is told")
+            return Harm(Level.ERROR, "a full queue drops its oldest message, and nobody is told")
+        case "message-ttl" if dead:
+            return Harm(Level.ERROR, "dead letters are deleted after that time")
+        case "message-ttl" if not delay:
+            return Harm(
+                Level.WARNING, "a task that waits for longer becomes a dead letter, and is not executed"
+            )
+        case "message-ttl" if value < arguments.get("x-message-ttl", value):
+            return Harm(Level.WARNING, "delayed messages arrive too early")
+        case "delivery-limit" if not delay and _lowers(subject, value, arguments.get("x-delivery-limit")):
+            if dead:
+                return Harm(Level.ERROR, "dead letters are deleted when they were looked at so often")
+            return Harm(Level.WARNING, "a message that was given back so often is not tried again")
     return None
 
 
-def _harm_of_limit(
-    subject: Subject, own: int | None, value: int, what: str, fix: str, *, dead: bool
-) -> Finding | None:
+def _lowers(subject: Subject, limit: int, own: int | None) -> bool:
     # Since 4.0 a limit below 0 is none; before, it is the smallest of all.
-    if own is None or value >= own or (value < 0 and subject.version >= (4, 0)):
-        return None
-    if dead:
-        return error(what, "dead letters are deleted when they have been looked at so often", fix)
-    return warning(
-        what, f"a message that was given back so often becomes a dead letter, not after {own}", fix
-    )
+    return own is not None and limit < own and (limit >= 0 or subject.version < (4, 0))
 
 
-def _effective_policy(queue: dict[str, Any]) -> dict[str, Any]:
-    # RabbitMQ 3.10 has a list where there is none.
+def _policy(queue: dict[str, Any]) -> dict[str, Any]:
+    """What all policies of a queue come to; RabbitMQ 3.10 has a list when there is none."""
     return queue.get("effective_policy_definition") or {}
+
+
+def _enumerated(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{'queue' if len(names) == 1 else 'queues'} {shown}{more}"
 
 
 def _clear(subject: Subject, queue: dict[str, Any], key: str) -> str:
     """How to be rid of the policy that has this key."""
-    vhost = shlex.quote(subject.broker.virtual_host)
-    for kind, command in (("operator_policy", "clear_operator_policy"), ("policy", "clear_policy")):
-        policy = queue.get(kind)
-        if policy and key in subject.ask_vhost(kind.replace("_", "-")[:-1] + "ies", policy)["definition"]:
-            return (
-                f"leave queues of proj out of policy {policy}, or clear it with: "
-                f"rabbitmqctl {command} -p {vhost} {shlex.quote(policy)}"
-            )
-    return "leave queues of proj out of the policy"
+    vhost = shlex.quote(subject.management.vhost)
+    for field, kind, command in (
+        ("operator_policy", "operator-policies", "clear_operator_policy"),
+        ("policy", "policies", "clear_policy"),
+    ):
+        name = queue.get(field)
+        try:
+            if not name or key not in subject.ask_vhost(kind, name)["definition"]:
+                continue
+        except ManagementUnavailable:  # gone meanwhile, or not to be seen by this user
+            continue
+        return (
+            f"leave queues of proj out of policy {name}, or clear it with: "
+            f"rabbitmqctl {command} -p {vhost} {shlex.quote(name)}"
+        )
+    return (
+        "leave queues of proj out of the policy; policies are listed by: rabbitmqctl list_policies -p "
+        + vhost
+    )
 
 
 def _bound(subject: Subject) -> set[tuple[str, str, str]]:
@@ -253,10 +292,6 @@ def _bound(subject: Subject) -> set[tuple[str, str, str]]:
 def _names(subject: Subject) -> set[str]:
     """Of the queues and exchanges that there are."""
     return {*subject.queues, *(each["name"] for each in subject.ask(f"exchanges/{_quoted(subject)}"))}
-
-
-def _kind(subject: Subject, name: str) -> str:
-    return str(subject.queues.get(name, {}).get("type"))
 
 
 def _quoted(subject: Subject) -> str:

@@ -16,7 +16,7 @@ from proj.doctor.subject import ANSWER_TIMEOUT, Subject
 _START: Final = "start one with: celery -A proj worker --loglevel=INFO"
 
 
-def running(subject: Subject) -> Iterator[Finding]:
+def present_workers(subject: Subject) -> Iterator[Finding]:
     """Whether there are workers, and what they consume."""
     consumers = {queue.name: _consumers(subject, queue.name) for queue in queues.work_queues}
     answers = subject.workers
@@ -30,8 +30,10 @@ def running(subject: Subject) -> Iterator[Finding]:
             "look at their logs, and at: celery -A proj inspect ping --timeout 10",
         )
         return
-    slots = {name: stats.get("pool", {}).get("max-concurrency") for name, stats in sorted(answers.items())}
-    yield ok("running: " + ", ".join(f"{name} with {count or '?'} slots" for name, count in slots.items()))
+    slots = {
+        name: stats.get("pool", {}).get("max-concurrency", "?") for name, stats in sorted(answers.items())
+    }
+    yield ok("running, with their slots: " + ", ".join(f"{name} ({count})" for name, count in slots.items()))
     for queue in (name for name, count in consumers.items() if not count):
         yield warning(
             f"workers are running, and none consumes queue {queue}",
@@ -42,7 +44,7 @@ def running(subject: Subject) -> Iterator[Finding]:
     yield from _scattered(subject, list(answers))
 
 
-def clocks(subject: Subject) -> Iterator[Finding]:
+def worker_clocks(subject: Subject) -> Iterator[Finding]:
     """Whether the workers and this machine agree on the time."""
     ahead = _clocks(subject)
     wrong = {name: seconds for name, seconds in ahead.items() if abs(seconds) > CLOCK_TOLERANCE}
