@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from proj import config
-from proj.doctor import broker, settings, topology, workers
+from proj.doctor import broker, policies, settings, topology, workers
 from proj.doctor.finding import Finding, Level, skipped
 from proj.doctor.subject import Subject
 from proj.errors import ProjError
@@ -35,7 +35,7 @@ AREAS: Final[dict[str, tuple[Check, ...]]] = {
         topology.bindings,
         topology.delays,
         topology.delay_routes,
-        topology.policies,
+        policies.policies,
     ),
     "settings": (
         settings.publishing,

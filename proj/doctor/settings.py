@@ -72,20 +72,30 @@ def time_limits(subject: Subject) -> Iterator[Finding]:
         name: task.time_limit or subject.settings.proj_task_time_limit
         for name, task in _own_tasks(subject).items()
     }
-    late = {name: limit for name, limit in limits.items() if seconds is not None and limit >= seconds}
-    for name, limit in late.items():
+    late: dict[int, list[str]] = {}
+    for name, limit in limits.items():
+        if limit >= seconds:
+            late.setdefault(limit, []).append(name)
+    for limit, names in late.items():
         yield error(
-            f"the time limit of {name}, {limit} s, is not below the broker's consumer_timeout, {seconds:g} s",
+            f"the time limit of {', '.join(names)}, {limit} s, is not below the broker's consumer_timeout, "
+            f"{seconds:g} s",
             "the broker takes the message away in the middle of the task, and it is executed again",
             f"lower PROJ_TASK_TIME_LIMIT or the task's own time_limit, or raise what is {source}",
         )
-    if not late:
+    believed = subject.settings.proj_consumer_timeout
+    if not late and seconds < believed:
+        yield warning(
+            f"PROJ_CONSUMER_TIMEOUT says {believed} s, and the broker waits {seconds:g} s",
+            "workers compare the time limits of their tasks with the former",
+            f"set PROJ_CONSUMER_TIMEOUT={seconds:g}",
+        )
+    elif not late:
         longest = max(limits.values(), default=subject.settings.proj_task_time_limit)
-        waits = "for ever" if seconds is None else f"{seconds:g} s"
-        yield ok(f"tasks end within {longest} s, and the broker waits {waits}, which is {source}")
+        yield ok(f"tasks end within {longest} s, and the broker waits {seconds:g} s, which is {source}")
 
 
-def _consumer_timeout(subject: Subject) -> tuple[float | None, str]:
+def _consumer_timeout(subject: Subject) -> tuple[float, str]:
     """Seconds that the broker waits for an acknowledgement, and who says so.
 
     Since 3.12 a policy or a queue's argument wins over the broker's configuration; of both, the smaller does

@@ -26,7 +26,7 @@ from kombu.transport.native_delayed_delivery import declare_native_delayed_deliv
 
 from proj import queues
 from proj.broker import BrokerNode
-from tests.bundle import Bundle, eventually
+from tests.bundle import PATIENCE, Bundle, eventually
 
 DOC = Path(__file__).parents[2] / "docs/migration.md"
 
@@ -539,7 +539,7 @@ def test_frozen_broker(own: Bundle) -> None:
     finally:
         os.kill(own.node.pid, signal.SIGCONT)
     about(found, "reachable", "does not answer in time")
-    assert seconds < 20
+    assert seconds < PATIENCE
 
 
 def test_feature_flag_that_is_off(own: Bundle) -> None:

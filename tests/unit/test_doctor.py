@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from proj import app, config, queues
+from proj import config, queues
 from proj.doctor import broker, settings
 from proj.doctor.finding import Finding
 from proj.doctor.subject import Subject
@@ -42,8 +42,10 @@ def test_traps_of_each_version(version: str, words: list[str]) -> None:
 
 
 def limits(monkeypatch: pytest.MonkeyPatch, **known: Any) -> Finding:
-    """Of a broker that waits 15 minutes, as RabbitMQ 3.12 and later tell, unless a policy says otherwise."""
-    monkeypatch.setattr(settings, "_own_tasks", lambda _: {"proj.tasks.add": app.tasks["proj.tasks.add"]})
+    """Of a broker that waits 15 minutes, as RabbitMQ 3.12 and later tell."""
+    monkeypatch.setattr(
+        settings, "_own_tasks", lambda _: {"proj.tasks.add": SimpleNamespace(time_limit=None)}
+    )
     subject = SimpleNamespace(
         settings=config.Settings(_env_file=None),  # type: ignore[call-arg]
         configured=lambda _: 900_000,
@@ -69,3 +71,12 @@ def test_real_consumer_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "60 s" in limits(monkeypatch, configured=lambda _: None, queues={name: with_policy(60_000)}).what
     old = limits(monkeypatch, configured=lambda _: None, queues={name: with_policy(60_000)}, version=(3, 10))
     assert old.level == "ok"
+
+
+def test_consumer_timeout_that_is_believed_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time limits that fit the broker, but were compared with another number at the start."""
+    finding = limits(monkeypatch, configured=lambda _: 1_600_000)
+    assert (finding.level, finding.what) == (
+        "warning",
+        "PROJ_CONSUMER_TIMEOUT says 1800 s, and the broker waits 1600 s",
+    )
