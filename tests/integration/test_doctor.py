@@ -608,16 +608,17 @@ def test_migration(own: Bundle) -> None:
             pytest.fail("curl is missing")
         pytest.skip("curl is missing")
     enable_shovel(own.node)
-    declare(own)
-    with own.channel() as channel:
-        channel.queue_delete("proj.tasks")
+    ids = [f"id-{n}" for n in range(20)]
+    with kombu.Connection(own.url, transport_options={"confirm_publish": True}) as connection:
+        channel = connection.default_channel
+        queues.dead_queue(channel).declare()
+        queues.task_exchange(channel).declare()
         arguments = {"x-queue-type": "quorum", "x-delivery-limit": 3}
         channel.queue_declare("proj.tasks", durable=True, auto_delete=False, arguments=arguments)
-        channel.queue_bind("proj.tasks", "proj", "proj.tasks")
-    ids = [f"id-{n}" for n in range(20)]
-    with kombu.Connection(own.url) as connection:
+        for key in ("proj.tasks", "#.proj.tasks"):
+            channel.queue_bind("proj.tasks", "proj", key)
         for task_id in ids:
-            connection.Producer().publish(
+            kombu.Producer(channel).publish(
                 [[1, 2], {}, {}],
                 exchange="proj",
                 routing_key="proj.tasks",
@@ -625,7 +626,7 @@ def test_migration(own: Bundle) -> None:
                 correlation_id=task_id,
                 headers={"task": "proj.tasks.add", "id": task_id},
             )
-    eventually("they are there", lambda: own.depth("proj.tasks") == len(ids))
+    assert own.depth("proj.tasks") == len(ids)
     assert "docs/migration.md" in about(doctor(own), "queues")["fix"]
     assert own.proj("enqueue", "add", "1", "2").returncode == 69
 
