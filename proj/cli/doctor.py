@@ -28,9 +28,10 @@ _INDENT: Final = 11
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list of findings.")
 def doctor(as_json: bool) -> None:
-    """Check broker, topology, settings and workers; say what is wrong, and the fix.
+    """Find what is in the way of the promise, and say how to mend it.
 
-    It changes nothing. What cannot be looked at is said, with the reason.
+    It looks at broker, topology, settings, result store and workers, and changes nothing. What cannot be
+    looked at is said, with the reason.
 
     The exit code is 1 when one of the findings is an error, else 0.
 

@@ -16,7 +16,7 @@ COMMANDS: Final = {
     "result": ("proj.cli.result", "Show how a task ended."),
     "queues": ("proj.cli.queues", "Show how full the queues are, and how fast they move."),
     "dead": ("proj.cli.dead", "Look at dead letters, redrive them, or drop them."),
-    "doctor": ("proj.cli.doctor", "Check broker, topology, settings and workers, and say how to mend them."),
+    "doctor": ("proj.cli.doctor", "Find what is in the way of the promise, and say how to mend it."),
     "health": ("proj.cli.health", "Tell a supervisor whether the workers here are live, or ready."),
     "broker": ("proj.cli.broker", "Run a private RabbitMQ node, for development and tests."),
 }
