@@ -51,6 +51,11 @@ help-text: setup ## Write anew what `proj --help` prints.
 definitions: setup ## Write deploy/rabbitmq/definitions.json anew, from proj/queues.py.
 	@$(PYTHON_IN_VENV) scripts/definitions
 
+.PHONY: screenshot
+screenshot: ## Take the documentation's picture of Flower anew.
+	@scripts/setup tests
+	@$(PYTHON_IN_VENV) -m pytest -q tests/browser/test_pages.py --screenshots=docs
+
 .PHONY: pin
 pin: ## Write requirements.txt anew (needs uv).
 	@scripts/pin

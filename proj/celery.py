@@ -23,3 +23,7 @@ app.config_from_object(config.celery_config(settings))
 app.backend_cls = f"proj.result_store:open_store+{settings.result_backend}"
 app.steps["consumer"].add("proj.worker_heartbeat:HeartbeatStep")
 worker.install()
+if (context := click.get_current_context(silent=True)) and context.invoked_subcommand == "flower":
+    from proj import monitor  # here, since a worker needs no web server
+
+    monitor.install(settings)

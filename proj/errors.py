@@ -100,3 +100,9 @@ class ManagementUnavailable(ProjError):
     """The broker's management API cannot be used."""
 
     exit_code = ExitCode.UNREACHABLE
+
+
+class MonitorError(ProjError):
+    """Flower could not be started."""
+
+    exit_code = ExitCode.UNREACHABLE

@@ -25,14 +25,14 @@ class Network(enum.Enum):
 class Proxy:
     """Listens on `port` of this machine, and forwards to a broker's port as `network` says."""
 
-    def __init__(self, broker_port: int) -> None:
+    def __init__(self, broker_port: int, port: int = 0) -> None:
         self.network = Network.WORKS
         #: Seconds, of `Network.SLOW`.
         self.delay = 0.0
         #: How often each kind of network did what it does; the proof that a fault has happened.
         self.happened: Counter[Network] = Counter()
         self._broker_port = broker_port
-        self._server = socket.create_server(("127.0.0.1", 0))
+        self._server = socket.create_server(("127.0.0.1", port))
         self._sockets = [self._server]
         self.port = int(self._server.getsockname()[1])
 
