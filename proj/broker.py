@@ -75,6 +75,7 @@ class BrokerNode:
         data_dir: Path,
         port: int = 0,
         management_port: int = 0,
+        metrics_port: int = 0,
         *,
         server_dir: Path | None = None,
         extra_config: str = "",
@@ -82,7 +83,7 @@ class BrokerNode:
         self.data_dir = data_dir.expanduser().absolute()
         self.extra_config = extra_config
         self._server_dir = server_dir
-        self._ports = (port, management_port)
+        self._ports = (port, management_port, metrics_port)
         self._info: NodeInfo | None = None
         self._guard: Guard | None = None
 
@@ -133,7 +134,7 @@ class BrokerNode:
             try:
                 broker_guard.discard_info(self.data_dir)  # of a guard that was killed
                 info = self._info = NodeInfo(self.data_dir, *_claim_ports(*self._ports, reserved))
-                self._ports = (info.port, info.management_port)
+                self._ports = (info.port, info.management_port, info.metrics_port)
                 _write_config(info, self.extra_config)
                 _discard_unfinished(info)
                 log_start = info.log.stat().st_size if info.log.exists() else 0
@@ -234,12 +235,12 @@ def stop_running(data_dir: Path) -> bool:
 
 
 def answers(info: NodeInfo) -> bool:
-    """Whether the node has completed its start: it lets an AMQP client in, and serves management.
+    """Whether the node has completed its start: it lets an AMQP client in, serves management and metrics.
 
     A client that is refused for its name or password counts, since guest can be taken away.
     """
     try:
-        for port in (info.port, info.management_port):
+        for port in (info.port, info.management_port, info.metrics_port):
             socket.create_connection((HOST, port), PROBE_TIMEOUT).close()
     except OSError:
         return False
@@ -285,6 +286,8 @@ def _write_config(info: NodeInfo, extra_config: str) -> None:
         f"listeners.tcp.1 = {HOST}:{info.port}",
         f"management.tcp.ip = {HOST}",
         f"management.tcp.port = {info.management_port}",
+        f"prometheus.tcp.ip = {HOST}",
+        f"prometheus.tcp.port = {info.metrics_port}",
         f"distribution.listener.interface = {HOST}",
         # A full disk still raises the alarm, but a share of the memory's size would do so on laptops.
         "disk_free_limit.absolute = 50MB",
@@ -293,7 +296,7 @@ def _write_config(info: NodeInfo, extra_config: str) -> None:
         "rabbitmq.conf": "\n".join(ours),
         "conf.d/90-extra.conf": extra_config,
         "advanced.config": "[].",
-        "enabled_plugins": "[rabbitmq_management].",
+        "enabled_plugins": "[rabbitmq_management,rabbitmq_prometheus].",
         "rabbitmq-env.conf": "",
     }.items():
         (conf / name).write_text(text + "\n", encoding="utf-8")
@@ -314,7 +317,9 @@ def _discard_unfinished(info: NodeInfo) -> None:
         mark.touch()
 
 
-def _claim_ports(port: int, management_port: int, reserved: ExitStack) -> tuple[int, int, int, int]:
+def _claim_ports(
+    port: int, management_port: int, metrics_port: int, reserved: ExitStack
+) -> tuple[int, int, int, int, int]:
     with ExitStack() as held:
 
         def claim(wanted: int, option: str) -> int:
@@ -340,8 +345,13 @@ def _claim_ports(port: int, management_port: int, reserved: ExitStack) -> tuple[
             hint = f"choose another one with {option}, or let a free one be chosen: {option} 0"
             raise BrokerNodeError(f"port {wanted or FREE_PORTS} on {HOST} {state}", hint)
 
-        first = claim(port, "--port"), claim(management_port, "--management-port")
-        return *first, claim(0, "--port"), claim(0, "--port")
+        return (
+            claim(port, "--port"),
+            claim(management_port, "--management-port"),
+            claim(metrics_port, "--metrics-port"),
+            claim(0, "--port"),
+            claim(0, "--port"),
+        )
 
 
 def _lock(data_dir: Path) -> int:

@@ -85,6 +85,7 @@ class NodeInfo:
     data_dir: Path
     port: int
     management_port: int
+    metrics_port: int
     epmd_port: int
     distribution_port: int
     #: The process that looks after the node; its session and process group have the same number.
@@ -104,6 +105,11 @@ class NodeInfo:
     @property
     def management_url(self) -> str:
         return f"http://{HOST}:{self.management_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Where RabbitMQ's metrics are, in the form that Prometheus reads; they need no login."""
+        return f"http://{HOST}:{self.metrics_port}/metrics"
 
     @property
     def log(self) -> Path:

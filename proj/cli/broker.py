@@ -54,14 +54,21 @@ def _start_options(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="Port for the management pages; 0 is a free one.",
     )
-    return _dir_option(port(management_port(command)))
+    metrics_port = click.option(
+        "--metrics-port",
+        type=click.IntRange(0, 65535),
+        default=15692,
+        show_default=True,
+        help="Port for the metrics that Prometheus reads; 0 is a free one.",
+    )
+    return _dir_option(port(management_port(metrics_port(command))))
 
 
-def _node(data_dir: Path, port: int, management_port: int) -> "BrokerNode":
+def _node(data_dir: Path, *ports: int) -> "BrokerNode":
     from proj import config
     from proj.broker import BrokerNode
 
-    return BrokerNode(data_dir, port, management_port, server_dir=config.load().rabbitmq_dir)
+    return BrokerNode(data_dir, *ports, server_dir=config.load().rabbitmq_dir)
 
 
 def _fields(state: str, data_dir: Path, info: "NodeInfo | None") -> dict[str, Any]:
@@ -69,6 +76,7 @@ def _fields(state: str, data_dir: Path, info: "NodeInfo | None") -> dict[str, An
         "state": state,
         "amqp": info and info.safe_url,
         "management": info and info.management_url,
+        "metrics": info and info.metrics_url,
         "data": str(data_dir),
         "log": info and str(info.log),
         "pid": info and info.pid,
@@ -93,10 +101,10 @@ def broker() -> None:
 
 @broker.command()
 @_start_options
-def run(data_dir: Path, port: int, management_port: int) -> None:
+def run(data_dir: Path, port: int, management_port: int, metrics_port: int) -> None:
     """Run the node until Ctrl-C or SIGTERM, then stop it in good order.
 
-    Example: proj broker run --port 0 --management-port 0
+    Example: proj broker run --port 0 --management-port 0 --metrics-port 0
     """
 
     def end(number: int, _frame: object) -> None:
@@ -104,7 +112,7 @@ def run(data_dir: Path, port: int, management_port: int) -> None:
         sys.exit(ExitCode.DONE)
 
     signal.signal(signal.SIGTERM, end)
-    with _node(data_dir, port, management_port) as node:
+    with _node(data_dir, port, management_port, metrics_port) as node:
         _print_lines(_fields("running", data_dir, node.info))
         click.echo("Ctrl-C stops it.", err=True)
         node.wait()
@@ -112,12 +120,12 @@ def run(data_dir: Path, port: int, management_port: int) -> None:
 
 @broker.command()
 @_start_options
-def start(data_dir: Path, port: int, management_port: int) -> None:
+def start(data_dir: Path, port: int, management_port: int, metrics_port: int) -> None:
     """Start the node in the background, and return when it is ready.
 
     Example: proj broker start --dir /tmp/broker
     """
-    node = _node(data_dir, port, management_port)
+    node = _node(data_dir, port, management_port, metrics_port)
     node.start()
     node.detach()
     _print_lines(_fields("running", data_dir, node.info))

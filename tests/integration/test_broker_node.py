@@ -34,6 +34,9 @@ REPOSITORY = Path(__file__).parents[2]
 #: Seconds in which the processes of a killed node are gone: usually tenths of one.
 GONE_TIMEOUT = 20.0
 
+#: No other node is in the way of one that is told this.
+FREE_PORTS = ("--port", 0, "--management-port", 0, "--metrics-port", 0)
+
 #: Seconds for one call of the command line; `start` and `stop` wait for RabbitMQ.
 CLI_TIMEOUT = 100.0
 
@@ -138,11 +141,12 @@ def cli(*arguments: object) -> tuple[int, str, str]:
 
 
 def test_start_returns_when_amqp_and_management_answer(node: BrokerNode) -> None:
-    """As soon as `start` returns, guest can log in over AMQP and the management pages are served."""
+    """As soon as `start` returns, guest can log in over AMQP, and management and metrics are served."""
     with connect(node.info) as connection:
         assert connection.server_properties["product"] == "RabbitMQ"
-    with urllib.request.urlopen(node.management_url, timeout=5) as page:
-        assert page.status == 200
+    for url in (node.management_url, node.info.metrics_url):
+        with urllib.request.urlopen(url, timeout=5) as page:
+            assert page.status == 200
     assert node.url == f"amqp://guest:guest@127.0.0.1:{node.info.port}//"
 
 
@@ -158,6 +162,7 @@ def test_listens_on_loopback_only(node: BrokerNode) -> None:
     assert {(name, port) for name, port, _ in listening} == {
         ("beam.smp", info.port),
         ("beam.smp", info.management_port),
+        ("beam.smp", info.metrics_port),
         ("beam.smp", info.distribution_port),
         ("epmd", info.epmd_port),
     }
@@ -204,7 +209,7 @@ def test_a_first_start_that_was_killed_is_begun_anew(tmp_path: Path) -> None:
     node.kill()
 
 
-@pytest.mark.parametrize("option", ["port", "management_port"])
+@pytest.mark.parametrize("option", ["port", "management_port", "metrics_port"])
 def test_taken_port_is_named(option: str, tmp_path: Path) -> None:
     """A port that another program listens on is named in an error of one line, and nothing is started."""
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -303,10 +308,10 @@ def logged_since(info: NodeInfo, start: int) -> str:
 
 
 def run_and_end(end: signal.Signals, folder: Path) -> Run:
-    with start_cli("run", "--dir", folder, "--port", 0, "--management-port", 0) as process:
+    with start_cli("run", "--dir", folder, *FREE_PORTS) as process:
         try:
             assert process.stdout is not None
-            lines = [process.stdout.readline() for _ in range(6)]
+            lines = [process.stdout.readline() for _ in range(7)]
             assert all(lines), process.communicate(timeout=CLI_TIMEOUT)
             info = broker.running(folder)
             assert info is not None
@@ -342,9 +347,10 @@ def test_run_leaves_nothing_behind(
 def test_run_prints_where_everything_is(done: dict[object, Future[Run]]) -> None:
     """`proj broker run` prints the AMQP and management URLs, the data folder and the log, no password."""
     printed = done[signal.SIGTERM].result().printed
-    assert list(printed) == ["state", "amqp", "management", "data", "log", "pid"]
+    assert list(printed) == ["state", "amqp", "management", "metrics", "data", "log", "pid"]
     assert printed["amqp"].startswith("amqp://127.0.0.1:")
     assert printed["management"].startswith("http://127.0.0.1:")
+    assert printed["metrics"].startswith("http://127.0.0.1:")
     assert Path(printed["log"]).parent == Path(printed["data"])
 
 
@@ -356,7 +362,7 @@ def test_start_status_stop(done: dict[object, Future[None]]) -> None:
 def start_status_stop(folder: Path) -> None:
     code, stdout, _ = cli("status", "--dir", folder)
     assert (code, stdout.split()[:2]) == (ExitCode.UNREACHABLE, ["state", "stopped"])
-    arguments = ("start", "--dir", folder, "--port", 0, "--management-port", 0)
+    arguments = ("start", "--dir", folder, *FREE_PORTS)
     code, stdout, stderr = cli(*arguments)
     assert code == ExitCode.DONE, stderr
     info = broker.running(folder)
@@ -370,6 +376,7 @@ def start_status_stop(folder: Path) -> None:
             "state": "running",
             "amqp": info.safe_url,
             "management": info.management_url,
+            "metrics": info.metrics_url,
             "data": str(folder),
             "log": str(info.log),
             "pid": info.pid,
