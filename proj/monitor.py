@@ -4,6 +4,7 @@ Flower itself reads its command line, `FLOWER_…` and `flowerconfig.py`, and th
 Only that command imports this module: a worker has no need of a web server.
 """
 
+import logging
 import socket
 import sys
 import tempfile
@@ -44,6 +45,8 @@ def install(settings: Settings) -> None:
     """Let the `flower` command of this process start our Flower, with our defaults."""
     for name, value in defaults(settings).items():
         setattr(options, name, value)
+    # Its warnings tell that no worker has answered, in four lines; the page of the workers shows it.
+    logging.getLogger("flower.inspector").setLevel(logging.ERROR)
     # Flower 2.2.0 has no extension point for these two; `test_flower_alone` tells when they can go.
     command.Flower = _Checked
     command.flower.callback = _in_one_line(command.flower.callback)

@@ -50,6 +50,12 @@ def test_a_login_in_the_file_is_enough(bundle: Bundle, flower: Start) -> None:
     assert flower("--address=0.0.0.0").get("/tasks").status == 401
 
 
+def test_only_flower_loads_flower(bundle: Bundle) -> None:
+    """A worker, or a program that publishes, has no need of a web server."""
+    code = "import json, sys, proj.celery; print(json.dumps([*{'flower', 'tornado'} & sys.modules.keys()]))"
+    assert bundle.python(code) == []
+
+
 def test_a_port_that_is_taken_is_named(bundle: Bundle) -> None:
     """With the option that chooses another."""
     with socket.create_server(("127.0.0.1", 0)) as server:
