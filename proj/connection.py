@@ -147,16 +147,6 @@ def bounded(connection: Connection, timeout: float) -> Iterator[None]:
         raise explain(TimeoutError() if late else error, connection) from error
 
 
-@contextmanager
-def own_channels(connection: Connection) -> Iterator[None]:
-    """Close the channels that were opened in the block; kombu's declaration of delays leaves them open."""
-    channels = connection.connection.channels
-    before = set(channels)
-    yield
-    for number in set(channels) - before:
-        channels[number].close()
-
-
 def abandon(connection: Connection) -> None:
     """Drop the connection without a word to the broker, who may not be listening."""
     if connection.connected:

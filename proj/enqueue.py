@@ -252,7 +252,7 @@ def _declare(producer: Any, *, delayed: bool) -> None:
     except AccessRefused:
         broker.declared_entities.update(map(hash, queues.topology))
     if delayed:
-        with connection.own_channels(broker), suppress(AccessRefused):
+        with suppress(AccessRefused):
             queues.declare_delays(broker)
 
 

@@ -6,7 +6,7 @@ means to move the messages of the old queue first.
 
 from typing import Any, Final
 
-from amqp.exceptions import AccessRefused
+from amqp.exceptions import AccessRefused, NotFound
 from kombu import Exchange, Queue
 from kombu.common import maybe_declare
 from kombu.transport.native_delayed_delivery import (
@@ -142,17 +142,28 @@ def declare_delays(connection: Any) -> None:
     whose delay is over would go nowhere.
     """
     if not _exchange_exists(connection, DELAY_EXCHANGE):
-        declare_native_delayed_delivery_exchanges_and_queues(connection, DELAY_QUEUE_TYPE)
-    for queue in work_queues:
-        bind_queue_to_native_delayed_delivery_exchange(connection, queue)
+        with connection.channel() as channel:
+            declare_native_delayed_delivery_exchanges_and_queues(_OneChannel(channel), DELAY_QUEUE_TYPE)
+    with connection.channel() as channel:
+        for queue in work_queues:
+            bind_queue_to_native_delayed_delivery_exchange(_OneChannel(channel), queue)
+
+
+class _OneChannel:
+    """What kombu takes for a connection here: of one itself, it would open channels and close none."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+
+    def channel(self) -> Any:
+        return self._channel
 
 
 def _exchange_exists(connection: Any, name: str) -> bool:
-    # On a channel of its own: a passive declaration that fails closes its channel.
-    channel = connection.channel()
-    try:
-        channel.exchange_declare(name, type="topic", passive=True)
-    except connection.channel_errors:
-        return False
-    channel.close()
+    # On a channel of its own: a passive declaration that fails closes its channel, and py-amqp opens it anew.
+    with connection.channel() as channel:
+        try:
+            channel.exchange_declare(name, type="topic", passive=True)
+        except NotFound:
+            return False
     return True

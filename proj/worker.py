@@ -48,8 +48,7 @@ class Consumer(consumer.Consumer):
         conn = super().connect()
         try:
             queues.ensure(conn)
-            with connection.own_channels(conn):
-                queues.ensure_delays(conn)
+            queues.ensure_delays(conn)
         except connection.ERRORS as error:
             if not connection.is_refusal(error):
                 raise
