@@ -296,9 +296,7 @@ def _reading() -> Iterator[_Reader]:
 
     broker = app.connection_for_write()
     try:
-        broker.ensure_connection(
-            max_retries=len(broker.alt), interval_start=0, timeout=broker.connect_timeout
-        )
+        connection.connect(broker, time.monotonic() + _patience(), broker.connect_timeout)
         reader = _Reader(broker)
         yield reader
         reader.give_back()
