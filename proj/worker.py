@@ -4,6 +4,8 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from amqp.exceptions import AccessRefused
@@ -46,13 +48,9 @@ class Consumer(consumer.Consumer):
     def connect(self) -> Any:
         """Connect, and declare the topology each time: the broker may be a new, empty one."""
         conn = super().connect()
-        try:
+        with _ending_on_refusal(conn):
             queues.ensure(conn)
             queues.ensure_delays(conn)
-        except connection.ERRORS as error:
-            if not connection.is_refusal(error):
-                raise
-            raise _shutdown(error, conn) from None
         return conn
 
     def connection_for_write(self, url: str | None = None, heartbeat: int | None = None) -> Any:
@@ -69,13 +67,8 @@ class Consumer(consumer.Consumer):
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connect, for as long as it takes, and beat. Raises `WorkerShutdown` when the broker refuses."""
-        try:
-            with beating(self.heartbeat, conn):
-                return super().ensure_connected(conn)
-        except connection.ERRORS as error:
-            if not connection.is_refusal(error):
-                raise
-            raise _shutdown(error, conn) from None
+        with _ending_on_refusal(conn), beating(self.heartbeat, conn):
+            return super().ensure_connected(conn)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Make a message that cannot be read a dead letter; Celery would acknowledge it, and lose it."""
@@ -271,6 +264,17 @@ def _say_dead(message: Any, reason: str, error: BaseException | None = None) -> 
     words = f"became a dead letter: {reason.replace('_', ' ')}{f': {error}' if error else ''}"
     task_id = headers.get("id") or properties.get("correlation_id") or properties.get("message_id")
     events.say(log, logging.ERROR, events.DEAD_LETTERED, task_id, headers.get("task"), words, reason=reason)
+
+
+@contextmanager
+def _ending_on_refusal(conn: Any) -> Iterator[None]:
+    """Log the reason and raise `WorkerShutdown` when the broker says no: to wait would change nothing."""
+    try:
+        yield
+    except connection.ERRORS as error:
+        if not connection.is_refusal(error):
+            raise
+        raise _shutdown(error, conn) from None
 
 
 def _shutdown(error: BaseException, conn: Any) -> WorkerShutdown:
