@@ -5,13 +5,17 @@ import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import kombu
 import psutil
 import pytest
+from amqp.exceptions import AccessRefused
 
+from proj import queues
 from proj.broker import BrokerNode
 from tests.bundle import Bundle, eventually
 from tests.chaos.proxy import Network, Proxy
@@ -29,8 +33,14 @@ ID, REPEAT = "id", "x-proj-repeat"
 #: Bytes of a message that the module's own node takes.
 MAX_SIZE = 1_000_000
 
+#: Limits that are exceeded at once, and the usual ones.
+ALARMS = {
+    "memory": (("set_vm_memory_high_watermark", "0.00001"), ("set_vm_memory_high_watermark", "0.4")),
+    "disk": (("set_disk_free_limit", "1000000GB"), ("set_disk_free_limit", "50MB")),
+}
+
 #: The broker's own list of them.
-ALARMS = "rabbit_alarm:get_alarms()."
+ALARMS_ON = "rabbit_alarm:get_alarms()."
 
 
 @pytest.fixture(scope="module")
@@ -85,25 +95,16 @@ def ids(bundle: Bundle) -> list[str]:
 
 
 @contextmanager
-def memory_alarm(node: BrokerNode) -> Iterator[None]:
-    node.ctl("set_vm_memory_high_watermark", "0.00001")
+def alarm(node: BrokerNode, kind: str) -> Iterator[None]:
+    """Let the broker believe that it runs out of `kind`: it then reads nothing from whoever publishes."""
+    on, off = ALARMS[kind]
+    node.ctl(*on)
     try:
-        eventually("the memory alarm is on", lambda: "memory" in node.ctl("eval", ALARMS))
+        eventually(f"the {kind} alarm is on", lambda: kind in node.ctl("eval", ALARMS_ON))
         yield
     finally:
-        node.ctl("set_vm_memory_high_watermark", "0.4")
-        eventually("the memory alarm is off", lambda: "memory" not in node.ctl("eval", ALARMS))
-
-
-@contextmanager
-def disk_alarm(node: BrokerNode) -> Iterator[None]:
-    node.ctl("set_disk_free_limit", "1000000GB")
-    try:
-        eventually("the disk alarm is on", lambda: "disk" in node.ctl("eval", ALARMS))
-        yield
-    finally:
-        node.ctl("set_disk_free_limit", "50MB")
-        eventually("the disk alarm is off", lambda: "disk" not in node.ctl("eval", ALARMS))
+        node.ctl(*off)
+        eventually(f"the {kind} alarm is off", lambda: kind not in node.ctl("eval", ALARMS_ON))
 
 
 @contextmanager
@@ -117,7 +118,7 @@ def freeze(node: BrokerNode) -> Iterator[None]:
         os.kill(node.pid, signal.SIGCONT)
 
 
-FAULTS = {"memory": memory_alarm, "disk": disk_alarm, "frozen": freeze}
+FAULTS = {"memory": partial(alarm, kind="memory"), "disk": partial(alarm, kind="disk"), "frozen": freeze}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -151,7 +152,7 @@ def test_broker_that_does_not_listen(own: Bundle, fault: str, countdown: int | N
 def test_command_says_that_the_outcome_is_unknown(own: Bundle) -> None:
     """`proj enqueue` ends with 75, and repeats safely with the same id: marked, it is not executed twice."""
     command = ("enqueue", "add", "1", "2", "--id", "mine")
-    with memory_alarm(own.node):
+    with alarm(own.node, "memory"):
         done = own.proj(*command)
     assert (done.returncode, done.stdout) == (75, ""), done.stderr
     assert done.stderr.count("\n") == 1
@@ -437,6 +438,26 @@ def test_deleted_behind_a_producer(bundle: Bundle, gone: str, kind: str, countdo
 
     eventually("it is in the queue", lambda: "mine" in ids(bundle))
     assert ids(bundle).count("mine") == 1
+
+
+def test_declaring_delays_leaves_no_channel_open(bundle: Bundle) -> None:
+    """Whether they are missing, in place, or refused: RabbitMQ has room for 2047 channels a connection."""
+
+    def declare() -> None:
+        with kombu.Connection(bundle.env["CELERY_BROKER_URL"]) as connection:
+            before = set(connection.connection.channels)
+            try:
+                queues.declare_delays(connection)
+            finally:
+                assert set(connection.connection.channels) == before
+
+    with _user(bundle), pytest.raises(AccessRefused):
+        declare()
+    bundle.env["CELERY_BROKER_URL"] = bundle.url
+    assert bundle.proj("enqueue", "add", "1", "2").returncode == 0
+    declare()
+    assert bundle.has("celery_delayed_27")
+    declare()
 
 
 # --- What is published again with the same id
