@@ -1,0 +1,109 @@
+"""Dead letters for tests: made in milliseconds, without a worker, and seen as users and brokers see them."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import amqp
+
+from proj import queues
+from tests.bundle import Bundle, eventually
+
+#: The queue of a program that is not ours, whose messages die into our dead-letter queue.
+OTHER = "other"
+
+
+def publish(
+    bundle: Bundle, body: object, queue: str = "proj.tasks", count: int = 1, **properties: Any
+) -> None:
+    with bundle.channel() as channel:
+        queues.declare(channel)
+        if queue == OTHER:
+            arguments = {"x-dead-letter-exchange": "proj.dead"}
+            channel.queue_declare(OTHER, durable=True, auto_delete=False, arguments=arguments)
+        for _ in range(count):
+            text = body if isinstance(body, bytes) else json.dumps(body).encode()
+            channel.basic_publish(amqp.Message(text, **properties), routing_key=queue)
+
+
+def publish_task(
+    bundle: Bundle, task_id: str, *args: object, task: str = "proj.tasks.add", **more: Any
+) -> None:
+    """Publish what Celery publishes, without the checks that `proj enqueue` makes."""
+    headers = {"id": task_id, "task": task, "lang": "py", "retries": 0} | more.pop("headers", {})
+    properties = {
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+        "correlation_id": task_id,
+        "application_headers": headers,
+    }
+    embedded = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    publish(bundle, [args, {}, embedded], **properties, **more)
+
+
+def expire(bundle: Bundle, count: int) -> list[str]:
+    """Dead letters that no worker was needed for; their ids, oldest first."""
+    ids = [f"id-{number}" for number in range(count)]
+    before = depth(bundle)
+    for task_id in ids:
+        publish_task(bundle, task_id, 1, 2, expiration="0")
+    await_count(bundle, before + count)
+    return ids
+
+
+def expire_many(bundle: Bundle, count: int) -> None:
+    publish(bundle, [[], {}, {}], count=count, expiration="0")
+    await_count(bundle, count)
+
+
+def depth(bundle: Bundle) -> int:
+    """How many there are, also when nothing is declared yet."""
+    with bundle.channel() as channel:
+        queues.declare(channel)
+    return bundle.depth("proj.dead")
+
+
+def await_count(bundle: Bundle, count: int) -> None:
+    eventually(f"{count} dead letters", lambda: bundle.depth("proj.dead") == count)
+
+
+def take(bundle: Bundle, queue: str) -> list[amqp.Message]:
+    """All messages of the queue as the broker hands them out; they go back when this returns."""
+    with bundle.channel() as channel:
+        channel.auto_decode = False
+        messages = []
+        while message := channel.basic_get(queue):
+            messages.append(message)
+        return messages
+
+
+def rows(bundle: Bundle, *options: str) -> list[dict[str, Any]]:
+    done = bundle.proj("dead", "list", "--json", *options)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def ids(bundle: Bundle, *options: str) -> list[str]:
+    return [row["id"] for row in rows(bundle, *options)]
+
+
+def show(bundle: Bundle, task_id: str) -> dict[str, Any]:
+    done = bundle.proj("dead", "show", task_id, "--json")
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def killed_at(
+    bundle: Bundle, method: str, call: str, owner: str = "_Reader"
+) -> subprocess.CompletedProcess[str]:
+    """A program that is killed, as by SIGKILL from outside, exactly when it gets to `method`."""
+    code = f"""
+import os, signal
+from proj import dead_letters
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+dead_letters.{owner}.{method} = die
+{call}
+"""
+    return bundle.run(sys.executable, "-c", code)
