@@ -16,17 +16,15 @@ from typing import Any, Final
 import amqp
 from amqp.exceptions import ResourceLocked
 
-from proj import connection, events, queues
+from proj import connection, events, queues, redriving
 from proj.dead_letter import DeadLetter, Wanted
 from proj.errors import BrokerRefused, OutcomeUnknown
+from proj.redriving import WINDOW
 
 log = logging.getLogger(__name__)
 
 #: Messages read at a time when it is not known how many are needed.
 CHUNK: Final = 500
-
-#: Messages under way without a confirm: as many as a crash may send twice at most.
-WINDOW: Final = 100
 
 #: Channels that a reader uses at most, roughly: RabbitMQ allows 2047 on a connection.
 _MAX_CHUNKS: Final = 1000
@@ -41,11 +39,10 @@ _READ_ON, _READ_ON_OF_MANY, _MANY = 1 / 50, 1 / 10, 1000
 #: Seconds that the broker may take to put back what was given back. It takes milliseconds.
 _GIVE_BACK_TIMEOUT: Final = 10
 
-#: Seconds before a channel is closed on which messages were acknowledged one by one. RabbitMQ stacks up
-#: what is over 32 acknowledgements under way, for milliseconds, and forgets the stack with the channel.
-_STACK_TIME: Final = 0.25
-
 Progress = Callable[[int], AbstractContextManager[Callable[[], None]]]
+
+#: Sends dead letters on, and returns those that must stay, each with the reason.
+Send = Callable[[list[DeadLetter]], dict[DeadLetter, str]]
 
 
 @dataclass
@@ -81,11 +78,16 @@ def redrive(
     """Send dead letters back to the queues they came from, each acknowledged once its copy is confirmed.
 
     Only those that are there at the start; one that dies again meanwhile waits for the next time. A crash
-    in between leaves at most `WINDOW` messages in both queues, and loses none. Raises `OutcomeUnknown`
-    when the broker stops to answer.
+    in between leaves at most `WINDOW` messages in both queues, and loses none. What no queue takes stays,
+    and the others go on. Raises `OutcomeUnknown` when the broker stops to answer.
     """
 
-    return _work(wanted, limit, dry_run, progress, publish=True)
+    def sender(reader: _Reader) -> Send:
+        if dry_run:
+            return redriving.Rehearsal(reader.channel).send
+        return redriving.Publisher(reader.channel, _patience()).send
+
+    return _work(wanted, limit, dry_run, progress, sender)
 
 
 def drop(
@@ -93,27 +95,33 @@ def drop(
 ) -> Report:
     """Delete dead letters for good; only those that are there at the start."""
 
-    return _work(wanted, limit, dry_run, progress, publish=False)
+    return _work(wanted, limit, dry_run, progress, lambda _: lambda _: {})
 
 
 def _work(
-    wanted: Wanted, limit: int | None, dry_run: bool, progress: Progress | None, *, publish: bool
+    wanted: Wanted,
+    limit: int | None,
+    dry_run: bool,
+    progress: Progress | None,
+    sender: Callable[["_Reader"], Send],
 ) -> Report:
     report = Report()
     with _reading() as reader, (progress or (lambda _: nullcontext(lambda: None)))(reader.total) as advance:
-        publisher = _Publisher(reader.channel()) if publish and not dry_run else None
+        send = sender(reader)
         for chunk in reader.chunks(CHUNK):
             room = None if limit is None else limit - report.done - report.left.total()
             meant = [letter for letter in chunk if letter in wanted][:room]
             report.ids |= {letter.id for letter in meant} if wanted.ids is not None else set()
-            for start in range(0, len(meant), WINDOW):
-                window = meant[start : start + WINDOW]
+            for window in redriving.windows(meant):
                 began = time.time()
                 try:
-                    done = publisher.publish(window, report) if publisher else window
+                    kept = send(window)
                 except connection.ERRORS as error:
                     raise _interrupted(error, report) from error
+                done = [letter for letter in window if letter not in kept]
                 report.done += len(done)
+                report.left.update(kept.values())
+                report.undeliverable |= any(reason != redriving.NOWHERE for reason in kept.values())
                 if not dry_run:
                     reader.settle(done)
                     for letter in done:
@@ -143,60 +151,6 @@ def _interrupted(error: BaseException, report: Report) -> Exception:
     )
 
 
-class _Publisher:
-    """Publishes confirmed and mandatory, a window of messages at a time."""
-
-    def __init__(self, channel: Any) -> None:
-        self._channel = channel
-        self._tag = 0
-        self._waiting: dict[int, DeadLetter] = {}
-        self._refused: list[DeadLetter] = []
-        self._gone: set[str] = set()
-        channel.confirm_select()
-        channel.events["basic_ack"].add(self._on_ack)
-        channel.events["basic_nack"].add(self._on_nack)
-        channel.events["basic_return"].add(self._on_return)
-
-    def publish(self, letters: list[DeadLetter], report: Report) -> list[DeadLetter]:
-        """Those that a queue has taken; the others are counted as left."""
-        targets = {}
-        self._refused.clear()
-        for letter in letters:
-            queue = targets[letter] = letter.queue or (letter.task and queues.task_queue.name)
-            if queue and queue not in self._gone:
-                self._tag += 1
-                self._waiting[self._tag] = letter
-                # Not the channel's own method, which would wait for each confirm.
-                amqp.Channel.basic_publish(
-                    self._channel, letter.again(), exchange="", routing_key=queue, mandatory=True
-                )
-        while self._waiting:
-            self._channel.connection.drain_events(timeout=_patience())
-        done = []
-        for letter, queue in targets.items():
-            if not queue:
-                report.left["not known where it came from, and no Celery message"] += 1
-            elif queue in self._gone:
-                report.left[f"queue {queue!r} is gone"] += 1
-            elif letter in self._refused:
-                report.left[f"queue {queue!r} refused it"] += 1
-            else:
-                done.append(letter)
-        report.undeliverable |= len(done) < sum(map(bool, targets.values()))
-        return done
-
-    def _on_ack(self, tag: int, multiple: bool) -> None:
-        for each in [t for t in self._waiting if t <= tag] if multiple else [tag]:
-            self._waiting.pop(each, None)
-
-    def _on_nack(self, tag: int, multiple: bool) -> None:
-        for each in [t for t in self._waiting if t <= tag] if multiple else [tag]:
-            self._refused.append(self._waiting.pop(each))
-
-    def _on_return(self, _error: Exception, _exchange: str, queue: str, _message: Any) -> None:
-        self._gone.add(queue)
-
-
 class _Reader:
     """Reads the queue from its front, a chunk a channel, and gives back in order what is not settled."""
 
@@ -214,7 +168,6 @@ class _Reader:
         self._read_before = False
         #: Each channel, how many messages it has read, and how many of them are settled.
         self._held: dict[Any, list[int]] = {}
-        self._stacked = False
 
     def chunks(self, size: int) -> Iterator[list[DeadLetter]]:
         """All messages that were there at the start; the first chunk has `size`."""
@@ -228,20 +181,22 @@ class _Reader:
             return
         channel, last = letters[-1].message.channel, letters[-1].message.delivery_tag
         self._held[channel][1] += len(letters)
+        # In a transaction, so that a quorum queue gets all of them in one command, before the channel is
+        # closed. Of more than 32 single ones under way the broker would put some off, for milliseconds,
+        # and forget them with the channel.
+        channel.tx_select()
         if self._held[channel][1] == last:  # nothing before it stays
             channel.basic_ack(last, multiple=True)
-            return
-        self._stacked = True
-        for letter in letters:
-            channel.basic_ack(letter.message.delivery_tag)
+        else:
+            for letter in letters:
+                channel.basic_ack(letter.message.delivery_tag)
+        channel.tx_commit()
 
     def give_back(self) -> None:
         """Put back what is not settled, in the order it was in; returns when the broker has done so."""
         while self._read_before and self._read < self.total:
             share = _READ_ON if self._read < _MANY else _READ_ON_OF_MANY
             self._chunk(max(1, int(self._read * share)), keep=False)
-        if self._stacked:
-            time.sleep(_STACK_TIME)
         for channel, (read, settled) in self._held.items():
             expected = self._ready() + read - settled
             channel.close()
@@ -253,9 +208,8 @@ class _Reader:
     def _chunk(self, size: int, *, keep: bool = True) -> list[DeadLetter]:
         size = min(size, self.total - self._read, _MAX_CHUNK)
         for over in [channel for channel, (read, settled) in self._held.items() if read == settled]:
-            if not self._stacked:
-                del self._held[over]
-                over.close()
+            del self._held[over]
+            over.close()
         channel = self.channel()
         channel.auto_decode = False  # a body is sent back byte by byte
         messages: list[amqp.Message] = []

@@ -128,7 +128,7 @@ def redrive(ids: tuple[str, ...], everything: bool, dry_run: bool, **choice: Any
     report = dead_letters.redrive(
         _wanted(ids, **choice), choice["limit"], dry_run=dry_run, progress=partial(progress_bar, "redriving")
     )
-    left = ", ".join(f"{why} ({count})" for why, count in report.left.items())
+    left = ", ".join(f"{why} ({count})" for why, count in sorted(report.left.items()))
     word = "would be redriven" if dry_run else "redriven"
     click.echo(f"{report.done} {word}" + (f", {report.left.total()} left: {left}" if left else ""), err=True)
     if report.undeliverable:

@@ -2,11 +2,13 @@
 
 import json
 import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from proj import dead_letters
+from proj import dead_letters, redriving
+from proj.broker import BrokerNode
 from tests.bundle import Bundle, eventually
 from tests.integration import dead
 
@@ -97,6 +99,65 @@ def test_queue_that_is_full_keeps_its_dead_letters(bundle: Bundle) -> None:
     assert done.returncode == 69
     assert done.stderr == "0 redriven, 1 left: queue 'other' refused it (1)\n"
     assert bundle.depth("proj.dead") == 1
+
+
+def test_dry_run_foresees_a_queue_that_is_gone(bundle: Bundle) -> None:
+    """It says the same as the redrive, and changes nothing."""
+    dead.publish(bundle, b"text", dead.OTHER, count=2, expiration="0")
+    dead.await_count(bundle, 2)
+    dead.publish(bundle, b"text", "proj.dead")
+    dead.expire(bundle, 3)
+    with bundle.channel() as channel:
+        channel.queue_delete(dead.OTHER)
+
+    foreseen = bundle.proj("dead", "redrive", "--all", "--dry-run")
+    assert bundle.depth("proj.dead") == 6
+    done = bundle.proj("dead", "redrive", "--all")
+
+    assert foreseen.returncode == done.returncode == 69
+    assert foreseen.stderr == done.stderr.replace("redriven", "would be redriven")
+    gone = "queue 'other' is gone (2)"
+    assert done.stderr == f"3 redriven, 3 left: {redriving.NOWHERE} (1), {gone}\n"
+
+
+@pytest.fixture
+def max_size(node: BrokerNode) -> Iterator[Callable[[int], object]]:
+    """Sets how many bytes of a message the broker takes, as its operator may at any time."""
+
+    def set_to(size: int | str) -> object:
+        # Where RabbitMQ 3.10 looks, and where 4 does.
+        places = (
+            "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})."
+        )
+        return node.ctl("eval", places.format(size))
+
+    usual = node.ctl("eval", "application:get_env(rabbit, max_message_size, 16777216).").strip()
+    yield set_to
+    set_to(usual)
+
+
+@pytest.mark.parametrize("size", [2_000, 200_000])
+def test_message_that_is_too_large_stays_and_the_others_go_on(
+    bundle: Bundle, max_size: Callable[[int], object], size: int
+) -> None:
+    """The broker closes the channel over it: that ends neither the run nor loses what was sent before it."""
+    names = [f"id-{number}" for number in range(9)]
+    for number, name in enumerate(names):
+        dead.publish_task(bundle, name, "x" * (size if number in {2, 6} else 1), expiration="0")
+    dead.await_count(bundle, len(names))
+    max_size(size)
+
+    done = bundle.proj("dead", "redrive", "--all")
+
+    assert done.stderr == "7 redriven, 2 left: it is larger than the broker takes (2)\n"
+    assert done.returncode == 69
+    assert dead.ids(bundle) == ["id-2", "id-6"]
+    sent = [message.properties["correlation_id"] for message in dead.take(bundle, "proj.tasks")]
+    assert set(sent) == set(names) - {"id-2", "id-6"}
+    # What was under way with a small one may be sent twice; a large one goes alone.
+    assert len(sent) == len(set(sent)) or size < 2**16
+    max_size(2 * size)
+    assert bundle.proj("dead", "redrive", "--all").stderr == "2 redriven\n"
 
 
 def test_celery_message_put_there_by_hand_goes_to_the_work_queue(bundle: Bundle) -> None:
@@ -213,7 +274,9 @@ def test_redrive_that_is_killed_before_its_confirm_loses_nothing(bundle: Bundle)
     """A dead letter whose copy was not confirmed is still there."""
     dead.expire(bundle, 1)
 
-    killed = dead.killed_at(bundle, "_on_ack", "dead_letters.redrive(dead_letters.Wanted())", "_Publisher")
+    killed = dead.killed_at(
+        bundle, "_on_ack", "dead_letters.redrive(dead_letters.Wanted())", "redriving.Publisher"
+    )
 
     assert killed.returncode == -signal.SIGKILL
     dead.await_count(bundle, 1)
