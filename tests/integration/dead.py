@@ -28,26 +28,35 @@ def publish(
 
 
 def publish_task(
-    bundle: Bundle, task_id: str, *args: object, task: str = "proj.tasks.add", **more: Any
+    bundle: Bundle, task_id: str, *args: object, queue: str = "proj.tasks", **properties: Any
 ) -> None:
     """Publish what Celery publishes, without the checks that `proj enqueue` makes."""
-    headers = {"id": task_id, "task": task, "lang": "py", "retries": 0} | more.pop("headers", {})
-    properties = {
-        "content_type": "application/json",
-        "content_encoding": "utf-8",
-        "correlation_id": task_id,
-        "application_headers": headers,
-    }
+    with bundle.channel() as channel:
+        queues.declare(channel)
+        channel.basic_publish(_task_message(task_id, *args, **properties), routing_key=queue)
+
+
+def _task_message(
+    task_id: str, *args: object, task: str = "proj.tasks.add", headers: Any = (), **properties: Any
+) -> amqp.Message:
     embedded = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-    publish(bundle, [args, {}, embedded], **properties, **more)
+    return amqp.Message(
+        json.dumps([args, {}, embedded]).encode(),
+        content_type="application/json",
+        content_encoding="utf-8",
+        correlation_id=task_id,
+        application_headers={"id": task_id, "task": task, "lang": "py", "retries": 0, **dict(headers)},
+        **properties,
+    )
 
 
 def expire(bundle: Bundle, count: int) -> list[str]:
     """Dead letters that no worker was needed for; their ids, oldest first."""
     ids = [f"id-{number}" for number in range(count)]
     before = depth(bundle)
-    for task_id in ids:
-        publish_task(bundle, task_id, 1, 2, expiration="0")
+    with bundle.channel() as channel:
+        for task_id in ids:
+            channel.basic_publish(_task_message(task_id, 1, 2, expiration="0"), routing_key="proj.tasks")
     await_count(bundle, before + count)
     return ids
 
