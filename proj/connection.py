@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
+from weakref import WeakSet
 
 from amqp.exceptions import AMQPError, ConnectionForced
 from kombu import Connection
@@ -25,6 +26,13 @@ _ACCESS_REFUSED: Final = 403
 _NOT_FOUND: Final = 404
 _PRECONDITION_FAILED: Final = 406
 _NOT_ALLOWED: Final = 530
+
+
+#: Why a broker that `is_blocked` confirms nothing.
+ALARM: Final = "for it takes no messages while its memory or its disk is short"
+
+#: Connections whose broker is in alarm.
+_blocked: Final = WeakSet[Connection]()
 
 
 def explain(error: BaseException, connection: Connection) -> ProjError:
@@ -80,8 +88,8 @@ def root(error: BaseException) -> BaseException:
 def connect(connection: Connection, deadline: float, patience: float) -> None:
     """Connect to the first of the nodes that answers, before the deadline (of `time.monotonic`).
 
-    TCP, TLS and each step of AMQP's handshake may take `patience` seconds. Raises what the last node
-    raised, or `TimeoutError`.
+    To find its address, TCP, TLS and each step of AMQP's handshake may take `patience` seconds. Raises what
+    the last node raised, or `TimeoutError`.
     """
     nodes = max(1, len(connection.alt))
     for node in range(1, nodes + 1):
@@ -90,13 +98,23 @@ def connect(connection: Connection, deadline: float, patience: float) -> None:
             raise TimeoutError
         connection.connect_timeout = min(patience, left)
         try:
+            _resolve(connection.hostname, connection.connect_timeout)
             connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
         except connection.recoverable_connection_errors:
             if node == nodes:
                 raise
             connection.maybe_switch_next()
         else:
+            _listen_for_alarms(connection)
             return
+
+
+def is_blocked(connection: Connection) -> bool:
+    """True when the broker has said that it reads nothing from who publishes, for an alarm is on.
+
+    Known of connections that `connect` has made. RabbitMQ says so at the first publish in an alarm.
+    """
+    return connection in _blocked
 
 
 def is_alive(connection: Connection) -> bool:
@@ -172,6 +190,32 @@ def is_missing(error: BaseException) -> bool:
     return getattr(root(error), "reply_code", None) == _NOT_FOUND
 
 
+def _listen_for_alarms(connection: Connection) -> None:
+    live = connection.connection
+    _blocked.discard(connection)
+    # The broker's reason, which of its alarms is on, does not get through py-amqp 5.4.
+    live.on_blocked = lambda _reason: _blocked.add(connection)
+    live.on_unblocked = lambda: _blocked.discard(connection)
+
+
+def _resolve(host: str, patience: float) -> None:
+    """Raise `TimeoutError` when the address of the host is not found in time.
+
+    The system's resolver has timeouts of its own, 10 to 30 seconds, and cannot be interrupted, so it is
+    asked in a thread, before py-amqp asks it.
+    """
+    thread = threading.Thread(target=_look_up, args=(host,), daemon=True)
+    thread.start()
+    thread.join(patience)
+    if thread.is_alive():
+        raise TimeoutError(f"the address of {host!r} is not found in time")
+
+
+def _look_up(host: str) -> None:
+    with suppress(OSError, UnicodeError):  # which py-amqp will meet again
+        socket.getaddrinfo(host, None)
+
+
 def _refusal(error: BaseException, connection: Connection) -> BrokerRefused | None:
     code, text = getattr(error, "reply_code", None), words(error)
     where, user, vhost = _where(connection), connection.userid, connection.virtual_host
@@ -192,7 +236,7 @@ def _refusal(error: BaseException, connection: Connection) -> BrokerRefused | No
         )
     if code == _NOT_ALLOWED:
         return BrokerRefused(
-            f"user {user!r} may not use virtual host {vhost!r} of the broker at {where}",
+            f"user {user!r} may not use virtual host {vhost!r} of the broker at {where}: {text}",
             "check AMQP_USER and AMQP_VHOST, or CELERY_BROKER_URL",
         )
     if code == _CONTENT_TOO_LARGE or (code == _PRECONDITION_FAILED and "message size" in text):

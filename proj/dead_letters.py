@@ -117,7 +117,7 @@ def _work(
                 try:
                     kept = send(window)
                 except connection.ERRORS as error:
-                    raise _interrupted(error, report) from error
+                    raise _interrupted(error, reader, report) from error
                 done = [letter for letter in window if letter not in kept]
                 report.done += len(done)
                 report.left.update(kept.values())
@@ -142,11 +142,12 @@ def _log(letter: DeadLetter, at: float, *, redriven: bool) -> None:
     events.say(log, logging.INFO, event, letter.id, name, words, at=at, **facts)
 
 
-def _interrupted(error: BaseException, report: Report) -> Exception:
+def _interrupted(error: BaseException, reader: "_Reader", report: Report) -> Exception:
     if connection.is_refusal(error):
         return BrokerRefused(f"after {report.done} dead letters the broker refused: {error}")
+    why = f", {connection.ALARM}" if connection.is_blocked(reader.broker) else ""
     return OutcomeUnknown(
-        f"after {report.done} dead letters the broker did not answer; no dead letter is lost",
+        f"after {report.done} dead letters the broker did not answer{why}; no dead letter is lost",
         f"repeat the command; up to {WINDOW} may have been sent twice",
     )
 
@@ -155,6 +156,7 @@ class _Reader:
     """Reads the queue from its front, a chunk a channel, and gives back in order what is not settled."""
 
     def __init__(self, broker: Any) -> None:
+        self.broker = broker
         self.channel: Callable[[], Any] = broker.channel
         self._drain = broker.drain_events
         queues.ensure(broker)

@@ -274,8 +274,8 @@ def _fate(name: str, task_id: str, broker: Any, error: BaseException) -> ProjErr
     """What became of a message whose publish ended with this error."""
     if isinstance(error, MessageNacked):
         return BrokerRefused(
-            f"{name}: the broker refused the message, for the queue is full",
-            "try again when workers have made room",
+            f"{name}: the broker refused the message: the queue is full, or lacks the majority of its nodes",
+            "try again later, when workers have made room or the nodes are up",
         )
     if isinstance(error, FrameSyntaxError) and error.method_sig is None:  # from our side, not the broker's
         return BadInput(f"{name}: an option cannot be sent: {connection.words(error)}")
@@ -285,8 +285,9 @@ def _fate(name: str, task_id: str, broker: Any, error: BaseException) -> ProjErr
         )
     if connection.is_refusal(error):
         return connection.explain(error, broker)
+    why = f", {connection.ALARM}" if connection.is_blocked(broker) else ""
     return OutcomeUnknown(
-        f"{name}: the broker did not confirm message {task_id}",
+        f"{name}: the broker did not confirm message {task_id}{why}",
         f"it may be in the queue; to repeat it with --id {task_id} is safe",
     )
 

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -138,6 +139,8 @@ def test_broker_that_does_not_listen(own: Bundle, fault: str, countdown: int | N
         check(over_fresh, "BrokerUnreachable" if unsent else "OutcomeUnknown")
         if over_used.kind == "OutcomeUnknown":
             check(over_used, "OutcomeUnknown", "did not confirm message used", "--id used is safe")
+        in_alarm = "takes no messages while its memory or its disk is short"
+        assert [in_alarm in outcome.text for outcome in (over_used, over_fresh)] == [not unsent] * 2
         check(used.publish(task_id="after"), "confirmed")
 
     if countdown is None:
@@ -194,6 +197,40 @@ def test_network_that_swallows_a_new_connection(bundle: Bundle, proxy: Proxy, ne
         check(publisher.publish(task_id="mine"), "BrokerUnreachable", "does not answer in time")
     assert proxy.happened[network]
     assert not bundle.has("proj.tasks")
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["", "control"])
+def test_name_server_that_does_not_answer(bundle: Bundle, protected: bool) -> None:
+    """The time in which the broker's address is looked for is bounded too; it is not, if not in a thread."""
+    if not protected:
+        bundle.switch_off(
+            "connection.py", "_resolve(connection.hostname, connection.connect_timeout)", "pass"
+        )
+    url = bundle.url.replace("127.0.0.1", "no-answer.invalid")
+    bundle.env |= {"CELERY_BROKER_URL": url, "PROJ_PUBLISH_TIMEOUT": str(TIMEOUT)}
+    program = textwrap.dedent(f"""
+        import json, socket, time
+        look_up = socket.getaddrinfo
+        def slow(host, *args, **options):
+            if host == "no-answer.invalid":
+                time.sleep({4 * TIMEOUT})
+                host = "127.0.0.1"
+            return look_up(host, *args, **options)
+        socket.getaddrinfo = slow
+        from proj import errors
+        from proj.tasks import add
+        began = time.monotonic()
+        try:
+            ended = ["confirmed", add.delay(1, 2).id]
+        except errors.ProjError as error:
+            ended = [type(error).__name__, str(error)]
+        print(json.dumps([*ended, time.monotonic() - began]))
+    """)
+    outcome = Outcome(*bundle.python(program))
+    if protected:
+        check(outcome, "BrokerUnreachable", "no-answer.invalid", "does not answer in time")
+    else:
+        assert outcome.seconds > TIMEOUT + SLACK
 
 
 def test_network_that_swallows_a_declaration(bundle: Bundle, proxy: Proxy) -> None:
@@ -289,6 +326,14 @@ def _user(bundle: Bundle, **rights: str) -> Iterator[None]:
         yield
     finally:
         bundle.management("DELETE", f"users/{quote(user)}")
+
+
+def test_virtual_host_without_room(bundle: Bundle) -> None:
+    """What is not allowed for another reason than the user is told in the broker's words."""
+    limit = f"vhost-limits/{quote(bundle.vhost)}/max-connections"
+    bundle.management("PUT", limit, {"value": 0})
+    with Publisher(bundle) as publisher:
+        check(publisher.publish(), "BrokerRefused", "may not use virtual host", "limit (0) is reached")
 
 
 def test_user_without_rights(bundle: Bundle) -> None:
