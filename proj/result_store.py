@@ -9,8 +9,12 @@ import logging
 import math
 import os
 import re
+import socket
 import sqlite3
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -39,6 +43,10 @@ ATTEMPT_INTERVAL: Final = 1
 #: Seconds that one attempt may take to connect to a database server that does not answer, and seconds
 #: that what was sent to it may stay without a sign of life from its machine.
 CONNECT_TIMEOUT: Final = 5
+
+#: Seconds that a database server may keep one operation waiting before its connection is cut. It takes
+#: milliseconds; a server that hangs would otherwise hold the slot for as long as it likes.
+ANSWER_TIMEOUT: Final = 10
 
 #: Seconds that SQLite waits for another writer in one attempt, before it says "database is locked". A
 #: write takes milliseconds.
@@ -213,12 +221,57 @@ def tune_engine(engine: Any) -> None:
     if engine.dialect.name == "sqlite":
         _tune_sqlite(engine)
     elif engine.dialect.driver.startswith("psycopg"):
-        from sqlalchemy import event
+        _tune_postgresql(engine)
 
-        @event.listens_for(engine, "do_connect")
-        def before_connect(_dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> None:
-            options.setdefault("connect_timeout", CONNECT_TIMEOUT)
-            options.setdefault("tcp_user_timeout", CONNECT_TIMEOUT * 1000)
+
+def _tune_postgresql(engine: Any) -> None:
+    from sqlalchemy import event
+
+    @event.listens_for(engine, "do_connect")
+    def before_connect(_dialect: Any, _record: Any, _args: Any, options: dict[str, Any]) -> None:
+        options.setdefault("connect_timeout", CONNECT_TIMEOUT)
+        options.setdefault("tcp_user_timeout", CONNECT_TIMEOUT * 1000)
+
+    @event.listens_for(engine, "checkout")
+    def before_use(connection: Any, record: Any, _proxy: Any) -> None:
+        record.info["bound"] = bound = ExitStack()
+        bound.enter_context(_bounded(connection))
+
+    @event.listens_for(engine, "checkin")
+    def after_use(_connection: Any, record: Any) -> None:
+        record.info.pop("bound", ExitStack()).close()
+
+    ping = engine.dialect.do_ping
+
+    def bounded_ping(connection: Any) -> bool:
+        with _bounded(connection):
+            return bool(ping(connection))
+
+    # A connection is tried before each use, and no event tells of that.
+    engine.dialect.do_ping = bounded_ping
+
+
+@contextmanager
+def _bounded(connection: Any) -> Iterator[None]:
+    """Cut the connection, so that whatever waits on it fails, when the block takes longer than it may.
+
+    No option of libpq bounds the wait for an answer; `statement_timeout` is the hanging server's own, and
+    for TCP its machine is alive.
+    """
+    # A handle of our own: the driver's number may be that of another file by then.
+    with socket.socket(fileno=os.dup(connection.fileno())) as sock:
+        timer = threading.Timer(ANSWER_TIMEOUT, _cut, (sock,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+def _cut(sock: socket.socket) -> None:
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _tune_sqlite(engine: Any) -> None:

@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Self
 
+import psutil
 import psycopg
 
 from tests.bundle import PATIENCE, eventually
@@ -102,6 +103,21 @@ class Postgres:
             yield
         finally:
             self._process.send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def frozen(self, database: str) -> Iterator[None]:
+        """Let those who are connected to the database wait for ever, while others may connect."""
+        pids = self.execute(f"SELECT pid FROM pg_stat_activity WHERE datname = '{database}'")
+        assert pids, f"nobody is connected to {database}"
+        processes = [psutil.Process(pid) for (pid,) in pids]
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+            assert all(process.status() == psutil.STATUS_STOPPED for process in processes)
+        finally:
+            for process in processes:
+                process.resume()
 
     def url(self, database: str, user: str = "admin") -> str:
         return f"postgresql://{user}:{PASSWORD}@{HOST}:{self.port}/{database}"

@@ -3,6 +3,8 @@
 import json
 import os
 import sqlite3
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -260,7 +262,7 @@ def _strike(bundle: Bundle, fault: Fault, target: Any, said: str, *options: str)
     assert done.stdout == "3\n", done.stderr
     mend = fault(target)
     try:
-        count = str(TOO_MANY if fault is _full else 1)
+        count = str(TOO_MANY if fault in (_full, _disk_full) else 1)
         bundle.proj("enqueue", "task", "proj.tasks.letters", count, "--id", "struck")
         worker.says(said)
         eventually(
@@ -303,10 +305,38 @@ def test_sqlite_that_fails(bundle: Bundle, fault: Fault, said: str) -> None:
         assert _outcome(bundle, "struck")["error"].endswith("the result cannot be stored: " + said)
 
 
+@pytest.fixture
+def small_disk(bundle: Bundle) -> Iterator[None]:
+    """A file system of 1 MiB as state folder, where this user may mount one: root on Linux."""
+    folder = _file(bundle).parent
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount).returncode:
+        pytest.skip("only root may mount; `_full` above is the same for SQLite")
+    yield
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _disk_full(bundle: Bundle) -> Callable[[], object]:
+    # Too small for a large result; short ones still fit.
+    return lambda: None
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_disk_that_is_full(bundle: Bundle) -> None:
+    """A task whose result the file system has no room for is executed once, and its message kept."""
+    _impatient(bundle)
+
+    worker = _strike(bundle, _disk_full, bundle, "database or disk is full")
+
+    _is_kept(bundle, worker)
+
+
 @pytest.mark.parametrize(
     ("fault", "said", "pool"),
     [
         (_stopped, "Connection refused", "threads"),
+        (_stopped, "Connection refused", "solo"),
         (_without_the_right, "permission denied for table celery_taskmeta", "prefork"),
         (_read_only, "read-only transaction", "prefork"),
     ],
@@ -320,6 +350,27 @@ def test_postgresql_that_fails(
     worker = _strike(bundle, fault, database, said, f"--pool={pool}")
 
     _is_kept(bundle, worker)
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["", "control"])
+def test_postgresql_that_hangs(bundle: Bundle, database: Database, protected: bool) -> None:
+    """A connection that does not answer is given up for another; the control waits as long as it hangs."""
+    bundle.switch_off("result_store.py", "ANSWER_TIMEOUT: Final = 10", "ANSWER_TIMEOUT: Final = 2")
+    if not protected:
+        bundle.switch_off("result_store.py", "timer.start()", "pass")
+    worker = _worker(bundle)
+    first = bundle.proj("enqueue", "add", "1", "2", "--wait", "--timeout", "30")
+    assert first.stdout == "3\n", first.stderr
+
+    with database.server.frozen(database.name):
+        timeout = "30" if protected else "6"
+        done = bundle.proj("enqueue", "add", "2", "3", "--wait", "--timeout", timeout)
+        assert (done.returncode, done.stdout) == ((0, "5\n") if protected else (75, "")), done.stderr
+        eventually("it is executed", lambda: len(worker.lines("Result of")) == 2)
+
+    eventually("its result is stored", lambda: worker.text().count(" succeeded in ") == 2)
+    assert len(worker.lines("Result of")) == 2
+    assert (bundle.depth("proj.tasks"), bundle.depth("proj.dead")) == (0, 0)
 
 
 def test_success_that_is_lost(bundle: Bundle) -> None:
