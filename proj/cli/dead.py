@@ -117,7 +117,8 @@ def show(letter_id: str, as_json: bool) -> None:
 def redrive(ids: tuple[str, ...], everything: bool, dry_run: bool, **choice: Any) -> None:
     """Send dead letters back to the queues they came from.
 
-    Each is marked as one that may be a repeat. What cannot be sent back stays where it is.
+    Each is marked as one that may be a repeat. What cannot be sent back stays where it is. With --dry-run,
+    queues that are gone are foreseen; a message that is too large, or a queue that is full, is not.
 
     Example: proj dead redrive --all --task proj.tasks.add
     """
