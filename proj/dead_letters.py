@@ -87,7 +87,7 @@ def redrive(
             return redriving.Rehearsal(reader.channel).send
         return redriving.Publisher(reader.channel, _patience()).send
 
-    return _work(wanted, limit, dry_run, progress, sender)
+    return _work(wanted, limit, dry_run, progress, sender, events.REDRIVEN)
 
 
 def drop(
@@ -95,7 +95,7 @@ def drop(
 ) -> Report:
     """Delete dead letters for good; only those that are there at the start."""
 
-    return _work(wanted, limit, dry_run, progress, lambda _: lambda _: {})
+    return _work(wanted, limit, dry_run, progress, lambda _: lambda _: {}, events.DROPPED)
 
 
 def _work(
@@ -104,6 +104,7 @@ def _work(
     dry_run: bool,
     progress: Progress | None,
     sender: Callable[["_Reader"], Send],
+    event: str,
 ) -> Report:
     report = Report()
     with _reading() as reader, (progress or (lambda _: nullcontext(lambda: None)))(reader.total) as advance:
@@ -125,7 +126,7 @@ def _work(
                 if not dry_run:
                     reader.settle(done)
                     for letter in done:
-                        _log(letter, began, redriven=publish)
+                        _log(event, letter, began)
             for _ in chunk:
                 advance()
             if limit is not None and report.done + report.left.total() >= limit:
@@ -133,13 +134,12 @@ def _work(
     return report
 
 
-def _log(letter: DeadLetter, at: float, *, redriven: bool) -> None:
-    queue = letter.queue or queues.task_queue.name
-    event, words = (events.REDRIVEN, f"redriven to {queue}") if redriven else (events.DROPPED, "dropped")
+def _log(event: str, letter: DeadLetter, at: float) -> None:
+    queue = redriving.target(letter) if event == events.REDRIVEN else queues.dead_queue.name
+    words = f"redriven to {queue}" if event == events.REDRIVEN else "dropped"
     named = letter.headers.get("task")
     name = named if isinstance(named, str) else None
-    facts = {"queue": queue if redriven else queues.dead_queue.name, "reason": letter.reason}
-    events.say(log, logging.INFO, event, letter.id, name, words, at=at, **facts)
+    events.say(log, logging.INFO, event, letter.id, name, words, at=at, queue=queue, reason=letter.reason)
 
 
 def _interrupted(error: BaseException, reader: "_Reader", report: Report) -> Exception:
