@@ -77,10 +77,15 @@ def test_delayed_message_waits_for_a_queue_that_is_gone(own: Bundle) -> None:
 def test_delayed_messages_hold_no_slot(bundle: Bundle) -> None:
     """A worker of one slot works on while three messages wait, of which it does not even know."""
     worker = bundle.worker().ready()
-    due = {}
-    for number in range(3):
-        due[f"late-{number}"] = enqueue(bundle, f"late-{number}", "--countdown", "4") + 4
-    enqueue(bundle, "now")
+    # All by one program: what a command takes to start must not be longer than the delay.
+    began = time.time()
+    bundle.python(
+        "from proj.tasks import add\n"
+        "for number in range(3): add.apply_async((1, 2), task_id=f'late-{number}', countdown=4)\n"
+        "add.apply_async((1, 2), task_id='now')\n"
+        "print(0)"
+    )
+    due = {f"late-{number}": began + 4 for number in range(3)}
 
     done_now = executed(worker, "now")
 
@@ -100,7 +105,7 @@ def test_countdown_is_not_too_short(bundle: Bundle, countdown: float) -> None:
 @pytest.mark.parametrize("zone", ["", "+00:00", "+05:30"])
 def test_eta_is_not_too_early(bundle: Bundle, zone: str) -> None:
     """The moment that was given, in its zone, or in UTC without one."""
-    moment = datetime.now(UTC) + timedelta(seconds=3.25)
+    moment = datetime.now(UTC) + timedelta(seconds=6.25)
     offset = timedelta(hours=5, minutes=30) if zone == "+05:30" else timedelta()
     enqueue(bundle, "later", "--eta", f"{(moment + offset).replace(tzinfo=None).isoformat()}{zone}")
     # Rounding to whole milliseconds is the log's.
