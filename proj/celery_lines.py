@@ -1,7 +1,7 @@
 """What Celery's worker itself logs about a message, made into the events of `proj.events`.
 
-Celery logs each of these lines from a template, which a filter on its logger knows. What `proj.worker` says
-better, with the reason and for the right message, Celery does not say again.
+Celery logs each of these lines from a template, which a filter on its logger knows. What `proj.worker` and
+`proj.request` say better, with the reason and for the right message, Celery does not say again.
 """
 
 import logging
@@ -40,7 +40,7 @@ _OF_REQUESTS: Final = {
     ),
 }
 
-#: What `proj.worker` says instead.
+#: What `proj.worker` and `proj.request` say instead.
 _SAID_ELSEWHERE: Final = {
     "Discarding revoked task: %s[%s]",
     "Hard time limit (%ss) exceeded for %s[%s]",

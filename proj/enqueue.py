@@ -54,7 +54,7 @@ class Task(celery.Task):
     mandatory = True
 
     #: What becomes of a delivery whose task does not just end.
-    Request = "proj.worker:Request"
+    Request = "proj.request:Request"
 
     #: What is tried again, by itself, after 1, 2, 4 … seconds with jitter; a task may add to it.
     autoretry_for = TRANSIENT

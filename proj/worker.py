@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from amqp.exceptions import AccessRefused
-from celery import states
-from celery.exceptions import InvalidTaskError, Reject, TimeLimitExceeded, WorkerLostError, WorkerShutdown
+from celery.exceptions import WorkerShutdown
 from celery.signals import celeryd_after_setup, celeryd_init, worker_shutting_down
 from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
-from celery.worker import consumer, request
+from celery.worker import consumer
 
 from proj import celery_lines, config, connection, events, logs, queues
 from proj.errors import ConfigError, ProjError
@@ -86,121 +85,6 @@ class Consumer(consumer.Consumer):
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         _say_dead(message, "invalid", exc)
         super().on_invalid_task(body, message, exc)
-
-
-class Request(request.Request):
-    """One delivery: what becomes of its message when the task does not just end."""
-
-    #: The task was ended for good, and must not be tried again by itself.
-    _over = False
-
-    #: Why the message is rejected, once it is, and the exception in the worker's main process.
-    _reason = "failed"
-    _exception: str | None = None
-
-    #: It was said that the message is given back: its task is ended, and it is left unacknowledged.
-    _cancelled = False
-
-    def __init__(self, message: Any, **options: Any) -> None:
-        """Raises `InvalidTaskError`, which makes a dead letter, for what is no request to execute a task.
-
-        Any other error would leave the message in the worker's hands for good, and its slot with it.
-        """
-        try:
-            super().__init__(message, **options)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InvalidTaskError(f"the message is no request to execute a task: {error!r}") from error
-        if self.request_dict.get(queues.REPEAT_HEADER):
-            # What Celery looks at before it looks for a stored success. The broker's own flag does not know
-            # of a message that was published twice.
-            self.delivery_info["redelivered"] = True
-        self._say(
-            logging.INFO,
-            events.RECEIVED,
-            "received",
-            retries=self.request_dict.get("retries") or None,
-            redelivered=message.delivery_info.get("redelivered") or None,
-        )
-
-    def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Make a message whose task was killed at its time limit a dead letter, at once."""
-        if not soft:
-            self._end_at_limit(TimeLimitExceeded(timeout))
-        super().on_timeout(soft, timeout)
-
-    def maybe_expire(self) -> bool:
-        """Whether the message's time is over; then it becomes a dead letter instead of being dropped."""
-        if super().maybe_expire():
-            self._over, self._reason = True, "expired"
-        return self._over
-
-    def revoked(self) -> bool:
-        before = self._already_revoked
-        revoked = bool(super().revoked())
-        if revoked and not before and not self._over:
-            self._say(logging.INFO, events.REVOKED, "revoked")
-        return revoked
-
-    def terminate(self, pool: Any, signal: Any = None) -> None:
-        if self.time_start:
-            self._say(logging.WARNING, events.REVOKED, "revoked: terminated")
-        super().terminate(pool, signal)
-
-    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
-        """End the task and leave its message to the broker, who gives it to another worker."""
-        # The worker asks for no retry only when it ends.
-        self._say_given_back("connection_lost" if emit_retry else "shutdown")
-        self._cancelled = True
-        super().cancel(pool, signal, emit_retry)
-
-    def acknowledge(self) -> None:
-        if self._over:
-            self.reject()
-        else:
-            super().acknowledge()
-
-    def reject(self, requeue: bool = False) -> None:
-        requeue = requeue and not self._over
-        if requeue:
-            self._say_given_back(self._reason)
-        elif not self.acknowledged:
-            words = f"became a dead letter: {self._reason.replace('_', ' ')}"
-            self._say(logging.WARNING, events.DEAD_LETTERED, words, reason=self._reason)
-        super().reject(requeue=requeue)
-
-    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
-        """Tell an exception from a process that ended under its task, and store how that ended."""
-        # Billiard wraps what it raised in the worker's main process.
-        error = getattr(exc_info.exception, "exc", exc_info.exception)
-        if isinstance(error, SystemExit):
-            error = WorkerLostError(f"the process of the task exited with code {error.code}")
-        if isinstance(error, TimeLimitExceeded):
-            self._end_at_limit(error)
-        elif isinstance(error, WorkerLostError):
-            self._reason, self._exception = "worker_lost", repr(error)
-        elif isinstance(error, Reject):
-            self._reason = "rejected"
-        ended = super().on_failure(exc_info, *args, **kwargs)
-        if isinstance(error, WorkerLostError):
-            self.task.backend.store_result(self.id, error, states.RETRY, request=self._context)
-        return ended
-
-    def _end_at_limit(self, error: TimeLimitExceeded) -> None:
-        """Note that the task was killed at its hard time limit, which is told twice, in any order."""
-        if not self._over:
-            self._over, self._reason = True, "time_limit"
-            words = "failed: hard time limit exceeded, its process is killed"
-            self._say(logging.ERROR, events.FAILED, words, exception=repr(error))
-
-    def _say_given_back(self, reason: str) -> None:
-        if not self.acknowledged and not self._cancelled:
-            words = f"given back: {reason.replace('_', ' ')}"
-            if self._exception:
-                words += f": {self._exception}"
-            self._say(logging.WARNING, events.GIVEN_BACK, words, reason=reason, exception=self._exception)
-
-    def _say(self, level: int, event: str, words: str, **fields: Any) -> None:
-        events.say(log, level, event, self.id, self.name, words, **fields)
 
 
 def install() -> None:
