@@ -162,7 +162,7 @@ class _Reader:
         queues.ensure(broker)
         self._control = broker.channel()
         self._control.queue_declare(queues.DEAD_READER, exclusive=True, durable=False, auto_delete=True)
-        state = self._control.queue_declare(queues.dead_queue.name, passive=True)
+        state = queues.look(self._control, queues.dead_queue.name)
         if state.consumer_count:
             raise BrokerRefused(*_BUSY)
         self.total = state.message_count
@@ -240,7 +240,7 @@ class _Reader:
         return [DeadLetter(message) for message in messages]
 
     def _ready(self) -> int:
-        return int(self._control.queue_declare(queues.dead_queue.name, passive=True).message_count)
+        return int(queues.look(self._control, queues.dead_queue.name).message_count)
 
 
 _BUSY: Final = ("another program is looking at the dead letters", "try again when it has ended")

@@ -226,7 +226,7 @@ def _declared(channel: Any, name: str) -> Declared | None:
     if not 0 < len(name.encode()) <= _LONGEST_NAME:
         return None
     try:
-        found = channel.queue_declare(name, passive=True)
+        found = queues.look(channel, name)
     except NotFound:  # py-amqp has opened the channel again
         return None
     except ResourceLocked as error:

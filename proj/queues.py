@@ -4,6 +4,7 @@ A queue's arguments cannot change after its declaration: RabbitMQ then answers 4
 means to move the messages of the old queue first.
 """
 
+import time
 from typing import Any, Final
 
 from amqp.exceptions import AccessRefused, NotFound
@@ -42,6 +43,12 @@ DELAY_QUEUES: Final = tuple(level_name(level) for level in range(MAX_LEVEL + 1))
 
 #: An exclusive queue: whoever reads dead letters holds it, and the broker takes it away with the connection.
 DEAD_READER: Final = "proj.dead.reader"
+
+#: Seconds after which RabbitMQ says 0 for a queue that has not answered (`rabbit_quorum_queue:stat`).
+_SILENCE: Final = 0.25
+
+#: Seconds for which a queue is asked again that has not answered.
+LOOK_PATIENCE: Final = 10.0
 
 #: Header of a message that may be a repeat: published twice, tried again, or redriven. Before its task is
 #: executed, a success under its id is looked for; for every message that would cost too much.
@@ -93,6 +100,23 @@ bindings: Final = tuple((queue.exchange.name, queue.name, queue.routing_key) for
 delay_bindings: Final = tuple(
     (DELAY_EXCHANGE, queue.exchange.name, f"#.{queue.routing_key}") for queue in work_queues
 ) + tuple((queue.exchange.name, queue.name, f"#.{queue.routing_key}") for queue in work_queues)
+
+
+def look(channel: Any, name: str, patience: float = LOOK_PATIENCE) -> Any:
+    """What the broker says of a queue, declaring nothing: its `message_count` and `consumer_count`.
+
+    RabbitMQ asks a quorum queue for a quarter of a second, and says 0 when it had no time to answer; such an
+    answer is not taken. Raises `TimeoutError` when there was no other for `patience` seconds, and
+    `amqp.exceptions.NotFound` (404).
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        asked = time.monotonic()
+        found = channel.queue_declare(name, passive=True)
+        if found.message_count or found.consumer_count or time.monotonic() - asked < _SILENCE:
+            return found
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"queue {name} is too busy to say how many messages it has")
 
 
 def declare(channel: Any) -> None:

@@ -102,7 +102,7 @@ def _differences(subject: Subject, queue: Queue) -> str:
 
 def _migration(subject: Subject, name: str) -> str:
     with subject.channel() as channel:
-        count = channel.queue_declare(name, passive=True).message_count
+        count = queues.look(channel, name).message_count
     if count:
         return f"move its {count} messages and declare it anew, as docs/migration.md says"
     delete = f"rabbitmqctl delete_queue -p {shlex.quote(subject.broker.virtual_host)} {shlex.quote(name)}"

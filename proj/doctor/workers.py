@@ -59,7 +59,7 @@ def worker_clocks(subject: Subject) -> Iterator[Finding]:
 def _consumers(subject: Subject, queue: str) -> int:
     with subject.channel() as channel:
         try:
-            return int(channel.queue_declare(queue, passive=True).consumer_count)
+            return int(queues.look(channel, queue).consumer_count)
         except NotFound:
             return 0
 

@@ -10,12 +10,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from proj import queues
 from proj.broker import BrokerNode
 from tests.bundle import BIN, PATIENCE, Bundle, eventually
 from tests.chaos.proxy import Network, Proxy
@@ -474,3 +476,32 @@ def test_broker_that_keeps_no_statistics_is_not_at_rest(rabbitmq: None, tmp_path
     row = seen["queues"]["proj.tasks"]
     assert [row[name] for name in COLUMNS] == ["proj.tasks", 1, None, 0, None, None, None, None]
     assert "statistics switched off" in " ".join(seen["problems"])
+
+
+def test_busy_queue_is_not_taken_for_an_empty_one(bundle: Bundle) -> None:
+    """RabbitMQ says 0 for a queue that has no time to answer; it is asked again, until it has."""
+    enqueue(bundle, "add", "1", "2", "--count", "3")
+    process = f"whereis('{bundle.vhost}_proj.tasks')"  # Erlang's, of the queue
+
+    with bundle.channel() as channel, ThreadPoolExecutor(1) as background:
+        bundle.node.ctl("eval", f"sys:suspend({process}).")
+        try:
+            assert channel.queue_declare("proj.tasks", passive=True).message_count == 0
+            found = background.submit(queues.look, channel, "proj.tasks", PATIENCE)
+        finally:
+            bundle.node.ctl("eval", f"sys:resume({process}).")
+        assert found.result().message_count == 3
+
+
+def test_queue_that_stays_busy_is_no_empty_one(bundle: Bundle) -> None:
+    """When it does not answer in time, its number is not known."""
+    enqueue(bundle, "add", "1", "2")
+    process = f"whereis('{bundle.vhost}_proj.tasks')"
+
+    with bundle.channel() as channel:
+        bundle.node.ctl("eval", f"sys:suspend({process}).")
+        try:
+            with pytest.raises(TimeoutError, match=r"proj\.tasks is too busy"):
+                queues.look(channel, "proj.tasks", patience=0)
+        finally:
+            bundle.node.ctl("eval", f"sys:resume({process}).")
