@@ -57,10 +57,7 @@ def held_by_workers(queue: Any, consumers: int) -> int:
     """
     from proj import app
 
-    alarms: list[str] = []
-    broker = app.connection_for_write(
-        transport_options={"confirm_publish": False, "on_blocked": alarms.append}
-    )
+    broker = app.connection_for_write(transport_options={"confirm_publish": False})
     try:
         with connection.bounded(broker, WORKERS_TIMEOUT):
             control = RemoteControl(app, broker)
@@ -69,13 +66,15 @@ def held_by_workers(queue: Any, consumers: int) -> int:
             # In the order in which a message goes through a worker, so that none is missed on its way.
             states = ("scheduled", "reserved", "active") if workers else ()
             answers = [control.ask(state, workers) for state in states]
+            answered = min((len(said) for said in answers), default=0)
+            if answered < consumers and connection.is_blocked(broker):
+                raise _in_alarm()
     except BrokerUnreachable as error:
-        if not alarms:
+        if not connection.is_blocked(broker):
             raise
-        raise BrokerRefused("the broker has an alarm, and takes no questions", "see its log") from error
+        raise _in_alarm() from error
     finally:
         connection.abandon(broker)
-    answered = min((len(said) for said in answers), default=0)
     if answered < consumers:
         raise BrokerRefused(
             f"{answered} of {consumers} workers answer", "those with -P solo do so only between two tasks"
@@ -88,6 +87,10 @@ def held_by_workers(queue: Any, consumers: int) -> int:
         if not request["acknowledged"] and request["delivery_info"]["routing_key"].endswith(queue.routing_key)
     }
     return len(held)
+
+
+def _in_alarm() -> BrokerRefused:
+    return BrokerRefused("the broker has an alarm, and takes no questions", "see its log")
 
 
 class _Once(Producer):

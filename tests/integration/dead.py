@@ -8,7 +8,7 @@ from typing import Any
 import amqp
 
 from proj import queues
-from tests.bundle import Bundle, eventually
+from tests.bundle import PATIENCE, Bundle, eventually
 
 #: The queue of a program that is not ours, whose messages die into our dead-letter queue.
 OTHER = "other"
@@ -22,9 +22,8 @@ def publish(
         if queue == OTHER:
             arguments = {"x-dead-letter-exchange": "proj.dead"}
             channel.queue_declare(OTHER, durable=True, auto_delete=False, arguments=arguments)
-        for _ in range(count):
-            text = body if isinstance(body, bytes) else json.dumps(body).encode()
-            channel.basic_publish(amqp.Message(text, **properties), routing_key=queue)
+        text = body if isinstance(body, bytes) else json.dumps(body).encode()
+        _send(channel, [amqp.Message(text, **properties) for _ in range(count)], queue)
 
 
 def publish_task(
@@ -33,7 +32,22 @@ def publish_task(
     """Publish what Celery publishes, without the checks that `proj enqueue` makes."""
     with bundle.channel() as channel:
         queues.declare(channel)
-        channel.basic_publish(_task_message(task_id, *args, **properties), routing_key=queue)
+        _send(channel, [_task_message(task_id, *args, **properties)], queue)
+
+
+def _send(channel: Any, messages: list[amqp.Message], queue: str) -> None:
+    """Publish, and return when all are confirmed: a quorum queue that is new loses what is not waited for."""
+    waiting = set(range(1, len(messages) + 1))
+
+    def confirmed(tag: int, multiple: bool) -> None:
+        waiting.difference_update(range(1, tag + 1) if multiple else [tag])
+
+    channel.confirm_select()
+    channel.events["basic_ack"].add(confirmed)
+    for message in messages:
+        channel.basic_publish(message, routing_key=queue)
+    while waiting:
+        channel.connection.drain_events(timeout=PATIENCE)
 
 
 def _task_message(
@@ -55,8 +69,7 @@ def expire(bundle: Bundle, count: int) -> list[str]:
     ids = [f"id-{number}" for number in range(count)]
     before = depth(bundle)
     with bundle.channel() as channel:
-        for task_id in ids:
-            channel.basic_publish(_task_message(task_id, 1, 2, expiration="0"), routing_key="proj.tasks")
+        _send(channel, [_task_message(task_id, 1, 2, expiration="0") for task_id in ids], "proj.tasks")
     await_count(bundle, before + count)
     return ids
 
