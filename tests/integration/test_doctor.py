@@ -26,7 +26,7 @@ from kombu.transport.native_delayed_delivery import declare_native_delayed_deliv
 
 from proj import queues
 from proj.broker import BrokerNode
-from tests.bundle import PATIENCE, Bundle, eventually
+from tests.bundle import BIN, PATIENCE, Bundle, eventually
 
 DOC = Path(__file__).parents[2] / "docs/migration.md"
 
@@ -50,6 +50,19 @@ def own_node(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def own(own_node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bundle]:
     with Bundle(own_node, vhost=re.sub(r"\W+", "-", request.node.name), folder=tmp_path) as bundle:
         yield bundle
+
+
+@pytest.fixture(autouse=True)
+def _node_is_not_new(request: pytest.FixtureRequest) -> None:
+    """For some seconds after its start, a node does not know its memory and disk."""
+    for name in {"bundle", "own"} & set(request.fixturenames):
+        on = request.getfixturevalue(name)
+        eventually(
+            "the node knows its memory and disk",
+            lambda on=on: all(
+                {"mem_used", "disk_free"} <= each.keys() for each in on.management("GET", "nodes")
+            ),
+        )
 
 
 def doctor(bundle: Bundle, env: dict[str, str] | None = None) -> Findings:
@@ -89,7 +102,7 @@ def follow(bundle: Bundle, finding: dict[str, Any]) -> None:
             case "celery" if "worker" in arguments:
                 bundle.worker(log=f"mending-{time.monotonic()}.log").ready()
             case "celery":
-                done = bundle.run(shutil.which("celery") or "celery", *arguments)
+                done = bundle.run(BIN / "celery", *arguments)
                 assert done.returncode == 0, done
             case _:
                 raise AssertionError(f"nothing to run: {finding}")
@@ -586,9 +599,7 @@ def test_workers(declared: Bundle) -> None:
     about(found, "present_workers", "other machines (elsewhere)", "SQLite")
     about(found, "worker_clocks", "w@elsewhere", "60 s behind this machine's")
 
-    cancelled = declared.run(
-        shutil.which("celery") or "", "-A", "proj", "control", "cancel_consumer", "proj.tasks"
-    )
+    cancelled = declared.run(BIN / "celery", "-A", "proj", "control", "cancel_consumer", "proj.tasks")
     assert cancelled.returncode == 0, cancelled
     idle = about(doctor(declared), "present_workers", "none consumes queue proj.tasks")
     follow(declared, idle)
@@ -635,7 +646,7 @@ def test_migration(own: Bundle) -> None:
         "VHOST": quote(own.vhost, safe=""),
     }
     # The node counts more often than others.
-    quick = "sleep() { command sleep 0.7; }\n"
+    quick = "sleep() { command sleep 1.5; }\n"
     # What cannot be moved, for the plugin is off, is not deleted.
     assert own.run("bash", "-c", quick + out, env=env).returncode
     assert own.depth("proj.tasks") == len(ids)

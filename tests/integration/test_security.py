@@ -19,7 +19,7 @@ from proj import queues
 from proj.config import Settings
 from proj.errors import ManagementUnavailable
 from proj.management import Management
-from tests.bundle import Bundle, eventually
+from tests.bundle import BIN, Bundle, eventually
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / "deploy/rabbitmq"
 
@@ -160,7 +160,7 @@ def test_the_monitor_sees_the_broker_and_the_workers(bundle: Bundle, users: User
     assert management.get("nodes")
     assert management.of_vhost("queues", DEAD)["name"] == DEAD
 
-    done = bundle.run("celery", "-A", "proj", "inspect", "ping", env=users.env("proj-monitor"))
+    done = bundle.run(BIN / "celery", "-A", "proj", "inspect", "ping", env=users.env("proj-monitor"))
     assert "pong" in done.stdout, done.stdout + done.stderr
 
     bundle.env |= users.env("proj-monitor")
