@@ -2,7 +2,7 @@
 PYTHON_IN_VENV := .venv/bin/python
 
 # Most of a test's time is waiting. Each of these processes has a RabbitMQ of its own.
-TEST_PROCESSES := 3
+TEST_PROCESSES := 4
 
 .PHONY: help
 help: ## Show these targets.
