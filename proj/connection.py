@@ -247,7 +247,7 @@ def _refusal(error: BaseException, connection: Connection) -> BrokerRefused | No
     if code == _PRECONDITION_FAILED:
         return BrokerRefused(
             f"the broker at {where} holds a queue with other arguments: {text}",
-            "empty and delete that queue, so that it is declared anew, or use another virtual host",
+            "docs/migration.md moves its messages; or use another virtual host",
         )
     if code == _NOT_FOUND:
         return BrokerRefused(
