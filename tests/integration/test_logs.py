@@ -305,11 +305,11 @@ def test_no_line_holds_a_password(bundle: Bundle) -> None:
     """Neither that of a broker, of one that it fails over to, nor that of the result store."""
     node = f"amqp://guest:s3cret@127.0.0.1:1//;{bundle.url}"
     failing_over = bundle.worker("--loglevel=DEBUG", env={"CELERY_BROKER_URL": node}, log="over.log")
+    failing_over.ready().says("Cannot connect to amqp://guest:**@127.0.0.1:1//")
+    failing_over.stop()  # or it would take the message
     store = "db+postgresql://user:s3cret@127.0.0.1:1/results"
     storing = bundle.worker("--loglevel=DEBUG", env={"CELERY_RESULT_BACKEND": store}, log="store.log").ready()
     bundle.proj("enqueue", "add", "1", "2", "--id", "it")
-
-    failing_over.says("Cannot connect to amqp://guest:**@127.0.0.1:1//")
     eventually("the result is not stored", lambda: storing.lines("The result store fails"))
 
     assert "s3cret" not in failing_over.text() + storing.text()
