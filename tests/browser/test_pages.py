@@ -149,6 +149,7 @@ def test_what_flower_knows_outlives_it(
 
 
 def saved_at(bundle: Bundle) -> float:
-    """When the state was saved last, whichever way Python's `shelve` stores it here."""
+    """When the state was saved last, whichever way Python's `shelve` stores it here: the oldest of its files,
+    since a save that was killed before the last of them is in place is none."""
     files = (bundle.folder / "state/flower").glob("state*")
-    return max((path.stat().st_mtime for path in files if ".tmp" not in path.name), default=0.0)
+    return min((path.stat().st_mtime for path in files if ".tmp" not in path.name), default=0.0)
