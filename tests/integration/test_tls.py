@@ -113,6 +113,7 @@ class Impostor:
         self.port = 0
         #: Bytes that clients were led to say.
         self.overheard = 0
+        self._writers: list[asyncio.StreamWriter] = []
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -129,6 +130,9 @@ class Impostor:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for writer in self._writers:
+                writer.transport.abort()
+            await asyncio.gather(*(w.wait_closed() for w in self._writers), return_exceptions=True)
 
         asyncio.run_coroutine_threadsafe(end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -136,7 +140,9 @@ class Impostor:
         self._loop.close()
 
     async def _serve(self, client: asyncio.StreamReader, answer: asyncio.StreamWriter) -> None:
+        self._writers.append(answer)
         broker, ask = await asyncio.open_connection(HOST, self._broker_port)
+        self._writers.append(ask)
         await asyncio.gather(self._pump(client, ask, 1), self._pump(broker, answer, 0))
 
     async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, overheard: int) -> None:
