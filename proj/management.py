@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from proj import tls
 from proj.config import Settings
@@ -46,10 +46,10 @@ class Management:
     def from_settings(cls, settings: Settings) -> "Management":
         """Where the settings say, or beside the first broker at its usual port, as the broker's user."""
         broker = urlsplit(settings.broker_url.split(";")[0])
-        tls = broker.scheme == "amqps"
+        secure = broker.scheme == "amqps"
         host = f"[{broker.hostname}]" if ":" in (broker.hostname or "") else broker.hostname or "localhost"
         given = settings.proj_management_url or (
-            f"https://{host}:{_TLS_PORT}" if tls else f"http://{host}:{_PORT}"
+            f"https://{host}:{_TLS_PORT}" if secure else f"http://{host}:{_PORT}"
         )
         url = urlsplit(given)
         login = url if url.username else broker
@@ -99,10 +99,14 @@ class Management:
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._unreachable(error) from error
 
-    def of_vhost(self, kind: str, name: str = "") -> Any:
+    def of_vhost(self, kind: str, name: str = "", **options: object) -> Any:
         """The answer about all of a kind (`queues`, `exchanges` …) in the virtual host, or about one."""
-        path = f"{kind}/{quote(self.vhost, safe='')}"
-        return self.get(f"{path}/{quote(name, safe='')}" if name else path)
+        return self.get(self.path(kind, name, **options))
+
+    def path(self, kind: str, name: str = "", **options: object) -> str:
+        """The path of all of a kind in the virtual host, or of one; `options` are those of the API."""
+        path = "/".join((kind, *(quote(each, safe="") for each in (self.vhost, name) if each)))
+        return f"{path}?{urlencode(options, safe=',')}" if options else path
 
     def _refusal(self, error: urllib.error.HTTPError, path: str) -> ManagementUnavailable:
         if error.code == http.HTTPStatus.UNAUTHORIZED:

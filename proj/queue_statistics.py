@@ -5,7 +5,6 @@ All of it is up to 5 seconds late, and rates 5 more.
 
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import quote, urlencode
 
 from proj.errors import ManagementUnavailable
 from proj.management import Management
@@ -13,7 +12,7 @@ from proj.management import Management
 #: Lengths and steps, in seconds, of the records that RabbitMQ keeps of a queue: its default retention.
 _RECORDS: Final = ((600, 5), (3600, 60))
 
-_COLUMNS: Final = ("name", "messages_unacknowledged", "message_stats")
+_COLUMNS: Final = "name,messages_unacknowledged,message_stats"
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ def of_queues(management: Management) -> dict[str, Statistics]:
     Raises `ManagementUnavailable`, also when the broker is told to keep none.
     """
     about = management.get("overview?columns=rates_mode,disable_stats")
-    found = management.get(f"queues/{_vhost(management)}?columns={','.join(_COLUMNS)}")
+    found = management.of_vhost("queues", columns=_COLUMNS)
     if not isinstance(about, dict) or not isinstance(found, list):
         raise ManagementUnavailable(
             f"what answers at {management.url} is no management API", "check PROJ_MANAGEMENT_URL"
@@ -62,7 +61,7 @@ def oldest(management: Management, queue: str) -> float:
             for kind in ("lengths", "msg_rates")
             for what, value in (("age", length), ("incr", step))
         }
-        found = management.get(f"queues/{_vhost(management)}/{quote(queue, safe='')}?{urlencode(record)}")
+        found = management.of_vhost("queues", queue, **record)
         ready = _samples(found.get("messages_ready_details"))
         delivered = _samples((found.get("message_stats") or {}).get("deliver_get_details"))
         waited = max(waited, _waited(ready, delivered))
@@ -112,7 +111,3 @@ def _waited(ready: dict[int, int], delivered: dict[int, int]) -> float:
             break
         first = moment
     return 0.0 if first is None else (moments[0] - first) / 1000
-
-
-def _vhost(management: Management) -> str:
-    return quote(management.vhost, safe="")

@@ -8,7 +8,6 @@ to the management API alone.
 import shlex
 from collections.abc import Iterator
 from typing import Final
-from urllib.parse import quote
 
 from amqp.exceptions import NotFound, PreconditionFailed
 from kombu import Exchange, Queue
@@ -27,9 +26,7 @@ def exchanges(subject: Subject) -> Iterator[Finding]:
     for exchange in {queue.exchange.name: queue.exchange for queue in queues.topology}.values():
         differs = _declared(subject, exchange)
         if differs:
-            path = (
-                f"{subject.management.url}/api/exchanges/{_quoted(subject)}/{quote(exchange.name, safe='')}"
-            )
+            path = f"{subject.management.url}/api/{subject.management.path('exchanges', exchange.name)}"
             yield error(
                 f"exchange {exchange.name} is not as declared: {differs}",
                 _REFUSED,
@@ -174,17 +171,13 @@ def delay_routes(subject: Subject) -> Iterator[Finding]:
 
 
 def _bound(subject: Subject) -> set[tuple[str, str, str]]:
-    vhost = _quoted(subject)
     return {
         (each["source"], each["destination"], each["routing_key"])
-        for each in subject.ask(f"bindings/{vhost}")
+        for each in subject.ask(subject.management.path("bindings"))
     }
 
 
 def _names(subject: Subject) -> set[str]:
     """Of the queues and exchanges that there are."""
-    return {*subject.queues, *(each["name"] for each in subject.ask(f"exchanges/{_quoted(subject)}"))}
-
-
-def _quoted(subject: Subject) -> str:
-    return quote(subject.management.vhost, safe="")
+    exchanges = subject.ask(subject.management.path("exchanges"))
+    return {*subject.queues, *(each["name"] for each in exchanges)}
