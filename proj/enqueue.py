@@ -132,17 +132,21 @@ def enqueue(
     return find_task(name).apply_async(args, kwargs, **options)
 
 
+def own_tasks(app: celery.Celery) -> dict[str, Task]:
+    """The tasks of the application by their names, sorted, without those of Celery itself."""
+    app.loader.import_default_modules()
+    return {name: task for name, task in sorted(app.tasks.items()) if not name.startswith("celery.")}
+
+
 def find_task(name: str) -> Task:
     """The registered task of this name. Raises `UnknownTask`, with the nearest name that there is."""
     from proj import app
 
-    app.loader.import_default_modules()
-    names = [known for known in app.tasks if not known.startswith("celery.")]
-    if name in names:
-        task: Task = app.tasks[name]
-        return task
-    near = difflib.get_close_matches(name, names, 1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(names))}"
+    tasks = own_tasks(app)
+    if name in tasks:
+        return tasks[name]
+    near = difflib.get_close_matches(name, tasks, 1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(tasks)}"
     raise UnknownTask(f"there is no task {name!r}", hint)
 
 

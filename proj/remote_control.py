@@ -101,5 +101,5 @@ class _Once(Producer):
 
 
 def _is_answer(said: Any) -> bool:
-    # An error in the worker is told as {"error": ...}; every command that is asked here answers a list.
-    return isinstance(said, list)
+    # An error in the worker is told as {"error": ...}.
+    return isinstance(said, list) or (isinstance(said, dict) and "error" not in said)

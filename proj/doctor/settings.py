@@ -5,7 +5,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from celery import states
@@ -13,6 +13,7 @@ from celery import states
 from proj import queues
 from proj.doctor.finding import Finding, error, info, ok, warning
 from proj.doctor.subject import Subject
+from proj.enqueue import own_tasks
 from proj.errors import ResultStoreError
 from proj.result_store import CONNECT_TIMEOUT, PATIENCE, store_error
 
@@ -55,7 +56,7 @@ def publishing(subject: Subject) -> Iterator[Finding]:
 
 def tasks(subject: Subject) -> Iterator[Finding]:
     """Whether the tasks are executed as the promise needs it."""
-    own = _own_tasks(subject)
+    own = own_tasks(subject.app)
     careless = [
         warning(f"task {name} says {option}={not wanted}", why, f"leave {option} out of its @app.task(…)")
         for name, task in own.items()
@@ -70,7 +71,7 @@ def time_limits(subject: Subject) -> Iterator[Finding]:
     seconds, source = _consumer_timeout(subject)
     limits = {
         name: task.time_limit or subject.settings.proj_task_time_limit
-        for name, task in _own_tasks(subject).items()
+        for name, task in own_tasks(subject.app).items()
     }
     late: dict[int, list[str]] = {}
     for name, limit in limits.items():
@@ -238,9 +239,3 @@ def _is_loopback(host: str | None) -> bool:
     except OSError:
         return False
     return all(ip_address(str(address).partition("%")[0]).is_loopback for address in found)
-
-
-def _own_tasks(subject: Subject) -> dict[str, Any]:
-    subject.app.finalize()
-    subject.app.loader.import_default_modules()
-    return {name: task for name, task in sorted(subject.app.tasks.items()) if not name.startswith("celery.")}

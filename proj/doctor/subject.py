@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any, Final, Self
-from urllib.parse import quote
 
 from amqp.exceptions import NotFound
 from celery import Celery
@@ -16,6 +15,7 @@ from proj import connection
 from proj.config import CONNECT_TIMEOUT, Settings
 from proj.errors import BrokerUnreachable, ManagementUnavailable, ProjError
 from proj.management import Management
+from proj.remote_control import RemoteControl
 
 #: Seconds for what is asked on one channel. It takes milliseconds.
 PATIENCE: Final = 5
@@ -108,7 +108,7 @@ class Subject:
         if not self.exists(control.mailbox.exchange):
             return {}
         with self.channel():
-            return control.inspect(timeout=ANSWER_TIMEOUT, connection=self.broker).stats() or {}
+            return RemoteControl(self.app, self.broker).ask("stats")
 
     def ask(self, path: str) -> Any:
         """The management API's answer, which is kept. Raises `ManagementUnavailable`."""
@@ -125,7 +125,7 @@ class Subject:
     @cached_property
     def queues(self) -> dict[str, dict[str, Any]]:
         """What the management API knows of each queue, by name. Raises `ManagementUnavailable`."""
-        path = f"queues/{quote(self.management.vhost, safe='')}?columns={_COLUMNS}"
+        path = self.management.path("queues", columns=_COLUMNS)
         return {queue["name"]: queue for queue in self.ask(path)}
 
     def clock(self) -> float:

@@ -12,6 +12,8 @@ from proj import queues
 from proj.doctor.broker import CLOCK_TOLERANCE, clock_warning
 from proj.doctor.finding import Finding, ok, skipped, warning
 from proj.doctor.subject import ANSWER_TIMEOUT, Subject
+from proj.enqueue import own_tasks
+from proj.remote_control import RemoteControl
 
 _START: Final = "start one with: celery -A proj worker --loglevel=INFO"
 
@@ -66,10 +68,9 @@ def _consumers(subject: Subject, queue: str) -> int:
 
 def _old_code(subject: Subject, names: list[str]) -> Iterator[Finding]:
     """Workers that lack a task of this machine: they were started before it was written."""
-    inspect = subject.app.control.inspect(names, timeout=ANSWER_TIMEOUT, connection=subject.broker)
     with subject.channel():
-        known = inspect.registered() or {}
-    mine = {name for name in subject.app.tasks if not name.startswith("celery.")}
+        known = RemoteControl(subject.app, subject.broker).ask("registered", names)
+    mine = own_tasks(subject.app).keys()
     for worker, theirs in sorted(known.items()):
         lacking = mine - {name.partition(" ")[0] for name in theirs}
         if lacking:
