@@ -169,9 +169,7 @@ def nodes(subject: Subject) -> Iterator[Finding]:
 
 def memory(subject: Subject) -> Iterator[Finding]:
     """How far each node is from its memory alarm."""
-    for node in subject.ask("nodes"):
-        if not node.get("running"):
-            continue
+    for node in _running_nodes(subject):
         name, used, limit = node["name"], node.get("mem_used"), node.get("mem_limit")
         if used is None or not limit:
             yield _not_collected("memory", name)
@@ -192,9 +190,7 @@ def memory(subject: Subject) -> Iterator[Finding]:
 
 def disk(subject: Subject) -> Iterator[Finding]:
     """How far each node is from its disk alarm."""
-    for node in subject.ask("nodes"):
-        if not node.get("running"):
-            continue
+    for node in _running_nodes(subject):
         name, free, limit = node["name"], node.get("disk_free"), node.get("disk_free_limit")
         if not isinstance(free, int) or not isinstance(limit, int):
             yield _not_collected("disk", name)
@@ -211,6 +207,10 @@ def disk(subject: Subject) -> Iterator[Finding]:
             yield warning(what, "then it takes no message; its logs alone may take 1 GiB at once", fix)
         else:
             yield ok(what)
+
+
+def _running_nodes(subject: Subject) -> list[dict[str, Any]]:
+    return [node for node in subject.ask("nodes") if node.get("running")]
 
 
 def _not_collected(what: str, node: str) -> Finding:
