@@ -66,7 +66,7 @@ class Depth:
     @property
     def exact(self) -> bool:
         """Whether `oldest` is no lower bound: a dead letter says when it died."""
-        return self.queue == OURS[-1]
+        return bool(self.queue == queues.dead_queue.name)
 
 
 @dataclass(frozen=True)

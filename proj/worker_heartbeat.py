@@ -31,8 +31,8 @@ INTERVAL: Final = 1.0
 TURN: Final = 10.0
 
 #: Seconds that may pass between two beats while the loop does not turn, since there is no connection: to
-#: resolve a name without a server takes up to 30, TCP and each of four steps of the handshake 4. Celery
-#: tries for 50 to declare its delay queues at a broker that goes down at that moment.
+#: resolve a name without a server takes up to 30, TCP and each of four steps of the handshake 4. Then the
+#: topology is declared, at a broker that may go down at that moment.
 CONNECT: Final = 80.0
 
 
