@@ -134,6 +134,9 @@ class Bundle:
             "CELERY_BROKER_URL": self.url,
             "PROJ_MANAGEMENT_URL": node.management_url,
             "PROJ_STATE_DIR": str(folder / "state"),
+            # Longer than by default: nobody waits here, and to declare 28 quorum queues on a busy machine
+            # takes seconds.
+            "PROJ_PUBLISH_TIMEOUT": "30",
             # Where a worker that is killed leaves what it cannot clear away.
             "TMPDIR": str(folder),
             "TZ": "UTC",

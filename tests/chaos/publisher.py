@@ -26,17 +26,22 @@ for line in sys.stdin:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a publish ended: `confirmed`, or the name of the error; the id, or the error's line; seconds."""
+    """How a publish ended: `confirmed`, or the name of the error; the id, or the error's line; seconds.
+
+    `limit` is how many seconds it was allowed to take.
+    """
 
     kind: str
     text: str
     seconds: float
+    limit: float
 
 
 class Publisher:
     """A process that publishes with the bundle's settings, and with those of `env`."""
 
     def __init__(self, bundle: Bundle, **env: str) -> None:
+        self._limit = float((bundle.env | env)["PROJ_PUBLISH_TIMEOUT"])
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM],
             cwd=bundle.folder,
@@ -64,4 +69,4 @@ class Publisher:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         assert answer, "the publisher died; its last words are above"
-        return Outcome(*json.loads(answer))
+        return Outcome(*json.loads(answer), self._limit)

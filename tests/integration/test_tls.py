@@ -294,8 +294,10 @@ def test_the_other_port_is_told(own: Bundle, secured: Secured) -> None:
 def test_a_network_that_swallows_all(own: Bundle, secured: Secured) -> None:
     """While TLS is spoken first: nothing was sent. Later: the outcome is unknown. Both in time."""
     with Proxy(secured.port) as proxy:
-        env = {"CELERY_BROKER_URL": url(own, proxy.port), "PROJ_PUBLISH_TIMEOUT": str(TIMEOUT)}
-        with Publisher(own, **env) as publisher:
+        env = {"CELERY_BROKER_URL": url(own, proxy.port)}
+        with Publisher(own, **env) as patient:
+            assert patient.publish().kind == "confirmed", "what a message needs is declared"
+        with Publisher(own, **env, PROJ_PUBLISH_TIMEOUT=str(TIMEOUT)) as publisher:
             assert publisher.publish().kind == "confirmed"
             proxy.network = Network.SWALLOWS_ALL
             unknown = publisher.publish(task_id="mine")
