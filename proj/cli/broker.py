@@ -39,28 +39,22 @@ _dir_option = click.option(
 )
 
 
+def _port_option(
+    name: str, default: int | Callable[[], int], shown: str | bool, use: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        name,
+        type=click.IntRange(0, 65535),
+        default=default,
+        show_default=shown,
+        help=f"Port for {use}; 0 is a free one.",
+    )
+
+
 def _start_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    port = click.option(
-        "--port",
-        type=click.IntRange(0, 65535),
-        default=_default_port,
-        show_default="5672, or AMQP_PORT",
-        help="Port for AMQP; 0 is a free one.",
-    )
-    management_port = click.option(
-        "--management-port",
-        type=click.IntRange(0, 65535),
-        default=15672,
-        show_default=True,
-        help="Port for the management pages; 0 is a free one.",
-    )
-    metrics_port = click.option(
-        "--metrics-port",
-        type=click.IntRange(0, 65535),
-        default=15692,
-        show_default=True,
-        help="Port for the metrics that Prometheus reads; 0 is a free one.",
-    )
+    port = _port_option("--port", _default_port, "5672, or AMQP_PORT", "AMQP")
+    management_port = _port_option("--management-port", 15672, True, "the management pages")
+    metrics_port = _port_option("--metrics-port", 15692, True, "the metrics that Prometheus reads")
     return _dir_option(port(management_port(metrics_port(command))))
 
 
