@@ -23,6 +23,7 @@ import kombu
 import psutil
 
 import proj
+from proj import queues
 from proj.broker import BrokerNode
 
 #: Seconds that a condition may take before the test gives up: a busy machine is slow, a fault is for ever.
@@ -257,6 +258,12 @@ class Bundle:
 
     def of_vhost(self, kind: str, rest: str = "") -> Any:
         return self.management("GET", f"{kind}/{quote(self.vhost, safe='')}{rest}")
+
+    def declare(self) -> None:
+        """Declare the topology, the delays among it, as a worker does."""
+        with kombu.Connection(self.url) as connection:
+            queues.declare(connection.default_channel)
+            queues.declare_delays(connection)
 
     @contextmanager
     def channel(self) -> Iterator[Any]:

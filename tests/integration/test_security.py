@@ -74,9 +74,7 @@ def users(bundle: Bundle) -> Users:
 
 def test_the_definitions_are_what_the_code_declares(bundle: Bundle) -> None:
     """RabbitMQ exports the same from a virtual host in which `proj/queues.py` declared all."""
-    with kombu.Connection(bundle.url) as broker:
-        queues.declare(broker.default_channel)
-        queues.declare_delays(broker)
+    bundle.declare()
     declared = bundle.of_vhost("definitions")
     kept = json.loads((FOLDER / "definitions.json").read_text())
 

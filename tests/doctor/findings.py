@@ -1,0 +1,68 @@
+"""What `proj doctor` finds, and doing what it says."""
+
+import json
+import shlex
+import sqlite3
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+from tests.bundle import BIN, Bundle
+
+Findings = list[dict[str, Any]]
+
+
+def doctor(bundle: Bundle, env: dict[str, str] | None = None) -> Findings:
+    """What the command says; its exit code is the one that fits."""
+    done = bundle.proj("doctor", "--json", env=env)
+    found: Findings = json.loads(done.stdout)
+    assert done.returncode == any(finding["level"] == "error" for finding in found), done
+    return found
+
+
+def bad(found: Findings) -> list[tuple[str, str]]:
+    """Level and check of what is not well."""
+    return [(each["level"], each["check"]) for each in found if each["level"] not in {"ok", "info"}]
+
+
+def about(found: Findings, check: str, *words: str) -> dict[str, Any]:
+    """The one finding of a check that is not well, and has these words."""
+    (one,) = (
+        each
+        for each in found
+        if each["check"] == check and each["level"] != "ok" and all(word in each["what"] for word in words)
+    )
+    assert one["why"]
+    return one
+
+
+def follow(bundle: Bundle, finding: dict[str, Any]) -> None:
+    """Do what the finding says mends it."""
+    command = finding["fix"].rpartition(": ")[2]
+    for step in command.split(" && "):
+        program, *arguments = shlex.split(step)
+        match program:
+            case "rabbitmqctl":
+                bundle.node.ctl(*arguments)
+            case "curl":
+                bundle.management("DELETE", urlsplit(arguments[-1]).path.removeprefix("/api/"))
+            case "celery" if "worker" in arguments:
+                bundle.worker(log=f"mending-{time.monotonic()}.log").ready()
+            case "celery":
+                done = bundle.run(BIN / "celery", *arguments)
+                assert done.returncode == 0, done
+            case _:
+                raise AssertionError(f"nothing to run: {finding}")
+
+
+def results(bundle: Bundle) -> int:
+    """How many results are stored."""
+    with sqlite3.connect(bundle.folder / "state/results.sqlite3") as database:
+        count = database.execute("SELECT COUNT(*) FROM celery_taskmeta").fetchone()[0]
+    database.close()
+    return int(count)
+
+
+def known_policies(bundle: Bundle) -> set[str]:
+    """The queues that one is known of."""
+    return {each["name"] for each in bundle.of_vhost("queues") if each.get("effective_policy_definition")}

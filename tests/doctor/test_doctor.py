@@ -1,0 +1,59 @@
+"""What `proj doctor` finds where all is well, and where all is new."""
+
+import re
+from typing import Any
+
+from tests.bundle import Bundle, eventually
+from tests.doctor.findings import about, bad, doctor, follow, results
+
+
+def seen_on_broker(bundle: Bundle) -> list[Any]:
+    """What there is in the virtual host, by name."""
+    return [
+        sorted(each["name"] for each in bundle.of_vhost("queues")),
+        sorted(each["name"] for each in bundle.of_vhost("exchanges")),
+        len(bundle.of_vhost("bindings")),
+        [bundle.depth(queue["name"]) for queue in bundle.of_vhost("queues") if not queue.get("exclusive")],
+    ]
+
+
+def test_all_is_well(bundle: Bundle) -> None:
+    """With a worker on a new virtual host, nothing is in the way; guest on loopback is no matter."""
+    bundle.worker().ready()
+    bundle.proj("enqueue", "add", "1", "2", "--wait")
+    before = seen_on_broker(bundle)
+
+    found = doctor(bundle)
+
+    assert bad(found) == []
+    assert {tuple(finding) for finding in found} == {("area", "check", "level", "what", "why", "fix")}
+    assert {finding["area"] for finding in found} == {"broker", "topology", "settings", "workers"}
+    assert any("celery-" in finding["what"] and "(1)" in finding["what"] for finding in found)
+    assert results(bundle) == 1
+    eventually("only what was there before is there", lambda: seen_on_broker(bundle) == before)
+
+
+def test_a_new_virtual_host_stays_as_it_is_until_a_worker_comes(bundle: Bundle) -> None:
+    """To look makes nothing; what is missing is no error, and the worker that is asked for mends all."""
+    before = seen_on_broker(bundle)
+
+    found = doctor(bundle)
+    shown = bundle.proj("doctor")
+
+    assert seen_on_broker(bundle) == before
+    assert bad(found) == [("warning", name) for name in ("queues", "queues", "delays", "present_workers")]
+    # For people it is one line a finding, in groups, and a summary.
+    lines = shown.stdout.splitlines()
+    assert [line for line in lines if re.match(r"\w+$", line)] == [
+        "Broker",
+        "Topology",
+        "Settings",
+        "Workers",
+    ]
+    at = lines.index("  warning  no worker is running")
+    assert lines[at + 1].startswith("           why: ")
+    assert lines[at + 2].startswith("           fix: start one with: celery -A proj worker")
+    assert re.fullmatch(r"\d+ ok, \d+ info, 0 skipped, 4 warning, 0 error", lines[-1])
+    assert "\x1b" not in shown.stdout
+    follow(bundle, about(found, "queues", "proj.dead"))
+    assert bad(doctor(bundle)) == []

@@ -1,0 +1,90 @@
+"""The documented way to move the messages of a drifted queue."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from urllib.parse import quote
+
+import kombu
+import pytest
+
+from proj import queues
+from proj.broker import BrokerNode
+from tests.bundle import Bundle, eventually
+from tests.doctor.findings import about, bad, doctor
+
+DOC = Path(__file__).parents[2] / "docs/migration.md"
+
+
+def test_migration(own: Bundle) -> None:
+    """The commands of the documentation take every message through the change of its queue's arguments."""
+    if not (shutil.which("curl") and shutil.which("bash")):
+        if os.environ.get("CI") == "true":
+            pytest.fail("curl is missing")
+        pytest.skip("curl is missing")
+    ids = [f"id-{n}" for n in range(20)]
+    with kombu.Connection(own.url, transport_options={"confirm_publish": True}) as connection:
+        channel = connection.default_channel
+        queues.dead_queue(channel).declare()
+        queues.task_exchange(channel).declare()
+        arguments = {"x-queue-type": "quorum", "x-delivery-limit": 3}
+        channel.queue_declare("proj.tasks", durable=True, auto_delete=False, arguments=arguments)
+        for key in ("proj.tasks", "#.proj.tasks"):
+            channel.queue_bind("proj.tasks", "proj", key)
+        for task_id in ids:
+            kombu.Producer(channel).publish(
+                [[1, 2], {}, {}],
+                exchange="proj",
+                routing_key="proj.tasks",
+                serializer="json",
+                correlation_id=task_id,
+                headers={"task": "proj.tasks.add", "id": task_id},
+            )
+    assert own.depth("proj.tasks") == len(ids)
+    assert "docs/migration.md" in about(doctor(own), "queues")["fix"]
+    assert own.proj("enqueue", "add", "1", "2").returncode == 69
+
+    out, back = re.findall(r"```sh\n(.*?)```", DOC.read_text(), re.DOTALL)
+    env = {
+        "API": own.node.management_url.replace("://", "://guest:guest@") + "/api",
+        "VHOST": quote(own.vhost, safe=""),
+    }
+    # The node counts more often than others.
+    quick = "sleep() { command sleep 1.5; }\n"
+    # What cannot be moved, for the plugin is off, is not deleted.
+    assert own.run("bash", "-c", quick + out, env=env).returncode
+    assert own.depth("proj.tasks") == len(ids)
+    enable_shovel(own.node)
+    assert "All are aside" in shell(own, quick + out, env)
+    assert own.depth("proj.tasks.aside") == len(ids)
+    assert not own.has("proj.tasks")
+    worker = own.worker().ready()
+    assert bad(doctor(own)) == []
+    assert "All are back" in shell(own, quick + out.partition("curl -fs -X")[0] + back, env)
+
+    eventually("all are executed", lambda: len(worker.lines("succeeded in")) == len(ids))
+    assert {line.id for line in worker.lines("succeeded in")} == set(ids)
+    assert not own.has("proj.tasks.aside")
+
+
+def shell(bundle: Bundle, script: str, env: dict[str, str]) -> str:
+    done = bundle.run("bash", "-c", script, env=env)
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+def enable_shovel(node: BrokerNode) -> None:
+    """Switch the plugin on, as `rabbitmq-plugins enable` does."""
+    from proj.broker import find_server_dir
+    from proj.broker_guard import environment
+
+    folder = find_server_dir()
+    subprocess.run(
+        [folder / "rabbitmq-plugins", "-q", "enable", "rabbitmq_shovel"],
+        env=environment(node.info, folder),
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )

@@ -1,0 +1,79 @@
+"""Queues, exchanges and bindings that are not as declared are found, and mended by what is said."""
+
+import kombu
+from kombu.transport.native_delayed_delivery import declare_native_delayed_delivery_exchanges_and_queues
+
+from proj import queues
+from tests.bundle import Bundle, eventually
+from tests.doctor.findings import about, bad, doctor, follow
+
+
+def test_drifted_queue_and_exchange(bundle: Bundle) -> None:
+    """The arguments are told side by side, or in the broker's words, and the printed commands mend them."""
+    with bundle.channel() as channel:
+        arguments = queues.task_queue.queue_arguments | {"x-delivery-limit": 3, "x-max-length": 9}
+        channel.queue_declare("proj.tasks", durable=True, auto_delete=False, arguments=arguments)
+        channel.exchange_declare("proj.dead", "direct", durable=True, auto_delete=False)
+
+    found = doctor(bundle)
+    alone = doctor(bundle, env={"PROJ_MANAGEMENT_URL": "http://127.0.0.1:1"})
+
+    queue, exchange = about(found, "queues", "proj.tasks"), about(found, "exchanges", "proj.dead")
+    assert queue["level"] == exchange["level"] == "error"
+    assert "x-delivery-limit is 3, not 5, x-max-length is 9, not unset" in queue["what"]
+    assert "inequivalent arg 'x-" in about(alone, "queues", "proj.tasks")["what"]
+    assert "inequivalent arg 'type'" in exchange["what"]
+    assert "it is empty" in queue["fix"]
+    follow(bundle, queue)
+    follow(bundle, exchange)
+    bundle.worker().ready()
+    assert bad(doctor(bundle)) == []
+
+
+def test_drifted_queue_with_messages_is_not_to_be_deleted(bundle: Bundle) -> None:
+    """It is to be moved."""
+    with bundle.channel() as channel:
+        channel.queue_declare("proj.dead", durable=True, auto_delete=False)
+        kombu.Producer(channel).publish({}, routing_key="proj.dead")
+        eventually("the message is there", lambda: bundle.depth("proj.dead"))
+
+    finding = about(doctor(bundle), "queues", "proj.dead", "x-queue-type is classic, not quorum")
+    assert finding["fix"] == "move its 1 messages and declare it anew, as docs/migration.md says"
+
+
+def test_what_is_unbound_or_gone_is_mended_by_a_worker(declared: Bundle) -> None:
+    """Each is told by itself, and a worker's start mends all of them."""
+    with declared.channel() as channel:
+        channel.queue_unbind("proj.dead", "proj.dead", "#")
+        channel.queue_unbind("proj.tasks", "proj", "proj.tasks")
+        channel.exchange_unbind("proj", queues.DELAY_EXCHANGE, "#.proj.tasks")
+    unbound = doctor(declared)
+    with declared.channel() as channel:
+        channel.queue_delete("celery_delayed_5")
+        channel.exchange_delete("proj.dead")
+    gone = doctor(declared)
+
+    assert bad(unbound) == [
+        ("error", "bindings"),
+        ("error", "bindings"),
+        ("error", "delay_routes"),
+        ("warning", "present_workers"),
+    ]
+    about(unbound, "bindings", "proj.dead is not bound")
+    about(unbound, "bindings", "proj.tasks is not bound")
+    about(unbound, "delay_routes", "no way to proj")
+    about(gone, "exchanges", "proj.dead is not there")
+    finding = about(gone, "delays", "celery_delayed_5")
+    follow(declared, finding)
+    assert bad(doctor(declared)) == []
+
+
+def test_delay_queues_of_another_application(bundle: Bundle) -> None:
+    """Classic ones work, and are not as safe."""
+    with kombu.Connection(bundle.url) as connection:
+        queues.declare(connection.default_channel)
+        declare_native_delayed_delivery_exchanges_and_queues(connection, "classic")
+
+    finding = about(doctor(bundle), "delay_routes", "28", "classic")
+
+    assert finding["level"] == "warning"
