@@ -20,7 +20,7 @@ from typing import Any, Final, NoReturn
 from demo_view import View
 from demo_watch import Message, Watch, Worker
 
-from proj import config, connection, queues, results
+from proj import broker_errors, config, queues, results
 from proj.broker import BrokerNode
 from proj.enqueue import enqueue
 from proj.errors import BrokerNodeError, ExitCode, ProjError
@@ -191,8 +191,8 @@ def receive(events: Any) -> None:
             events.drain_events(timeout=left)
     except TimeoutError:
         pass
-    except connection.ERRORS as error:
-        raise connection.explain(error, events) from error
+    except broker_errors.ERRORS as error:
+        raise broker_errors.explain(error, events) from error
 
 
 def tally(accepted: Sequence[str], channel: Any) -> Tally:

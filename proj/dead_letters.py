@@ -16,7 +16,7 @@ from typing import Any, Final
 import amqp
 from amqp.exceptions import ResourceLocked
 
-from proj import connection, events, queues, redriving
+from proj import broker_errors, connection, events, queues, redriving
 from proj.dead_letter import DeadLetter, Wanted
 from proj.errors import BrokerRefused, OutcomeUnknown
 from proj.redriving import WINDOW
@@ -117,7 +117,7 @@ def _work(
                 began = time.time()
                 try:
                     kept = send(window)
-                except connection.ERRORS as error:
+                except broker_errors.ERRORS as error:
                     raise _interrupted(error, reader, report) from error
                 done = [letter for letter in window if letter not in kept]
                 report.done += len(done)
@@ -143,7 +143,7 @@ def _log(event: str, letter: DeadLetter, at: float) -> None:
 
 
 def _interrupted(error: BaseException, reader: "_Reader", report: Report) -> Exception:
-    if connection.is_refusal(error):
+    if broker_errors.is_refusal(error):
         return BrokerRefused(f"after {report.done} dead letters the broker refused: {error}")
     why = f", {connection.ALARM}" if connection.is_blocked(reader.broker) else ""
     return OutcomeUnknown(
@@ -259,8 +259,8 @@ def _reading() -> Iterator[_Reader]:
         broker.close()
     except ResourceLocked:
         raise BrokerRefused(*_BUSY) from None
-    except connection.ERRORS as error:
-        raise connection.explain(error, broker) from error
+    except broker_errors.ERRORS as error:
+        raise broker_errors.explain(error, broker) from error
     finally:
         connection.abandon(broker)  # what was not given back in order is given back by the broker
 

@@ -24,7 +24,7 @@ from celery.exceptions import QueueNotFound
 from kombu.exceptions import EncodeError, OperationalError
 from pydantic import ValidationError, validate_call
 
-from proj import checks, connection, events, queues
+from proj import broker_errors, checks, connection, events, queues
 from proj.errors import (
     BadArguments,
     BadInput,
@@ -242,9 +242,9 @@ def _prepare(producer: Any, deadline: float, patience: float, *, delayed: bool) 
         _declare(producer, delayed=delayed)
         if time.monotonic() >= deadline:
             raise TimeoutError
-    except connection.ERRORS as error:
+    except broker_errors.ERRORS as error:
         late = time.monotonic() >= deadline
-        raise connection.explain(TimeoutError() if late else error, broker) from error
+        raise broker_errors.explain(TimeoutError() if late else error, broker) from error
 
 
 def _declare(producer: Any, *, delayed: bool) -> None:
@@ -269,9 +269,9 @@ def _confirm(name: str, send: Callable[..., Any], producer: Any, options: dict[s
     except QueueNotFound as error:
         raise BadInput(f"{name}: {error.args[0]}", "is it in proj/queues.py?") from error
     except (TypeError, ValueError, struct.error) as error:
-        raise BadInput(f"{name}: an option cannot be sent: {connection.words(error)}") from error
-    except (MessageNacked, *connection.ERRORS) as error:
-        raise _fate(name, options["task_id"], producer.connection, connection.root(error)) from error
+        raise BadInput(f"{name}: an option cannot be sent: {broker_errors.words(error)}") from error
+    except (MessageNacked, *broker_errors.ERRORS) as error:
+        raise _fate(name, options["task_id"], producer.connection, broker_errors.root(error)) from error
 
 
 def _fate(name: str, task_id: str, broker: Any, error: BaseException) -> ProjError:
@@ -282,13 +282,13 @@ def _fate(name: str, task_id: str, broker: Any, error: BaseException) -> ProjErr
             "try again later, when workers have made room or the nodes are up",
         )
     if isinstance(error, FrameSyntaxError) and error.method_sig is None:  # from our side, not the broker's
-        return BadInput(f"{name}: an option cannot be sent: {connection.words(error)}")
+        return BadInput(f"{name}: an option cannot be sent: {broker_errors.words(error)}")
     if getattr(error, "reply_code", None) == _NO_ROUTE:
         return BrokerRefused(
             f"{name}: no queue takes the message", "does its queue exist, bound to its exchange?"
         )
-    if connection.is_refusal(error):
-        return connection.explain(error, broker)
+    if broker_errors.is_refusal(error):
+        return broker_errors.explain(error, broker)
     why = f", {connection.ALARM}" if connection.is_blocked(broker) else ""
     return OutcomeUnknown(
         f"{name}: the broker did not confirm message {task_id}{why}",
@@ -300,8 +300,8 @@ def _may_be_mended(error: ProjError) -> bool:
     """Whether a new connection, on which all is declared anew, may not see this error."""
     if isinstance(error, BrokerUnreachable):
         return True
-    cause = connection.root(error.__cause__ or error)
-    return getattr(cause, "reply_code", None) == _NO_ROUTE or connection.is_missing(cause)
+    cause = broker_errors.root(error.__cause__ or error)
+    return getattr(cause, "reply_code", None) == _NO_ROUTE or broker_errors.is_missing(cause)
 
 
 def _mark_repeat(options: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from flower.views import broker, monitor
 from tornado import web
 from tornado.ioloop import IOLoop
 
-from proj import config, connection, queues
+from proj import broker_errors, config, queues
 from proj.errors import ManagementUnavailable
 from proj.management import Management
 
@@ -85,7 +85,7 @@ class _Events(events.Events):
                     receiver.capture(limit=None, timeout=None, wakeup=True)
             except Exception as error:
                 # Once, and not at every attempt.
-                if problem != (problem := connection.words(error)):
+                if problem != (problem := broker_errors.words(error)):
                     log.warning("no events from the broker, trying again: %s", problem)
                 time.sleep(RETRY_INTERVAL)
 

@@ -8,7 +8,7 @@ import amqp
 from amqp import spec
 from amqp.exceptions import AccessRefused, ChannelError, NotFound
 
-from proj import connection, queues
+from proj import broker_errors, queues
 from proj.dead_letter import DeadLetter
 
 #: Messages under way without a confirm: as many as a crash may send twice at most.
@@ -156,6 +156,6 @@ def _gone(queue: str) -> str:
 
 
 def _reason(error: ChannelError) -> str:
-    words = connection.words(error)
+    words = broker_errors.words(error)
     # With the sizes, each message would have a reason of its own.
     return "it is larger than the broker takes" if "message size" in words else words

@@ -41,7 +41,7 @@ class RemoteControl:
         """What each worker answers to one of Celery's inspection commands, by the worker's name.
 
         Returns when all of `workers` have answered; without, or when one is silent, `PATIENCE` after the last
-        answer. Raises `proj.connection.ERRORS`.
+        answer. Raises `proj.broker_errors.ERRORS`.
         """
         if workers is None:
             answers = self._mailbox.multi_call(command, timeout=PATIENCE)

@@ -11,10 +11,10 @@ import os
 import re
 import socket
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -26,6 +26,7 @@ from celery.local import PromiseProxy
 from celery.utils.log import get_logger
 
 from proj import config
+from proj.deadline import cut_after
 from proj.errors import ConfigError, ProjError, ResultStoreError
 
 log = get_logger(__name__)
@@ -259,14 +260,11 @@ def _bounded(connection: Any) -> Iterator[None]:
     for TCP its machine is alive.
     """
     # A handle of our own: the driver's number may be that of another file by then.
-    with socket.socket(fileno=os.dup(connection.fileno())) as sock:
-        timer = threading.Timer(ANSWER_TIMEOUT, _cut, (sock,))
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+    with (
+        socket.socket(fileno=os.dup(connection.fileno())) as sock,
+        cut_after(ANSWER_TIMEOUT, partial(_cut, sock)),
+    ):
+        yield
 
 
 def _cut(sock: socket.socket) -> None:

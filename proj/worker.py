@@ -15,7 +15,7 @@ from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
 from celery.worker import consumer
 
-from proj import celery_lines, config, connection, events, logs, queues
+from proj import broker_errors, celery_lines, config, events, logs, queues
 from proj.errors import ConfigError, ProjError
 from proj.worker_heartbeat import HeartbeatStep, beating
 
@@ -155,13 +155,13 @@ def _ending_on_refusal(conn: Any) -> Iterator[None]:
     """Log the reason and raise `WorkerShutdown` when the broker says no: to wait would change nothing."""
     try:
         yield
-    except connection.ERRORS as error:
-        if not connection.is_refusal(error):
+    except broker_errors.ERRORS as error:
+        if not broker_errors.is_refusal(error):
             raise
         raise _shutdown(error, conn) from None
 
 
 def _shutdown(error: BaseException, conn: Any) -> WorkerShutdown:
-    problem = connection.explain(error, conn)
+    problem = broker_errors.explain(error, conn)
     log.critical("%s", problem)
     return WorkerShutdown(int(problem.exit_code))

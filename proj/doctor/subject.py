@@ -11,7 +11,7 @@ from amqp.exceptions import NotFound
 from celery import Celery
 from kombu import Connection, Exchange, Queue
 
-from proj import connection
+from proj import broker_errors, connection
 from proj.config import CONNECT_TIMEOUT, Settings
 from proj.errors import BrokerUnreachable, ManagementUnavailable, ProjError
 from proj.management import Management
@@ -48,12 +48,12 @@ class Subject:
         try:
             with connection.cut_at(deadline, self.broker):
                 connection.connect(self.broker, deadline, CONNECT_TIMEOUT)
-        except connection.ERRORS as error:
-            self.unreachable = connection.explain(error, self.broker)
+        except broker_errors.ERRORS as error:
+            self.unreachable = broker_errors.explain(error, self.broker)
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(*connection.ERRORS), connection.cut_at(time.monotonic() + _FAREWELL, self.broker):
+        with suppress(*broker_errors.ERRORS), connection.cut_at(time.monotonic() + _FAREWELL, self.broker):
             self.broker.release()
         connection.abandon(self.broker)
 
@@ -82,8 +82,8 @@ class Subject:
                 channel = self.broker.channel()
                 yield channel
                 channel.close()
-        except connection.ERRORS as error:
-            raise connection.explain(error, self.broker) from error
+        except broker_errors.ERRORS as error:
+            raise broker_errors.explain(error, self.broker) from error
 
     def _check_reachable(self) -> None:
         if self.unreachable or not self.broker.connected:

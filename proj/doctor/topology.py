@@ -12,7 +12,7 @@ from typing import Final
 from amqp.exceptions import NotFound, PreconditionFailed
 from kombu import Exchange, Queue
 
-from proj import connection, queues
+from proj import broker_errors, queues
 from proj.doctor.finding import Finding, error, ok, warning
 from proj.doctor.subject import Subject
 
@@ -74,7 +74,7 @@ def _declared(subject: Subject, entity: Queue | Exchange) -> str | None:
         except NotFound:
             return None
         except PreconditionFailed as differs:
-            return connection.words(differs)
+            return broker_errors.words(differs)
     return ""
 
 

@@ -62,9 +62,7 @@ def own(own_node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) ->
 
 def hurry(bundle: Bundle) -> None:
     """From now on a publish may take `TIMEOUT`; to declare what it needs, before, all the time it takes."""
-    with kombu.Connection(bundle.url) as connection:
-        queues.declare(connection.default_channel)
-        queues.declare_delays(connection)
+    bundle.declare()
     bundle.env["PROJ_PUBLISH_TIMEOUT"] = str(TIMEOUT)
 
 
@@ -275,7 +273,7 @@ def test_broker_that_answers_slowly(bundle: Bundle, proxy: Proxy) -> None:
 
 def test_control_slow_broker_without_the_cut(bundle: Bundle, proxy: Proxy) -> None:
     """With timeouts of the socket alone, the same takes as long as it takes."""
-    bundle.switch_off("connection.py", "    timer.start()\n", "")
+    bundle.switch_off("deadline.py", "    timer.start()\n", "")
     assert _slow(bundle, proxy).seconds > TIMEOUT + SLACK
 
 

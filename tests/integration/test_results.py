@@ -357,7 +357,7 @@ def test_postgresql_that_hangs(bundle: Bundle, database: Database, protected: bo
     """A connection that does not answer is given up for another; the control waits as long as it hangs."""
     bundle.switch_off("result_store.py", "ANSWER_TIMEOUT: Final = 10", "ANSWER_TIMEOUT: Final = 2")
     if not protected:
-        bundle.switch_off("result_store.py", "timer.start()", "pass")
+        bundle.switch_off("deadline.py", "timer.start()", "pass")
     worker = _worker(bundle)
     first = bundle.proj("enqueue", "add", "1", "2", "--wait", "--timeout", "30")
     assert first.stdout == "3\n", first.stderr
