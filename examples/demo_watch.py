@@ -21,10 +21,11 @@ CELERY_WORKER: Final = (
     *("worker", "--concurrency=1", "--loglevel=INFO"),
 )
 
-#: Seconds of work in a message whose worker may be killed, and how many must have gone by: then the kill
-#: comes in the middle, with time to spare on a busy machine.
+#: Seconds of work in a message whose worker may be killed, how many must have gone by, and how many must be
+#: left: then the kill comes in the middle, on a busy machine too.
 KILL_MIN_WORK: Final = 4
 KILL_AFTER: Final = 1.0
+KILL_BEFORE_END: Final = 0.5
 
 #: Seconds for an idle worker to stop in good order; one is usual. Then it is killed.
 WORKER_STOP_TIMEOUT: Final = 5.0
@@ -153,7 +154,8 @@ class Watch:
         # With the other worker there to take over, the worker of the first message that is long enough.
         if not self.killed and self._online.issuperset(self.workers):
             for message in self.unfinished:
-                if message.work >= KILL_MIN_WORK and (message.ran_for or 0) >= KILL_AFTER:
+                ran_for, left = message.ran_for or 0, message.work - (message.ran_for or 0)
+                if message.work >= KILL_MIN_WORK and ran_for >= KILL_AFTER and left >= KILL_BEFORE_END:
                     self._kill_worker_of(message)
                     break
 
@@ -166,7 +168,8 @@ class Watch:
         message.attempts.append(worker)
         # The last events of a killed worker may come after its end.
         if not message.outcome and not (self.killed and self.killed.name == worker):
-            message.running_since = time.monotonic()
+            # An event may be seconds on its way: it is said when the task started, on this machine's clock.
+            message.running_since = time.monotonic() - max(0.0, time.time() - event["timestamp"])
         again = f" (attempt {len(message.attempts)})" if len(message.attempts) > 1 else ""
         self._note(f"{worker} started  {message.label}{again}")
 
