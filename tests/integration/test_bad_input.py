@@ -202,8 +202,8 @@ def test_env_file_that_cannot_be_read(bundle: Bundle, make: object) -> None:
 
 def test_wrong_value_in_the_env_file(bundle: Bundle) -> None:
     """A `.env` is read, and its values are checked like the others."""
-    (bundle.folder / ".env").write_text("PROJ_PUBLISH_TIMEOUT=soon\n")
-    _refuses(bundle, 2, "PROJ_PUBLISH_TIMEOUT", "got 'soon'")
+    (bundle.folder / ".env").write_text("PROJ_MAX_RETRIES=soon\n")
+    _refuses(bundle, 2, "PROJ_MAX_RETRIES", "got 'soon'")
 
 
 def test_debug_shows_the_traceback(bundle: Bundle, closed_port: int) -> None:
