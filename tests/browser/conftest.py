@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from proj.broker import BrokerNode
 from tests.browser.flower import LOGIN, PASSWORD, Flower
 from tests.bundle import PATIENCE, Bundle, Worker
+from tests.missing import missing
 
 #: Names of the browser on PATH, and its place on macOS.
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -36,11 +37,9 @@ def _find_chromium() -> Path:
     for name in CHROMIUM:
         if found := shutil.which(name):
             return Path(found)
-    if CHROMIUM_ON_MACOS.exists():
-        return CHROMIUM_ON_MACOS
-    if os.environ.get("CI") == "true":
-        pytest.fail(INSTALL_HINT)
-    pytest.skip(INSTALL_HINT)
+    if not CHROMIUM_ON_MACOS.exists():
+        missing(INSTALL_HINT)
+    return CHROMIUM_ON_MACOS
 
 
 @pytest.fixture(scope="session")

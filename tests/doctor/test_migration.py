@@ -1,6 +1,5 @@
 """The documented way to move the messages of a drifted queue."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -8,12 +7,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 import kombu
-import pytest
 
 from proj import queues
 from proj.broker import BrokerNode
 from tests.bundle import Bundle, eventually
 from tests.doctor.findings import about, bad, doctor
+from tests.missing import missing
 
 DOC = Path(__file__).parents[2] / "docs/migration.md"
 
@@ -21,9 +20,7 @@ DOC = Path(__file__).parents[2] / "docs/migration.md"
 def test_migration(own: Bundle) -> None:
     """The commands of the documentation take every message through the change of its queue's arguments."""
     if not (shutil.which("curl") and shutil.which("bash")):
-        if os.environ.get("CI") == "true":
-            pytest.fail("curl is missing")
-        pytest.skip("curl is missing")
+        missing("curl is missing")
     ids = [f"id-{n}" for n in range(20)]
     with kombu.Connection(own.url, transport_options={"confirm_publish": True}) as connection:
         channel = connection.default_channel

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.bundle import Bundle, Worker, eventually
+from tests.missing import missing
 from tests.postgres import INSTALL_HINT, PASSWORD, Postgres, find_server_dir
 
 #: Seconds that a command may take to tell that the store fails: twice what it takes on two busy cores.
@@ -41,7 +42,7 @@ def postgres() -> Iterator[Postgres]:
     """A server: a skip on a laptop without PostgreSQL, a failure in CI."""
     server_dir = find_server_dir()
     if server_dir is None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(INSTALL_HINT)
+        missing(INSTALL_HINT)
     with Postgres(server_dir) as server:
         server.execute(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'")
         yield server
@@ -312,7 +313,7 @@ def small_disk(bundle: Bundle) -> Iterator[None]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
     if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount).returncode:
-        pytest.skip("only root may mount; `_full` above is the same for SQLite")
+        missing("only root may mount; `_full` above is the same for SQLite")
     yield
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
