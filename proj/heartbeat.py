@@ -65,20 +65,47 @@ def file_of(state_dir: str, worker: str, pid: int) -> str:
 
 
 def write(path: str, heartbeat: Heartbeat) -> None:
-    """Replace the file, so that no reader sees half of it. Makes the folder. Raises `OSError`."""
+    """Replace the file, so that no reader sees half of it. Makes the folder. Raises `OSError`.
+
+    Where there is no room for another file, on a disk that is full, the one that is there is written over.
+    """
     data = json.dumps(heartbeat._asdict()).encode()
     temporary = f"{path}.tmp"
     try:
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        _write_file(temporary, data)
     except FileNotFoundError:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        _write_file(temporary, data)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        with suppress(OSError):
+            os.unlink(temporary)
+        _write_over(path, data)
+        return
+    os.rename(temporary, path)
+
+
+def _write_file(path: str, data: bytes) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        if os.write(file, data) < len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
+        _write_all(file, data)
     finally:
         os.close(file)
-    os.rename(temporary, path)
+
+
+def _write_over(path: str, data: bytes) -> None:
+    file = os.open(path, os.O_WRONLY)
+    try:
+        # In one call, with blanks over what was longer, so that a reader finds the one beat or the other.
+        _write_all(file, data.ljust(os.fstat(file).st_size))
+    finally:
+        os.close(file)
+
+
+def _write_all(file: int, data: bytes) -> None:
+    if os.write(file, data) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read(path: str) -> Heartbeat | None:

@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,3 +55,15 @@ def bundle(node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) -> 
     name = re.sub(r"\W+", "-", request.node.name)
     with Bundle(node, vhost=name, folder=tmp_path) as bundle:
         yield bundle
+
+
+@pytest.fixture
+def small_disk(bundle: Bundle) -> Iterator[Path]:
+    """A file system of 1 MiB as the bundle's state folder, where this user may mount one: root on Linux."""
+    folder = bundle.folder / "state"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount).returncode:
+        missing("a small file system to fill: only root may mount one")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +286,30 @@ def test_worker_goes_on_when_its_heartbeat_cannot_be_written(bundle: Bundle) -> 
     )
     in_the_way.unlink()
     eventually("the worker is live", lambda: _is(bundle, "live"))
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["", "control"])
+def test_disk_that_is_full_makes_no_worker_dead(bundle: Bundle, small_disk: Path, protected: bool) -> None:
+    """Its beats need no room; they would stop, if each were written to a file of its own."""
+    _promise_soon(bundle)
+    if not protected:
+        bundle.switch_off("heartbeat.py", "        _write_over(path, data)\n", "        raise\n")
+    worker = bundle.worker(env=QUICK).ready()
+    eventually("it is ready", lambda: _is(bundle, "ready"))
+
+    with (small_disk / "all else").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    assert shutil.disk_usage(small_disk).free == 0
+    (before,) = _workers(bundle)
+
+    if protected:
+        eventually("its promise is renewed", lambda: _workers(bundle)[0]["beat"] > before["due"])
+        assert _is(bundle, "ready")
+        assert "No heartbeat" not in worker.text()
+    else:
+        worker.says("No heartbeat")
+        eventually("it is taken for dead", lambda: not _is(bundle, "live"))
 
 
 def test_state_folder_that_is_taken_away_is_made_again(bundle: Bundle) -> None:

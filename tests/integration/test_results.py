@@ -3,8 +3,6 @@
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -304,18 +302,6 @@ def test_sqlite_that_fails(bundle: Bundle, fault: Fault, said: str) -> None:
     _is_kept(bundle, worker)
     if fault is _full:  # what says so is short, and still fits
         assert _outcome(bundle, "struck")["error"].endswith("the result cannot be stored: " + said)
-
-
-@pytest.fixture
-def small_disk(bundle: Bundle) -> Iterator[None]:
-    """A file system of 1 MiB as state folder, where this user may mount one: root on Linux."""
-    folder = _file(bundle).parent
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount).returncode:
-        missing("only root may mount; `_full` above is the same for SQLite")
-    yield
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def _disk_full(bundle: Bundle) -> Callable[[], object]:
