@@ -2,8 +2,8 @@
 
 import json
 import os
-import pwd
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,11 +23,14 @@ from typing import Any
 import amqp
 import psutil
 import pytest
+import vine
 
 from proj import broker
 from proj.broker import BrokerNode
 from proj.broker_guard import NODE_NAME, POLL_INTERVAL, NodeInfo
 from proj.errors import BrokerNodeError, ExitCode
+from tests.bundle import PACKAGE
+from tests.missing import missing
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -474,17 +477,20 @@ def start_as_an_ordinary_user(_: Path) -> None:
     identity: dict[str, Any] = {}
     python = sys.executable
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folder is closed to others
+        # All that it imports; where the tests are, nobody may be allowed to read.
+        for package in (PACKAGE, Path(amqp.__file__).parent, Path(vine.__file__).parent):
+            shutil.copytree(package, Path(folder, package.name))
         if os.geteuid() == 0:
             identity = {"user": "nobody", "group": "nogroup", "extra_groups": []}
-            os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
+            for path in (Path(folder), *Path(folder).rglob("*")):
+                shutil.chown(path, "nobody")
             python = next(filter(_nobody_can_run, (sys.executable, "/usr/bin/python3")), "")
             if not python:
-                pytest.skip("nobody may not run any Python here")
-        site_packages = Path(amqp.__file__).parents[1]
+                missing("a Python that nobody may run")
         ended = subprocess.run(
             [python, "-c", program, folder],
             cwd=folder,
-            env={"PYTHONPATH": f"{REPOSITORY}:{site_packages}", "PATH": os.environ["PATH"]},
+            env={"PYTHONPATH": folder, "PATH": os.environ["PATH"]},
             capture_output=True,
             text=True,
             timeout=CLI_TIMEOUT,
