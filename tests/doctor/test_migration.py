@@ -78,10 +78,12 @@ def enable_shovel(node: BrokerNode) -> None:
     from proj.broker_guard import environment
 
     folder = find_server_dir()
-    subprocess.run(
+    done = subprocess.run(
         [folder / "rabbitmq-plugins", "-q", "enable", "rabbitmq_shovel"],
-        env=environment(node.info, folder),
-        check=True,
+        # Debian 13 names a folder that is not there.
+        env=environment(node.info, folder) | {"RABBITMQ_PLUGINS_DIR": str(folder.parent / "plugins")},
         capture_output=True,
+        text=True,
         timeout=60,
     )
+    assert done.returncode == 0, done
