@@ -1,5 +1,6 @@
 """How tasks ended, as the result store has it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any, Final
@@ -40,14 +41,16 @@ def outcome(task_id: str) -> Outcome:
     return _read(_result(task_id))
 
 
-def wait(task_id: str, timeout: float | None = None) -> Outcome:
-    """The outcome of this task, once it has ended.
+def wait(
+    task_id: str, timeout: float | None = None, on_interval: Callable[[], None] | None = None
+) -> Outcome:
+    """The outcome of this task, once it has ended; `on_interval` is called after each look.
 
     Raises `NoResultYet` when it has not ended within `timeout` seconds, and `ResultStoreError`.
     """
     result = _result(task_id)
     try:
-        result.get(timeout=timeout, interval=POLL_INTERVAL, propagate=False)
+        result.get(timeout=timeout, interval=POLL_INTERVAL, on_interval=on_interval, propagate=False)
     except celery.exceptions.TimeoutError:
         raise NoResultYet(
             f"message {task_id} is accepted, but has no result after {timeout:g} s",

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import click
 
+from proj.cli.interrupt import kept
 from proj.cli.progress import progress_bar
 from proj.errors import BadInput, ExitCode
 
@@ -149,12 +150,17 @@ def _enqueue(
 
     logs.write_events()
     found = find_task(name)
-    ids = []
-    for _ in range(count):
-        result = found.apply_async(draw_args(), kwargs, task_id=task_id, **options)
-        ids.append(result.id)
-        if not wait:
-            click.echo(json.dumps({"id": result.id, "task": name}) if as_json else result.id)
+    ids: list[str] = []
+    try:
+        for _ in range(count):
+            result = found.apply_async(draw_args(), kwargs, task_id=task_id, **options)
+            ids.append(result.id)
+            if not wait:
+                click.echo(json.dumps({"id": result.id, "task": name}) if as_json else result.id)
+    except KeyboardInterrupt:
+        safe = f"; to repeat it with --id {task_id} is safe" if task_id is not None else ""
+        click.echo(f"Of {count} messages {len(ids)} are enqueued, and one more may be{safe}", err=True)
+        raise
     if wait:
         _print_results(ids, timeout, as_json)
 
@@ -164,9 +170,9 @@ def _print_results(ids: list[str], timeout: float | None, as_json: bool) -> None
 
     failed = False
     try:
-        with progress_bar("waiting for results", len(ids)) as advance:
+        with kept() as let_go, progress_bar("waiting for results", len(ids)) as advance:
             for task_id in ids:
-                ended = results.wait(task_id, timeout)
+                ended = results.wait(task_id, timeout, on_interval=let_go)
                 failed = failed or ended.error is not None
                 if as_json:
                     click.echo(json.dumps(asdict(ended)))

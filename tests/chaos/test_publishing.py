@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from amqp.exceptions import AccessRefused
 
 from proj import queues
 from proj.broker import BrokerNode
-from tests.bundle import Bundle, eventually
+from tests.bundle import BIN, COMMAND_TIMEOUT, Bundle, eventually
 from tests.chaos.proxy import Network, Proxy
 from tests.chaos.publisher import Outcome, Publisher
 
@@ -188,6 +189,21 @@ def test_message_that_is_lost(bundle: Bundle, proxy: Proxy) -> None:
         check(publisher.publish(task_id="mine"), "OutcomeUnknown", "message mine")
     assert proxy.happened[Network.SWALLOWS_ALL]
     assert ids(bundle) == ["before"]
+
+
+def test_ctrl_c_while_publishing(bundle: Bundle, proxy: Proxy) -> None:
+    """It is not called enqueued, nor not enqueued."""
+    proxy.network = Network.SWALLOWS_ALL
+    command = [BIN / "proj", "enqueue", "add", "1", "2", "--id", "mine"]
+    env = bundle.env | {"PROJ_PUBLISH_TIMEOUT": "60"}
+    with subprocess.Popen(command, cwd=bundle.folder, env=env, stderr=subprocess.PIPE, text=True) as process:
+        eventually("it publishes", lambda: proxy.happened[Network.SWALLOWS_ALL])
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=COMMAND_TIMEOUT)
+
+    assert process.returncode == 130
+    assert "0 are enqueued, and one more may be; to repeat it with --id mine is safe" in stderr
+    assert stderr.endswith("Interrupted.\n")
 
 
 @pytest.mark.parametrize("network", [Network.SWALLOWS_ANSWERS, Network.SWALLOWS_ALL])

@@ -147,7 +147,8 @@ def test_ctrl_c_while_waiting_is_130(bundle: Bundle) -> None:
     process = subprocess.Popen(
         command, cwd=bundle.folder, env=bundle.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    eventually("the message is enqueued", lambda: bundle.has("proj.tasks") and bundle.depth("proj.tasks"))
+    # To publish needs no result store.
+    eventually("it waits for the result", (bundle.folder / "state/results.sqlite3").exists)
 
     process.send_signal(signal.SIGINT)
 
@@ -155,6 +156,21 @@ def test_ctrl_c_while_waiting_is_130(bundle: Bundle) -> None:
     assert process.returncode == 130
     assert b"proj result left" in stderr
     assert _ids(bundle) == ["left"]
+
+
+def test_ctrl_c_while_a_result_is_read(bundle: Bundle) -> None:
+    """It is told in the same lines, without the traceback of what was at work."""
+    bundle.switch_off(
+        "result_store.py",
+        'if engine.dialect.name == "sqlite":\n',
+        'if engine.dialect.name == "sqlite":\n'
+        "        once = vars(os).setdefault('once', iter([os.getpid()]))\n"
+        "        engine.dialect.do_close = lambda _: [os.kill(pid, 2) for pid in once]\n",
+    )
+    done = bundle.proj("enqueue", "add", "1", "2", "--id", "left", "--wait")
+
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "The messages stay enqueued; look again with: proj result left\nInterrupted.\n"
 
 
 def test_wait_shows_a_progress_bar_on_a_terminal_only(bundle: Bundle) -> None:
