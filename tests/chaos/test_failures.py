@@ -1,6 +1,7 @@
 """What fails, and where its message is afterwards: tried again, or kept in proj.dead, never gone."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ SCRIPTED = """
         action = actions[min(attempt, len(actions)) - 1]
         if action == "transient":
             raise ConnectionError("the other side hung up")
+        if action == "late":
+            raise TimeoutError("the other side did not answer")
         if action == "fail":
             raise ValueError("no such thing")
         if action == "kill":
@@ -74,9 +77,9 @@ def _outcome(bundle: Bundle, task_id: str = "it") -> Any:
 
 
 def test_transient_error_is_tried_again(bundle: Bundle, scripted: Callable[..., None]) -> None:
-    """A connection error is retried with the same id, after a delay at the broker, until it is over."""
+    """A connection error and a timeout are retried with the same id, until they are over."""
     worker = bundle.worker()
-    scripted("transient", "transient", "fine")
+    scripted("transient", "late", "fine")
 
     worker.says("succeeded in")
 
@@ -96,6 +99,43 @@ def test_retries_that_ran_out_make_a_dead_letter(bundle: Bundle, scripted: Calla
     assert message["properties"]["headers"]["id"] == "it"
     assert message["properties"]["headers"]["x-death"][0]["reason"] == "rejected"
     assert _outcome(bundle)["error"] == "ConnectionError: the other side hung up"
+
+
+def test_retries_wait_longer_each_time(bundle: Bundle) -> None:
+    """1, 2, 4 seconds, where a task wants no jitter; also for what it calls transient itself."""
+    bundle.add_task("""
+        @app.task(name="proj.tasks.busy", autoretry_for=(LookupError,), retry_jitter=False)
+        def busy() -> None:
+            raise LookupError("come again")
+    """)
+    worker = bundle.worker(env={"PROJ_MAX_RETRIES": "3"})
+    bundle.proj("enqueue", "task", "proj.tasks.busy", "--id", "it")
+
+    _dead(bundle)
+
+    assert re.findall(r"Retry in (\d+)s", worker.text()) == ["1", "2", "4"]
+    assert _outcome(bundle)["error"] == "LookupError: come again"
+
+
+def test_retry_waits_at_the_broker(bundle: Bundle) -> None:
+    """At most ten minutes, in the queue of 2^9 seconds and more; no worker holds it meanwhile."""
+    bundle.add_task("""
+        @app.task(name="proj.tasks.busy", retry_backoff=3600, retry_jitter=False)
+        def busy() -> None:
+            raise ConnectionError("come again")
+    """)
+    worker = bundle.worker()
+    bundle.proj("enqueue", "task", "proj.tasks.busy", "--id", "it")
+    worker.says("Retry in 600s")
+    worker.kill()  # what it held would be back in its queue
+
+    (message,) = bundle.peek("celery_delayed_9")
+
+    assert message["properties"]["headers"]["id"] == "it"
+    assert message["properties"]["headers"]["retries"] == 1
+    assert message["properties"]["delivery_mode"] == 2
+    eventually("the worker's messages are back", lambda: bundle.unacknowledged("proj.tasks") == 0)
+    assert bundle.depth("proj.tasks") == 0
 
 
 def test_other_error_makes_a_dead_letter_at_once(bundle: Bundle, scripted: Callable[..., None]) -> None:
@@ -144,7 +184,7 @@ def test_killer_of_its_process_is_told_apart_from_an_exception(
     message = _dead(bundle, patience=90)
 
     assert message["properties"]["headers"]["x-death"][0]["reason"] == "delivery_limit"
-    assert _attempts(bundle) > 1
+    assert _attempts(bundle) == 6
     assert _outcome(bundle)["error"].startswith("WorkerLostError: ")
     assert error in _outcome(bundle)["error"]
 
