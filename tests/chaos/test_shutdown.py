@@ -57,16 +57,17 @@ def test_rolling_restart_under_load_loses_nothing_and_repeats_nothing(bundle: Bu
     """Two workers are replaced one after the other while tasks wait: each task is executed exactly once."""
     bundle.add_task(NAP)
     workers = [bundle.worker(log=f"old{n}.log").ready() for n in range(2)]
-    total = 30
-    bundle.python(f"""
-from proj.tasks import nap
-for number in range({total}): nap.delay(number)
-print(0)
-""")
+    total, part = 30, 15
     naps = bundle.folder / "naps"
-    eventually("the work has begun", naps.exists)
 
     for n, worker in enumerate(workers):
+        bundle.python(f"""
+from proj.tasks import nap
+for number in range({n * part}, {(n + 1) * part}): nap.delay(number)
+print(0)
+""")
+        eventually("it is at work", lambda worker=worker: worker.lines("received"))
+        assert bundle.depth("proj.tasks"), "no task waits"
         assert _terminate(worker) == 0
         bundle.worker(log=f"new{n}.log").ready()
 
