@@ -68,6 +68,32 @@ def test_task_of_a_killed_worker_is_executed_by_the_other(bundle: Bundle) -> Non
     assert not victim.lines("Done after")
 
 
+def test_task_of_a_worker_that_is_silent_is_executed_by_the_other(bundle: Bundle) -> None:
+    """As when its machine is gone, and no connection is closed: the broker misses its heartbeats."""
+    bundle.switch_off(
+        "config.py", '"task_acks_late": True,', '"task_acks_late": True, "broker_heartbeat": 2,'
+    )
+    victim = bundle.worker(log="victim.log").ready()
+    bundle.proj("enqueue", "sleep-dots", "600", "--id", "survivor")
+    victim.started("survivor")
+    other = bundle.worker(log="other.log").ready()
+
+    victim.process.send_signal(signal.SIGSTOP)
+
+    other.started("survivor")
+    assert psutil.Process(victim.process.pid).status() == psutil.STATUS_STOPPED
+
+
+def test_broker_misses_a_worker_that_is_silent(bundle: Bundle) -> None:
+    """The control for the test above: unless told otherwise, workers promise heartbeats, within minutes."""
+    bundle.worker().ready()
+
+    def consuming() -> list[int]:
+        return [each["timeout"] for each in bundle.of_vhost("vhosts", "/connections") if each.get("timeout")]
+
+    assert 0 < max(eventually("the broker tells", consuming)) <= 120
+
+
 def test_pool_process_does_not_outlive_its_killed_worker(bundle: Bundle) -> None:
     """The process that executes the task ends with its worker, so nothing is executed twice at once."""
     victim = bundle.worker().ready()
