@@ -124,6 +124,17 @@ def test_a_management_api_that_cannot_be_asked_is_told_on_the_page(
     assert PASSWORD not in page.content() + monitor.text()
 
 
+def test_only_the_newest_tasks_are_kept(bundle: Bundle, flower: Start) -> None:
+    """Which bounds Flower's memory."""
+    monitor = flower("--max-tasks=2").hears_events()
+    bundle.worker().ready()
+    for number in range(3):
+        enqueue(bundle, "add", "1", "2", "--id", f"task-{number}", "--wait")
+
+    eventually("the last is known", lambda: "SUCCESS" in monitor.get("/task/task-2").text)
+    assert [monitor.get(f"/task/task-{number}").status for number in range(3)] == [404, 200, 200]
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_what_flower_knows_outlives_it(
     how: signal.Signals, bundle: Bundle, flower: Start, page: Page
