@@ -48,6 +48,17 @@ def test_list_says_why_in_words(bundle: Bundle) -> None:
         assert value in lines[1]
 
 
+def test_list_is_cut_to_the_width_of_the_terminal(bundle: Bundle) -> None:
+    """Arguments give way, and are there in full in the JSON."""
+    dead.publish_task(bundle, "long", "x" * 500, 2, expiration="0")
+    dead.await_count(bundle, 1)
+
+    head, line = bundle.proj("dead", "list", env={"COLUMNS": "150"}).stdout.splitlines()
+    assert max(len(head), len(line)) <= 150
+    assert "xxxxxxxxxx…  expired" in line
+    assert dead.rows(bundle)[0]["arguments"] == f'"{"x" * 500}", 2'
+
+
 def test_failed_task_has_its_exception(bundle: Bundle) -> None:
     """What a worker rejected is listed with its exception, and shown with its traceback."""
     bundle.worker()
