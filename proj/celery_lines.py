@@ -29,7 +29,6 @@ _DUPLICATE: Final = "Task already completed successfully."
 
 #: Templates of `celery.worker.request`, and what their arguments are.
 _OF_REQUESTS: Final = {
-    "Task accepted: %s[%s] pid:%r": (events.STARTED, ("task_name", "task_id", "pid")),
     "Soft time limit (%ss) exceeded for %s[%s]": (
         events.SOFT_TIME_LIMIT,
         ("time_limit", "task_name", "task_id"),
@@ -42,6 +41,7 @@ _OF_REQUESTS: Final = {
 
 #: What `proj.worker` and `proj.request` say instead.
 _SAID_ELSEWHERE: Final = {
+    "Task accepted: %s[%s] pid:%r",
     "Discarding revoked task: %s[%s]",
     "Hard time limit (%ss) exceeded for %s[%s]",
     "Task handler raised error: %r",

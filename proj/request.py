@@ -47,6 +47,11 @@ class Request(request.Request):
             redelivered=message.delivery_info.get("redelivered") or None,
         )
 
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        super().on_accepted(pid, time_accepted)
+        # Celery 5.7 asks for the level of its log before that is set up, and so never says it.
+        self._say(logging.DEBUG, events.STARTED, "started", at=self.time_start)
+
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Make a message whose task was killed at its time limit a dead letter, at once."""
         if not soft:

@@ -194,6 +194,14 @@ print(0)
 
     lines = _objects(worker.text())
     assert {action: _way(lines, action) for action in ENDS} == ENDS
+    reasons = {line["task_id"]: line["reason"] for line in lines if "reason" in line}
+    assert reasons == {
+        "os.kill(os.getpid(), 9)": "worker_lost",
+        "sys.exit(3)": "worker_lost",
+        "time.sleep(600)": "failed",
+        "sleep_on()": "time_limit",
+        "reject()": "rejected",
+    }
     assert {line["task_name"] for line in lines if line.get("task_id") in ENDS} == {"proj.tasks.wild"}
 
 
@@ -260,6 +268,42 @@ def test_message_that_is_given_back_and_its_duplicate_are_told(bundle: Bundle) -
         bundle.proj("enqueue", "add", "1", "2", "--id", "twice")
     other.says('"event": "duplicate"')
     assert _way(_objects(other.text()), "twice") == ["received", "succeeded", "received", "duplicate"]
+
+
+def test_publish_whose_confirm_is_lost_is_told(bundle: Bundle) -> None:
+    """That it is published once more, and that its outcome is unknown; both with its id."""
+    bundle.env |= JSON
+    sent = "        return send(producer=producer, **options)\n"
+    bundle.switch_off(
+        "enqueue.py", sent, sent.replace("return ", "") + "        raise ConnectionResetError\n"
+    )
+
+    done = bundle.proj("enqueue", "add", "1", "2", "--id", "it")
+
+    *lines, error = done.stderr.splitlines()
+    assert (done.returncode, error[:7]) == (75, "Error: ")
+    assert _way(_objects(*lines), "it") == ["publish_repeated", "publish_unknown"]
+    assert bundle.depth("proj.tasks") == 2
+
+
+def test_what_people_take_away_is_told(bundle: Bundle) -> None:
+    """A revoked message is acknowledged, a dead letter dropped; with DEBUG a task's start is told too."""
+    bundle.env |= JSON
+    worker = bundle.worker("--loglevel=DEBUG").ready()
+    bundle.python("from proj import app; app.control.revoke('no-more'); print(0)")
+    worker.says("no-more")
+    bundle.python("from proj import app; app.send_task('proj.tasks.add', [1], task_id='wrong'); print(0)")
+    for task_id in ("no-more", "well"):
+        bundle.proj("enqueue", "add", "1", "2", "--id", task_id)
+    worker.says('"event": "succeeded"')
+    eventually("one is dead", lambda: bundle.depth("proj.dead") == 1)
+    dropped = bundle.proj("dead", "drop", "wrong", "--yes").stderr.splitlines()[0]
+
+    lines = _objects(worker.text(), dropped)
+    assert _way(lines, "no-more") == ["received", "revoked"]
+    assert _way(lines, "well") == ["received", "started", "succeeded"]
+    assert _way(lines, "wrong") == ["received", "started", "failed", "dead_lettered", "dropped"]
+    assert (bundle.depth("proj.tasks"), bundle.depth("proj.dead")) == (0, 0)
 
 
 def test_log_file_and_level_are_celerys(bundle: Bundle) -> None:
