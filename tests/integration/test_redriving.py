@@ -198,6 +198,17 @@ def test_choice_is_redriven_and_the_rest_stays_in_order(bundle: Bundle) -> None:
     assert dead.ids(bundle) == ids[8::2]
 
 
+def test_limit_counts_ids_too(bundle: Bundle) -> None:
+    """What is beyond the limit is left, and not called unknown."""
+    ids = dead.expire(bundle, 3)
+
+    done = bundle.proj("dead", "redrive", *ids, "--limit", "1")
+
+    assert (done.returncode, done.stderr) == (0, "1 redriven\n")
+    assert dead.ids(bundle) == ids[1:]
+    assert bundle.proj("dead", "drop", *ids[1:], "--limit", "1", "--yes").stderr == "1 dropped\n"
+
+
 @pytest.mark.parametrize("options", [[], ["--all", "some-id"]])
 def test_redrive_and_drop_need_to_be_told_what(bundle: Bundle, options: list[str]) -> None:
     """Either ids or `--all`; never everything by a slip."""
