@@ -309,6 +309,30 @@ def test_redrive_that_is_not_confirmed_is_75(bundle: Bundle) -> None:
     assert bundle.proj("dead", "redrive", "--all").stderr == "3 redriven\n"
 
 
+def test_redriving_many_needs_no_more_memory_than_a_few(bundle: Bundle) -> None:
+    """They are streamed: of five times as many, no more are held at a time."""
+    peaks = []
+    for count in (dead_letters.CHUNK, 5 * dead_letters.CHUNK):
+        body = [["x" * 2_000], {}, {}]
+        headers = {"id": "many", "task": "proj.tasks.sleep_dots"}
+        dead.publish(bundle, body, "proj.dead", count=count, application_headers=headers)
+        dead.await_count(bundle, count)
+        done, peak = bundle.python("""
+import json, tracemalloc
+from proj import app, dead_letters
+app.connection_for_write().connect()  # what is imported is no matter
+tracemalloc.start()
+done = dead_letters.redrive(dead_letters.Wanted()).done
+print(json.dumps([done, tracemalloc.get_traced_memory()[1]]))
+""")
+        assert done == count
+        peaks.append(peak)
+
+    assert bundle.depth("proj.tasks") == 6 * dead_letters.CHUNK
+    assert peaks[0] > 2_000 * dead_letters.CHUNK
+    assert peaks[1] < 2.5 * peaks[0]
+
+
 def test_redrive_shows_a_progress_bar_on_a_terminal(bundle: Bundle) -> None:
     """The bar is drawn on a terminal's stderr, before the summary."""
     dead.expire(bundle, 3)
