@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from proj import broker_guard
-from proj.broker_guard import HOST, NODE_NAME, POLL_INTERVAL, PROBE_TIMEOUT, Guard, NodeInfo, environment
+from proj.broker_guard import HOST, POLL_INTERVAL, PROBE_TIMEOUT, Guard, NodeInfo, environment
 from proj.errors import BrokerNodeError
 
 #: Where free ports are looked for: below those that Linux (32768 up) and macOS (49152 up) give to
@@ -110,10 +110,6 @@ class BrokerNode:
         return self.info.management_url
 
     @property
-    def node_name(self) -> str:
-        return NODE_NAME
-
-    @property
     def pid(self) -> int:
         """Process id of RabbitMQ itself."""
         return self.info.pid
@@ -169,10 +165,10 @@ class BrokerNode:
             self._guard.wait()
         raise BrokerNodeError(f"the node {self.info.safe_url} ended", f"its log is {self.info.log}")
 
-    def ctl(self, *arguments: str, timeout: float = CTL_TIMEOUT) -> str:
+    def ctl(self, *arguments: str) -> str:
         """Run `rabbitmqctl -q` with `arguments` against this node, and return what it prints.
 
-        Raises `BrokerNodeError` with its reason when it fails or takes longer than `timeout` seconds.
+        Raises `BrokerNodeError` with its reason when it fails or takes longer than `CTL_TIMEOUT` seconds.
         """
         server_dir = find_server_dir(self._server_dir)
         try:
@@ -182,10 +178,10 @@ class BrokerNode:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                timeout=timeout,
+                timeout=CTL_TIMEOUT,
             )
         except subprocess.TimeoutExpired:
-            raise BrokerNodeError(f"rabbitmqctl {arguments[0]} took over {timeout:g} s") from None
+            raise BrokerNodeError(f"rabbitmqctl {arguments[0]} took over {CTL_TIMEOUT:g} s") from None
         if done.returncode:
             output = done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}"
             reason = output.removeprefix("Error:").strip().splitlines()[0]

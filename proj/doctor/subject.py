@@ -20,9 +20,6 @@ from proj.remote_control import RemoteControl
 #: Seconds for what is asked on one channel. It takes milliseconds.
 PATIENCE: Final = 5
 
-#: Seconds that workers have to answer. It takes milliseconds, unless their main process executes tasks.
-ANSWER_TIMEOUT: Final = 1
-
 #: Seconds to say farewell to the broker, who may not be listening.
 _FAREWELL: Final = 1
 

@@ -11,9 +11,9 @@ from amqp.exceptions import NotFound
 from proj import queues
 from proj.doctor.broker import CLOCK_TOLERANCE, clock_warning
 from proj.doctor.finding import Finding, ok, skipped, warning
-from proj.doctor.subject import ANSWER_TIMEOUT, Subject
+from proj.doctor.subject import Subject
 from proj.enqueue import own_tasks
-from proj.remote_control import RemoteControl
+from proj.remote_control import PATIENCE, RemoteControl
 
 _START: Final = "start one with: celery -A proj worker --loglevel=INFO"
 
@@ -27,7 +27,7 @@ def present_workers(subject: Subject) -> Iterator[Finding]:
         return
     if not answers:
         yield warning(
-            f"{sum(consumers.values())} workers consume, and none answers within {ANSWER_TIMEOUT} s",
+            f"{sum(consumers.values())} workers consume, and none answers within {PATIENCE:g} s",
             "they are frozen or overloaded; or the broker's alarm is on, or they run with -P solo",
             "look at their logs, and at: celery -A proj inspect ping --timeout 10",
         )
@@ -99,7 +99,7 @@ def _clocks(subject: Subject) -> dict[str, float]:
     ahead: dict[str, float] = {}
     if not subject.workers:
         return ahead
-    deadline = time.monotonic() + ANSWER_TIMEOUT
+    deadline = time.monotonic() + PATIENCE
 
     def beat(event: dict[str, Any], _message: Any) -> None:
         ahead[event["hostname"]] = event["timestamp"] - time.time()

@@ -174,7 +174,7 @@ def test_listens_on_loopback_only(node: BrokerNode) -> None:
 
 def test_settings_for_another_rabbitmq_do_not_reach_it(node: BrokerNode) -> None:
     """A node keeps its own name whatever the caller's environment says of another RabbitMQ."""
-    assert node.ctl("eval", "node().").strip().strip("'") == node.node_name
+    assert node.ctl("eval", "node().").strip().strip("'") == NODE_NAME
     assert (
         psutil.Process(node.pid)
         .environ()
