@@ -18,7 +18,7 @@ class Network(enum.Enum):
     WORKS = "all of it arrives"
     SWALLOWS_ANSWERS = "what the broker says is lost, and nobody is told"
     SWALLOWS_ALL = "what either side says is lost, and nobody is told"
-    CUTS_AT_ANSWER = "the next answer is lost, and its connection cut; then all works again"
+    CUTS_AT_ANSWER = "the next answer is lost, and its connection cut; then it is `afterwards`"
     SLOW = "each answer takes `delay` seconds"
 
 
@@ -27,6 +27,7 @@ class Proxy:
 
     def __init__(self, broker_port: int, port: int = 0) -> None:
         self.network = Network.WORKS
+        self.afterwards = Network.WORKS
         #: Seconds, of `Network.SLOW`.
         self.delay = 0.0
         #: How often each kind of network did what it does; the proof that a fault has happened.
@@ -62,7 +63,7 @@ class Proxy:
                         continue
                     case Network.CUTS_AT_ANSWER, True:
                         self.happened[network] += 1
-                        self.network = Network.WORKS
+                        self.network = self.afterwards
                         break
                     case Network.SLOW, True:
                         self.happened[network] += 1

@@ -273,6 +273,17 @@ def test_connection_cut_before_the_confirm(bundle: Bundle, proxy: Proxy) -> None
     assert (first.get(REPEAT), second.get(REPEAT)) == (None, True)
 
 
+def test_connection_cut_before_the_confirm_and_nobody_answers_then(bundle: Bundle, proxy: Proxy) -> None:
+    """That the second attempt did not even connect says nothing of the first: the outcome is unknown."""
+    with Publisher(bundle) as publisher:
+        check(publisher.publish(task_id="before"), "confirmed")
+        proxy.network, proxy.afterwards = Network.CUTS_AT_ANSWER, Network.SWALLOWS_ALL
+        check(publisher.publish(task_id="mine"), "OutcomeUnknown", "message mine")
+    assert proxy.happened[Network.CUTS_AT_ANSWER] == 1
+    assert proxy.happened[Network.SWALLOWS_ALL]
+    assert ids(bundle) == ["before", "mine"]
+
+
 def _slow(bundle: Bundle, proxy: Proxy) -> Outcome:
     # Connecting takes three answers, and declaring many more.
     proxy.network, proxy.delay = Network.SLOW, TIMEOUT / 5
