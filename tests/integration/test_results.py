@@ -480,3 +480,14 @@ def test_url_of_no_store(bundle: Bundle, url: str, said: str) -> None:
     bundle.env["CELERY_RESULT_BACKEND"] = url
 
     _refuses(bundle, 2, "CELERY_RESULT_BACKEND cannot be used: ", said)
+
+
+def test_worker_ends_at_a_url_of_no_store(bundle: Bundle) -> None:
+    """At its start, before it takes a message whose result it could not store."""
+    worker = bundle.worker(env={"CELERY_RESULT_BACKEND": f"db+postgres://app:{PASSWORD}@host/name"})
+
+    assert worker.process.wait(30) == 2
+    assert "CELERY_RESULT_BACKEND cannot be used: " in worker.text()
+    assert "no database 'postgres'" in worker.text()
+    assert PASSWORD not in worker.text()
+    assert "Traceback" not in worker.text()
