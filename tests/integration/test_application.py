@@ -133,18 +133,6 @@ except Exception as error:
     assert dead["properties"]["headers"]["task"] == "proj.tasks.add"
 
 
-def test_delayed_message_is_held_by_the_broker(bundle: Bundle) -> None:
-    """A countdown works on a broker that no worker has touched, and holds no slot while it runs."""
-    done = bundle.proj("enqueue", "add", "1", "2", "--countdown", "1.2", "--id", "later")
-    assert done.returncode == 0, done.stderr
-    assert bundle.depth("proj.tasks") == 0
-
-    worker = bundle.worker()
-
-    assert bundle.proj("enqueue", "add", "3", "4", "--wait", "--timeout", "30").stdout == "7\n"
-    worker.says("[later]: Result of 1 + 2 is 3")
-
-
 def test_publisher_survives_a_lost_connection(bundle: Bundle) -> None:
     """A producer whose connection was closed behind its back publishes on a new one, once."""
     code = """

@@ -1,6 +1,5 @@
 """What workers do with work: who gets it, who gets it again, and when a worker gives up."""
 
-import os
 import signal
 import socket
 from pathlib import Path
@@ -144,20 +143,6 @@ def test_message_that_kills_its_workers_becomes_a_dead_letter(bundle: Bundle) ->
     assert bundle.depth("proj.tasks") == 0
 
 
-def test_failed_task_becomes_a_dead_letter(bundle: Bundle) -> None:
-    """A task that raises is kept in proj.dead, with the arguments that it had."""
-    bundle.worker().ready()
-    bundle.python("""
-from proj import app
-app.send_task("proj.tasks.add", [1], task_id="failing")
-print(0)
-""")
-
-    eventually("the message is in proj.dead", lambda: bundle.depth("proj.dead") == 1)
-    (message,) = bundle.peek("proj.dead")
-    assert message["properties"]["headers"]["id"] == "failing"
-
-
 def test_worker_waits_for_a_broker_that_is_down(bundle: Bundle, rabbitmq: None, tmp_path: Path) -> None:
     """A worker says that it waits, and works once its broker is there; again after the broker's crash."""
     with socket.create_server(("127.0.0.1", 0)) as reserved:
@@ -224,16 +209,3 @@ def test_worker_puts_a_topology_in_place_that_is_gone(bundle: Bundle) -> None:
 
 def _lives(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-
-
-def test_warm_shutdown_finishes_the_running_task(bundle: Bundle) -> None:
-    """SIGTERM lets the running task end, and its message is acknowledged."""
-    worker = bundle.worker().ready()
-    bundle.proj("enqueue", "sleep-dots", "2", "--id", "last")
-    worker.started("last")
-
-    os.kill(worker.process.pid, signal.SIGTERM)
-
-    assert worker.process.wait(30) == 0
-    assert [line.id for line in worker.lines("Done after")] == ["last"]
-    assert bundle.depth("proj.tasks") == 0
