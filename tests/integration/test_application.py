@@ -129,6 +129,8 @@ except Exception as error:
         "BadArguments",
         "proj.tasks.add: argument x: expected a number, got '2'",
     ]
+    # The failure is stored first.
+    eventually("the message is in proj.dead", lambda: bundle.depth("proj.dead") == 1)
     (dead,) = bundle.peek("proj.dead")
     assert dead["properties"]["headers"]["task"] == "proj.tasks.add"
 
