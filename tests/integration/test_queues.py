@@ -229,6 +229,43 @@ def test_dead_letters_that_another_program_reads_have_no_age(bundle: Bundle) -> 
     assert "another program is looking at the dead letters" in " ".join(seen["problems"])
 
 
+def test_dead_letters_are_looked_at_anew_when_some_have_left(bundle: Bundle) -> None:
+    """A watch holds up `proj dead` no more often than it must, and not at all when there are many."""
+    bundle.env |= OFF
+    for task_id in ("first", "second"):
+        enqueue(bundle, "add", "1", "2", "--expires", "0.1", "--id", task_id)
+    eventually("both are dead letters", lambda: bundle.has("proj.dead") and bundle.depth("proj.dead") == 2)
+
+    looks, ages, many, problems = bundle.python("""
+import json
+from proj import dead_letters, depths
+from proj.dead_letter import Wanted
+looks, listing = [], dead_letters.listing
+def counted(*args, **options):
+    looks.append(1)
+    return listing(*args, **options)
+dead_letters.listing = counted
+seen = []
+def look(reader):
+    snapshot = reader.snapshot()
+    seen.append(len(looks))
+    return snapshot.depths[0].oldest, snapshot.problems
+with depths.Reader(["proj.dead"]) as reader:
+    ages = [look(reader)[0], look(reader)[0]]
+    dead_letters.drop(Wanted(ids={"first"}))
+    ages.append(look(reader)[0])
+depths._FEW = 0
+with depths.Reader(["proj.dead"]) as reader:
+    many, problems = look(reader)
+print(json.dumps([seen, ages, many, problems]))
+""")
+
+    assert looks == [1, 1, 2, 2]
+    assert None not in ages
+    assert many is None
+    assert "there are more than 0 (see: proj dead list --limit 1)" in " ".join(problems)
+
+
 def test_dead_letters_are_not_looked_at_when_that_would_declare(bundle: Bundle) -> None:
     """A queue of ours that was deleted stays so."""
     enqueue(bundle, "add", "1", "2", "--expires", "0.1")
