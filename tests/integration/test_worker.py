@@ -70,7 +70,7 @@ def test_task_of_a_killed_worker_is_executed_by_the_other(bundle: Bundle) -> Non
 def test_task_of_a_worker_that_is_silent_is_executed_by_the_other(bundle: Bundle) -> None:
     """As when its machine is gone, and no connection is closed: the broker misses its heartbeats."""
     bundle.switch_off(
-        "config.py", '"task_acks_late": True,', '"task_acks_late": True, "broker_heartbeat": 2,'
+        "config.py", '"task_acks_late": True,', '"task_acks_late": True, "broker_heartbeat": 3,'
     )
     victim = bundle.worker(log="victim.log").ready()
     bundle.proj("enqueue", "sleep-dots", "600", "--id", "survivor")
