@@ -268,8 +268,6 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         # A failed task goes to the dead-letter queue instead of being forgotten.
         "task_acks_on_failure": False,
         "task_acks_on_timeout": False,
-        # Tried again after the moment's trouble is over; a task may say otherwise.
-        "task_annotations": {"*": {"max_retries": settings.proj_max_retries}},
         # What may be a repeat is acknowledged without being executed, when its success is stored.
         "worker_deduplicate_successful_tasks": True,
         # Without its connection a worker cannot acknowledge, and the broker gives the message to

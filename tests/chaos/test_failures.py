@@ -102,13 +102,13 @@ def test_retries_that_ran_out_make_a_dead_letter(bundle: Bundle, scripted: Calla
 
 
 def test_retries_wait_longer_each_time(bundle: Bundle) -> None:
-    """1, 2, 4 seconds, where a task wants no jitter; also for what it calls transient itself."""
+    """1, 2, 4 seconds, where a task wants no jitter; for what it calls transient itself, and as often."""
     bundle.add_task("""
-        @app.task(name="proj.tasks.busy", autoretry_for=(LookupError,), retry_jitter=False)
+        @app.task(name="proj.tasks.busy", autoretry_for=(LookupError,), retry_jitter=False, max_retries=3)
         def busy() -> None:
             raise LookupError("come again")
     """)
-    worker = bundle.worker(env={"PROJ_MAX_RETRIES": "3"})
+    worker = bundle.worker()
     bundle.proj("enqueue", "task", "proj.tasks.busy", "--id", "it")
 
     _dead(bundle)
