@@ -21,7 +21,7 @@ from typing import Any, Final
 import celery
 from amqp.exceptions import AccessRefused, FrameSyntaxError, MessageNacked
 from celery.exceptions import QueueNotFound
-from kombu.exceptions import EncodeError, OperationalError
+from kombu.exceptions import EncodeError
 from pydantic import ValidationError, validate_call
 
 from proj import broker_errors, checks, connection, events, queues
@@ -182,7 +182,7 @@ def _publish(app: celery.Celery, name: str, send: Callable[..., Any], options: d
         used_before = False
         try:
             with ExitStack() as stack:
-                producer = _acquire(app, given, stack)
+                producer = given or _acquire(app, deadline, stack)
                 used_before = producer.connection.connected
                 return _attempt(app, name, send, producer, deadline, options)
         except OutcomeUnknown as error:
@@ -199,14 +199,17 @@ def _publish(app: celery.Celery, name: str, send: Callable[..., Any], options: d
                 raise
 
 
-def _acquire(app: celery.Celery, given: Any, stack: ExitStack) -> Any:
+def _acquire(app: celery.Celery, deadline: float, stack: ExitStack) -> Any:
+    # Not Celery's pool of producers: that of kombu 5.7 has more of them than connections, and a producer
+    # without one waits for it as long as it takes.
+    pool = app.pool
     try:
-        return stack.enter_context(app.producer_or_acquire(given))
-    except OperationalError as error:
+        broker = pool.acquire(block=True, timeout=max(0, deadline - time.monotonic()))
+    except pool.LimitExceeded as error:
         raise BrokerUnreachable(
-            f"all {app.conf.broker_pool_limit} connections to the broker are in use",
-            "publish from fewer threads",
+            f"all {pool.limit} connections to the broker are in use", "publish from fewer threads"
         ) from error
+    return app.amqp.Producer(stack.enter_context(broker), auto_declare=False)
 
 
 def _attempt(

@@ -250,6 +250,29 @@ def test_name_server_that_does_not_answer(bundle: Bundle, protected: bool) -> No
         assert outcome.seconds > TIMEOUT + SLACK
 
 
+def test_connections_that_are_all_in_use(bundle: Bundle) -> None:
+    """More threads than connections, each of which waits: nothing was sent, and that is told in time."""
+    hurry(bundle)
+    program = """
+import json, time
+from contextlib import ExitStack
+from proj import app, errors
+from proj.tasks import add
+with ExitStack() as stack:
+    for _ in range(app.conf.broker_pool_limit):
+        stack.enter_context(app.producer_or_acquire())
+    began = time.monotonic()
+    try:
+        ended = ["confirmed", add.delay(1, 2).id]
+    except errors.ProjError as error:
+        ended = [type(error).__name__, str(error)]
+print(json.dumps([*ended, time.monotonic() - began]))
+"""
+    outcome = Outcome(*bundle.python(program), TIMEOUT)
+    check(outcome, "BrokerUnreachable", "all 10 connections to the broker are in use", "fewer threads")
+    assert bundle.depth("proj.tasks") == 0
+
+
 def test_network_that_swallows_a_declaration(bundle: Bundle, proxy: Proxy) -> None:
     """A delayed message on a used connection declares first: when that is swallowed, nothing was sent."""
     with Publisher(bundle) as publisher:
