@@ -482,17 +482,25 @@ def test_wrong_password_of_the_management_api_costs_its_numbers_only(bundle: Bun
     assert "s3cret" not in done.stderr
 
 
-def test_broker_in_alarm_is_said(bundle: Bundle) -> None:
+@pytest.mark.parametrize(
+    ("alarm", "limit", "low", "usual"),
+    [
+        ("memory", "set_vm_memory_high_watermark", "0.00001", "0.4"),
+        ("disk", "set_disk_free_limit", "1000000GB", "50MB"),
+    ],
+    ids=["memory", "disk"],
+)
+def test_broker_in_alarm_is_said(bundle: Bundle, alarm: str, limit: str, low: str, usual: str) -> None:
     """The numbers come all the same, and without the management API the question to workers meets it."""
     bundle.worker().ready()
-    bundle.node.ctl("set_vm_memory_high_watermark", "0.00001")
+    bundle.node.ctl(limit, low)
     try:
         eventually(
-            "the alarm is said", lambda: "has a memory alarm" in bundle.proj("queues", "proj.tasks").stderr
+            "the alarm is said", lambda: f"has a {alarm} alarm" in bundle.proj("queues", "proj.tasks").stderr
         )
         done = bundle.proj("queues", env=OFF)
     finally:
-        bundle.node.ctl("set_vm_memory_high_watermark", "0.4")
+        bundle.node.ctl(limit, usual)
 
     assert done.returncode == 0
     assert re.search(r"^proj\.tasks +0 +- +1 ", done.stdout, re.MULTILINE)
