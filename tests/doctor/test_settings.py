@@ -11,12 +11,15 @@ from tests.doctor.findings import about, bad, doctor, results
 def test_settings_that_break_the_promise(declared: Bundle) -> None:
     """Confirms that are off, a task that outlasts the broker's patience, one that is acknowledged early."""
     declared.switch_off("config.py", '"confirm_publish": True,', "")
+    for name in ("read_timeout", "write_timeout"):
+        declared.switch_off("config.py", f'"{name}": settings.proj_publish_timeout,', "")
     declared.add_task('@app.task(name="proj.tasks.long", time_limit=7200)\ndef long() -> None: ...')
     declared.add_task('@app.task(name="proj.tasks.careless", acks_late=False)\ndef careless() -> None: ...')
 
     found = doctor(declared)
 
-    assert about(found, "publishing", "confirm_publish")["level"] == "error"
+    for name in ("confirm_publish", "read_timeout", "write_timeout"):
+        assert about(found, "publishing", name)["level"] == "error"
     assert about(found, "time_limits", "proj.tasks.long", "7200 s", "1800 s")["level"] == "error"
     assert about(found, "tasks", "proj.tasks.careless", "acks_late=False")["level"] == "warning"
     (declared.copy_of_the_project() / "proj/tasks.py").write_text(
