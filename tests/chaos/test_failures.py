@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -134,6 +135,25 @@ def test_retry_waits_at_the_broker(bundle: Bundle) -> None:
     assert message["properties"]["headers"]["id"] == "it"
     assert message["properties"]["headers"]["retries"] == 1
     assert message["properties"]["delivery_mode"] == 2
+
+
+def test_retry_that_cannot_be_published_makes_a_dead_letter(bundle: Bundle) -> None:
+    """The message that it was to replace is not acknowledged, but kept; here a right for delays is gone."""
+    bundle.add_task("""
+        @app.task(name="proj.tasks.busy", retry_jitter=False)
+        def busy() -> None:
+            raise ConnectionError("come again")
+    """)
+    worker = bundle.worker().ready()
+    rights = {"configure": ".*", "read": ".*", "write": "^(?!celery_delayed_27$)"}
+    bundle.management("PUT", f"permissions/{quote(bundle.vhost, safe='')}/guest", rights)
+    bundle.proj("enqueue", "task", "proj.tasks.busy", "--id", "it")
+
+    message = _dead(bundle)
+
+    assert message["properties"]["headers"]["id"] == "it"
+    assert message["properties"]["headers"]["x-death"][0]["reason"] == "rejected"
+    worker.says("not published: user 'guest' lacks a right")
 
 
 def test_other_error_makes_a_dead_letter_at_once(bundle: Bundle, scripted: Callable[..., None]) -> None:
