@@ -6,6 +6,7 @@ from typing import Any
 from celery import states
 from celery.exceptions import InvalidTaskError, Reject, TimeLimitExceeded, WorkerLostError
 from celery.utils.log import get_logger
+from celery.utils.serialization import create_exception_cls
 from celery.worker import request
 
 from proj import events, queues
@@ -104,6 +105,11 @@ class Request(request.Request):
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, SystemExit):
             error = WorkerLostError(f"the process of the task exited with code {error.code}")
+        elif isinstance(error, KeyboardInterrupt):
+            error = WorkerLostError("the process of the task was ended by KeyboardInterrupt")
+        elif isinstance(error, MemoryError):
+            # Celery would end the whole worker over it, and each worker that gets the message after that.
+            exc_info.exception = create_exception_cls("MemoryError", "builtins")(*error.args)
         if isinstance(error, TimeLimitExceeded):
             self._end_at_limit(error)
         elif isinstance(error, WorkerLostError):

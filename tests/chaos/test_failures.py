@@ -27,6 +27,10 @@ SCRIPTED = """
             raise TimeoutError("the other side did not answer")
         if action == "fail":
             raise ValueError("no such thing")
+        if action == "memory":
+            raise MemoryError("no more")
+        if action == "interrupt":
+            raise KeyboardInterrupt
         if action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if action == "exit":
@@ -156,18 +160,25 @@ def test_retry_that_cannot_be_published_makes_a_dead_letter(bundle: Bundle) -> N
     worker.says("not published: user 'guest' lacks a right")
 
 
-def test_other_error_makes_a_dead_letter_at_once(bundle: Bundle, scripted: Callable[..., None]) -> None:
-    """What is not transient is not tried again."""
-    bundle.worker()
-    scripted("fail")
+@pytest.mark.parametrize(
+    ("action", "error"), [("fail", "ValueError: no such thing"), ("memory", "MemoryError: no more")]
+)
+def test_other_error_makes_a_dead_letter_at_once(
+    bundle: Bundle, scripted: Callable[..., None], action: str, error: str
+) -> None:
+    """What is not transient is not tried again; and no error of a task ends its worker."""
+    worker = bundle.worker()
+    scripted(action)
 
     message = _dead(bundle)
 
     assert _attempts(bundle) == 1
-    assert json.loads(message["payload"])[0] == ["fail"]
+    assert json.loads(message["payload"])[0] == [action]
     outcome = _outcome(bundle)
-    assert outcome["error"] == "ValueError: no such thing"
+    assert outcome["error"] == error
     assert "in scripted" in outcome["traceback"]
+    assert bundle.proj("enqueue", "add", "1", "2", "--wait", "--timeout", "30").stdout == "3\n"
+    assert worker.process.poll() is None
 
 
 @pytest.mark.parametrize(
@@ -189,7 +200,12 @@ def test_time_limit_makes_a_dead_letter_at_once(
 
 
 @pytest.mark.parametrize(
-    ("action", "error"), [("kill", "signal 9 (SIGKILL)"), ("exit", "exited with code 3")]
+    ("action", "error"),
+    [
+        ("kill", "signal 9 (SIGKILL)"),
+        ("exit", "exited with code 3"),
+        ("interrupt", "ended by KeyboardInterrupt"),
+    ],
 )
 def test_killer_of_its_process_is_told_apart_from_an_exception(
     bundle: Bundle, scripted: Callable[..., None], action: str, error: str
