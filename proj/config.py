@@ -273,8 +273,8 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         # Without its connection a worker cannot acknowledge, and the broker gives the message to
         # another; to go on would execute it twice at once.
         "worker_cancel_long_running_tasks_on_connection_loss": True,
-        # Below the broker's consumer timeout, which would end the worker's channel.
-        "task_soft_time_limit": settings.proj_task_soft_time_limit,
+        # Below the broker's consumer timeout, which would end the worker's channel. The soft limit is given
+        # to each delivery by `proj.request`: from here, it would outlast a lower hard limit of a task's own.
         "task_time_limit": settings.proj_task_time_limit,
         # A worker waits for its broker, for as long as it takes.
         "broker_connection_retry_on_startup": True,

@@ -9,7 +9,7 @@ from celery.utils.log import get_logger
 from celery.utils.serialization import create_exception_cls
 from celery.worker import request
 
-from proj import events, queues
+from proj import config, events, queues
 
 log = get_logger(__name__)
 
@@ -40,6 +40,7 @@ class Request(request.Request):
             # What Celery looks at before it looks for a stored success. The broker's own flag does not know
             # of a message that was published twice.
             self.delivery_info["redelivered"] = True
+        self.time_limits = self._limits()
         self._say(
             logging.INFO,
             events.RECEIVED,
@@ -47,6 +48,16 @@ class Request(request.Request):
             retries=self.request_dict.get("retries") or None,
             redelivered=message.delivery_info.get("redelivered") or None,
         )
+
+    def _limits(self) -> tuple[float | None, float | None]:
+        """The hard and the soft limit, in seconds; no soft one where it is not below the hard one.
+
+        Celery's pool begins to count the hard limit when the soft one is over, so a lower one was never kept.
+        """
+        hard, soft = self.time_limits
+        hard = hard or self.task.time_limit
+        soft = soft or self.task.soft_time_limit or config.load().proj_task_soft_time_limit
+        return hard, None if hard and soft and soft >= hard else soft
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         super().on_accepted(pid, time_accepted)

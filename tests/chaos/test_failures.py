@@ -200,6 +200,29 @@ def test_time_limit_makes_a_dead_letter_at_once(
 
 
 @pytest.mark.parametrize(
+    ("limit_of_task", "limit_of_message"), [(1, None), (None, 1)], ids=["of-the-task", "of-the-message"]
+)
+def test_own_time_limit_is_kept(
+    bundle: Bundle, limit_of_task: int | None, limit_of_message: int | None
+) -> None:
+    """A hard limit below the soft one of the settings needs no soft one of its own."""
+    bundle.add_task(f"""
+        @app.task(name="proj.tasks.bounded", time_limit={limit_of_task})
+        def bounded():
+            time.sleep(600)
+    """)
+    bundle.worker()
+    bundle.python(
+        "from proj.tasks import bounded; import json;"
+        f"print(json.dumps(bounded.apply_async(task_id='it', time_limit={limit_of_message}).id))"
+    )
+
+    _dead(bundle)
+
+    assert _outcome(bundle)["error"].startswith("TimeLimitExceeded: TimeLimitExceeded(1")
+
+
+@pytest.mark.parametrize(
     ("action", "error"),
     [
         ("kill", "signal 9 (SIGKILL)"),

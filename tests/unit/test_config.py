@@ -164,9 +164,10 @@ def test_publishing_is_confirmed_and_bounded() -> None:
 
 def test_time_limits_are_below_the_brokers() -> None:
     """Soft before hard, and both before RabbitMQ ends the channel."""
-    told = config.celery_config(config.load())
+    settings = config.load()
+    told = config.celery_config(settings)
 
-    assert told["task_soft_time_limit"] < told["task_time_limit"] < config.CONSUMER_TIMEOUT
+    assert settings.proj_task_soft_time_limit < told["task_time_limit"] < config.CONSUMER_TIMEOUT
 
 
 def test_every_name_that_celery_is_told_is_one_that_it_knows() -> None:
