@@ -1,8 +1,9 @@
 """How tasks ended, as the result store has it."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, date, time
 from typing import Any, Final
 
 import celery.exceptions
@@ -59,6 +60,15 @@ def wait(
     except Exception as error:
         raise store_error(error) from error
     return _read(result)
+
+
+def to_json(value: Any) -> str:
+    """The value as JSON; what Celery's JSON has beyond that, such as a date or a decimal number, as text."""
+    return json.dumps(value, default=_as_text)
+
+
+def _as_text(value: Any) -> str:
+    return value.isoformat() if isinstance(value, date | time) else str(value)
 
 
 def _result(task_id: str) -> AsyncResult:

@@ -175,9 +175,9 @@ def _print_results(ids: list[str], timeout: float | None, as_json: bool) -> None
                 ended = results.wait(task_id, timeout, on_interval=let_go)
                 failed = failed or ended.error is not None
                 if as_json:
-                    click.echo(json.dumps(asdict(ended)))
+                    click.echo(results.to_json(asdict(ended)))
                 elif ended.error is None:
-                    click.echo(json.dumps(ended.result))
+                    click.echo(results.to_json(ended.result))
                 else:
                     click.echo(f"Error: {ended.task}[{task_id}] failed: {ended.error}", err=True)
                 advance()

@@ -1,6 +1,5 @@
 """`proj result`: how a task ended."""
 
-import json
 from dataclasses import asdict
 
 import click
@@ -23,9 +22,9 @@ def result(task_id: str, as_json: bool) -> None:
     found = results.outcome(task_id)
     fields = asdict(found)
     if as_json:
-        click.echo(json.dumps(fields))
+        click.echo(results.to_json(fields))
     else:
-        fields["result"] = None if found.error else json.dumps(found.result)
+        fields["result"] = None if found.error else results.to_json(found.result)
         for name, value in fields.items():
             if value is not None and (found.ended or name != "result"):
                 click.echo(f"{name:<9} {value}")

@@ -123,6 +123,24 @@ def test_wait_and_result_exit_1_for_a_failed_task(bundle: Bundle) -> None:
     assert "Traceback (most recent call last)" in done.stdout
 
 
+def test_result_that_only_celerys_json_can_carry_is_text(bundle: Bundle) -> None:
+    """A task that returned a date or a decimal number has succeeded, and its result is shown."""
+    bundle.add_task("""
+        @app.task(name="proj.tasks.price")
+        def price():
+            import datetime, decimal
+            return {"amount": decimal.Decimal("9.90"), "due": datetime.datetime(2026, 11, 30, 12)}
+    """)
+    bundle.worker()
+    shown = {"amount": "9.90", "due": "2026-11-30T12:00:00"}
+
+    enqueue = ("enqueue", "task", "proj.tasks.price", "--id", "it", "--wait", "--timeout", "30")
+    for command in (enqueue, (*enqueue, "--json"), ("result", "it", "--json"), ("result", "it")):
+        done = bundle.proj(*command)
+        assert (done.returncode, done.stderr) == (0, ""), command
+        assert json.dumps(shown) in done.stdout
+
+
 def test_wait_that_runs_out_is_75(bundle: Bundle) -> None:
     """Without a worker `--timeout` ends the wait, and says where to look later."""
     done = bundle.proj("enqueue", "add", "1", "2", "--id", "later", "--wait", "--timeout", "0.5")
