@@ -34,13 +34,13 @@ class Request(request.Request):
         """
         try:
             super().__init__(message, **options)
+            self.time_limits = self._limits()
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidTaskError(f"the message is no request to execute a task: {error!r}") from error
         if self.request_dict.get(queues.REPEAT_HEADER):
             # What Celery looks at before it looks for a stored success. The broker's own flag does not know
             # of a message that was published twice.
             self.delivery_info["redelivered"] = True
-        self.time_limits = self._limits()
         self._say(
             logging.INFO,
             events.RECEIVED,
@@ -55,6 +55,8 @@ class Request(request.Request):
         Celery's pool begins to count the hard limit when the soft one is over, so a lower one was never kept.
         """
         hard, soft = self.time_limits
+        if not all(limit is None or isinstance(limit, int | float) for limit in (hard, soft)):
+            raise TypeError(f"time limits are numbers, got {hard!r} and {soft!r}")
         hard = hard or self.task.time_limit
         soft = soft or self.task.soft_time_limit or config.load().proj_task_soft_time_limit
         return hard, None if hard and soft and soft >= hard else soft
