@@ -4,11 +4,12 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
-from amqp.exceptions import AccessRefused
+from amqp.exceptions import AccessRefused, ResourceLocked
 from celery.exceptions import WorkerShutdown
 from celery.signals import celeryd_after_setup, celeryd_init, worker_shutting_down
 from celery.utils.log import get_logger
@@ -16,10 +17,13 @@ from celery.utils.nodenames import default_nodename
 from celery.worker import consumer
 
 from proj import broker_errors, celery_lines, config, events, logs, queues
-from proj.errors import ConfigError, ProjError
+from proj.errors import ConfigError, ExitCode, ProjError
 from proj.worker_heartbeat import HeartbeatStep, beating
 
 log = get_logger(__name__)
+
+#: Seconds between two attempts to take the queue of a worker's name from a connection that is gone.
+LOCK_INTERVAL: Final = 2
 
 
 class Consumer(consumer.Consumer):
@@ -37,12 +41,34 @@ class Consumer(consumer.Consumer):
             if not step.endswith(":DelayedDelivery")
         ]
 
+        def start(self, parent: Any) -> None:
+            """Start the steps. Raises `ConnectionResetError`, upon which all of them are started again."""
+            try:
+                super().start(parent)
+            except ResourceLocked:
+                if not parent.restart_count:
+                    raise
+                # A connection that was cut on our side only stands for the broker until it misses heartbeats:
+                # so does the queue of the worker's name.
+                time.sleep(LOCK_INTERVAL)
+                raise ConnectionResetError("the broker has not noticed yet that it is gone") from None
+
     def start(self) -> None:
-        """Consume until told to stop. Raises `WorkerShutdown` when the user lacks a right for it."""
+        """Consume until told to stop.
+
+        Raises `WorkerShutdown` when the user lacks a right for it, or another worker has the same name.
+        """
         try:
             super().start()
         except AccessRefused as error:
             raise _shutdown(error, self.connection or self.app.connection_for_read()) from None
+        except ResourceLocked:
+            log.critical(
+                "a worker with the name %s is connected already, or was until a moment ago"
+                " (give this one another name with -n, or try again when the broker has noticed)",
+                self.hostname,
+            )
+            raise WorkerShutdown(int(ExitCode.UNREACHABLE)) from None
 
     def connect(self) -> Any:
         """Connect, and declare the topology each time: the broker may be a new, empty one."""

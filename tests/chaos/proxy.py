@@ -35,6 +35,8 @@ class Proxy:
         self._broker_port = broker_port
         self._server = socket.create_server(("127.0.0.1", port))
         self._sockets = [self._server]
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._unnoticed: set[socket.socket] = set()
         self.port = int(self._server.getsockname()[1])
 
     def __enter__(self) -> Self:
@@ -44,12 +46,24 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         _cut(*self._sockets)
 
+    def cut_for_programs(self) -> None:
+        """Cut all connections that there are, on the programs' side only: the broker does not notice."""
+        pairs, self._pairs = self._pairs, []
+        self._unnoticed.update(broker for _, broker in pairs)
+        _cut(*(client for client, _ in pairs))
+
+    def cut_for_broker(self) -> None:
+        """Let the broker notice what `cut_for_programs` has done."""
+        unnoticed, self._unnoticed = self._unnoticed, set()
+        _cut(*unnoticed)
+
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 client, _ = self._server.accept()
                 broker = socket.create_connection(("127.0.0.1", self._broker_port))
                 self._sockets += client, broker
+                self._pairs.append((client, broker))
                 threading.Thread(target=self._forward, args=(client, broker, False), daemon=True).start()
                 threading.Thread(target=self._forward, args=(broker, client, True), daemon=True).start()
 
@@ -69,7 +83,7 @@ class Proxy:
                         self.happened[network] += 1
                         time.sleep(self.delay)
                 target.sendall(data)
-        _cut(source, target)
+        _cut(*({source, target} - self._unnoticed))
 
 
 def _cut(*sockets: socket.socket) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from proj.broker import BrokerNode
 from tests.bundle import Bundle, Worker, eventually
+from tests.chaos.proxy import Proxy
 
 #: Seconds of work in a long task. A worker that idles behind one idles for about as long.
 LONG = 3
@@ -180,6 +181,32 @@ def test_worker_ends_when_the_broker_says_no(bundle: Bundle, change: dict[str, s
     assert said in worker.text()
     assert "wrong" not in worker.text()
     assert "Traceback" not in worker.text()
+
+
+def test_worker_outlives_a_connection_that_only_the_broker_believes_in(bundle: Bundle) -> None:
+    """Cut on the worker's side alone, it keeps the worker from its own queue until the broker notices."""
+    with Proxy(bundle.node.info.port) as proxy:
+        there = {"CELERY_BROKER_URL": bundle.url.replace(f":{bundle.node.info.port}/", f":{proxy.port}/")}
+        worker = bundle.worker(env=there).ready()
+
+        proxy.cut_for_programs()
+        worker.says("the broker has not noticed yet")
+        proxy.cut_for_broker()
+
+        assert bundle.proj("enqueue", "add", "3", "4", "--wait", "--timeout", "30").stdout == "7\n"
+        assert "Traceback" not in worker.text()
+
+
+def test_second_worker_of_the_same_name_ends(bundle: Bundle) -> None:
+    """With one line that says so; the first goes on."""
+    bundle.worker("-n", "twin@here").ready()
+
+    twin = bundle.worker("-n", "twin@here", log="twin.log")
+
+    assert twin.process.wait(30) == 69
+    assert "a worker with the name twin@here is connected already" in twin.text()
+    assert "Traceback" not in twin.text()
+    assert bundle.proj("enqueue", "add", "3", "4", "--wait", "--timeout", "30").stdout == "7\n"
 
 
 def test_worker_ends_when_a_queue_has_other_arguments(bundle: Bundle) -> None:
