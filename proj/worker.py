@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 
+import click
 from amqp.exceptions import AccessRefused, ResourceLocked
 from celery.exceptions import WorkerShutdown
 from celery.signals import celeryd_after_setup, celeryd_init, worker_shutting_down
@@ -117,6 +118,7 @@ def install() -> None:
     """Add to the workers of this process what this module has, besides its classes."""
     celery_lines.install()
     celeryd_init.connect(give_unique_name)
+    celeryd_init.connect(check_queues)
     celeryd_init.connect(logs.log_all_that_is_said)
     celeryd_after_setup.connect(check_time_limits)
     celeryd_after_setup.connect(check_result_store)
@@ -130,6 +132,15 @@ def give_unique_name(instance: Any, **_: Any) -> None:
     """
     if instance.hostname == default_nodename(None):
         instance.hostname = default_nodename(None, f"celery-{os.getpid()}")
+
+
+def check_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
+    """End a worker that was told to consume a queue that does not exist, with one line."""
+    known = instance.app.amqp.queues
+    for name in options.get("queues") or ():
+        if name not in known:
+            click.echo(f"Error: there is no queue {name!r} (there is: {', '.join(known)})", err=True)
+            raise SystemExit(int(ExitCode.USAGE))
 
 
 def check_time_limits(instance: Any, **_: Any) -> None:

@@ -209,6 +209,14 @@ def test_second_worker_of_the_same_name_ends(bundle: Bundle) -> None:
     assert bundle.proj("enqueue", "add", "3", "4", "--wait", "--timeout", "30").stdout == "7\n"
 
 
+def test_worker_of_a_queue_that_does_not_exist_ends(bundle: Bundle) -> None:
+    """A slip in the name given to -Q is told, with the names that there are."""
+    worker = bundle.worker("-Q", "proj.task")
+
+    assert worker.process.wait(30) == 2
+    assert worker.text() == "Error: there is no queue 'proj.task' (there is: proj.tasks)\n"
+
+
 def test_worker_ends_when_a_queue_has_other_arguments(bundle: Bundle) -> None:
     """A work queue that was declared otherwise ends the worker with one line that names the queue."""
     with bundle.channel() as channel:
