@@ -38,6 +38,8 @@ def checked_id(task_id: str | None) -> str:
     """The id, a new one when there is none. Raises `BadInput`."""
     if task_id is None:
         return str(uuid())
+    if not isinstance(task_id, str):
+        raise BadInput(f"an id is a text, got {task_id!r}")
     if not 1 <= len(task_id) <= MAX_ID_LENGTH or not task_id.isprintable():
         raise BadInput(f"an id is 1 to {MAX_ID_LENGTH} printable characters, got {task_id[:200]!r}")
     if len(task_id.encode()) > _MAX_ID_BYTES:
@@ -50,6 +52,8 @@ def delay(countdown: float | None, eta: datetime | None) -> int | None:
     if countdown is not None and eta is not None:
         raise BadInput("countdown and eta exclude each other")
     if eta is not None:
+        if not isinstance(eta, datetime):
+            raise BadInput(f"an eta is a datetime, got {eta!r}")
         moment = eta if eta.tzinfo else eta.replace(tzinfo=UTC)
         countdown = (moment - datetime.now(UTC)).total_seconds()
         if countdown < -_ETA_TOLERANCE:
@@ -57,6 +61,8 @@ def delay(countdown: float | None, eta: datetime | None) -> int | None:
         countdown = max(0, countdown)
     if countdown is None:
         return None
+    if not isinstance(countdown, int | float):
+        raise BadInput(f"a countdown is a number of seconds, got {countdown!r}")
     if not countdown >= 0:
         raise BadInput(f"a countdown is 0 or more seconds, got {countdown:g}")
     if countdown > MAX_DELAY:
