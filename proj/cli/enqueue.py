@@ -1,6 +1,7 @@
 """`proj enqueue`: one message, or a few, to the work queue."""
 
 import json
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -153,16 +154,23 @@ def _enqueue(
     ids: list[str] = []
     try:
         for _ in range(count):
-            result = found.apply_async(draw_args(), kwargs, task_id=task_id, **options)
-            ids.append(result.id)
+            ids.append(found.apply_async(draw_args(), kwargs, task_id=task_id, **options).id)
             if not wait:
-                click.echo(json.dumps({"id": result.id, "task": name}) if as_json else result.id)
+                _print_id(ids[-1], name, as_json)
     except KeyboardInterrupt:
         safe = f"; to repeat it with --id {task_id} is safe" if task_id is not None else ""
         click.echo(f"Of {count} messages {len(ids)} are enqueued, and one more may be{safe}", err=True)
         raise
     if wait:
         _print_results(ids, timeout, as_json)
+
+
+def _print_id(task_id: str, name: str, as_json: bool) -> None:
+    try:
+        click.echo(json.dumps({"id": task_id, "task": name}) if as_json else task_id)
+    except BrokenPipeError:
+        # Who reads the ids has had enough, as `head` does; the messages are wanted all the same.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _print_results(ids: list[str], timeout: float | None, as_json: bool) -> None:

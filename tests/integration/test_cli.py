@@ -159,6 +159,22 @@ def test_result_of_an_id_that_nothing_is_stored_for_is_75(bundle: Bundle) -> Non
     assert "never enqueued" in done.stderr
 
 
+def test_reader_that_has_had_enough_keeps_no_message_back(bundle: Bundle) -> None:
+    """Of `--count`, all are enqueued, also when nobody reads their ids to the end."""
+    command = [BIN / "proj", "enqueue", "add", "1", "2", "--count", "100"]
+    process = subprocess.Popen(
+        command, cwd=bundle.folder, env=bundle.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout
+    assert process.stderr
+    process.stdout.readline()
+    process.stdout.close()
+
+    assert process.wait(30) == 0, process.stderr.read()
+    process.stderr.close()
+    assert bundle.depth("proj.tasks") == 100
+
+
 def test_ctrl_c_while_waiting_is_130(bundle: Bundle) -> None:
     """Ctrl-C ends the wait, not the message."""
     command = [BIN / "proj", "enqueue", "add", "1", "2", "--id", "left", "--wait"]
