@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 REASONS: Final = {
     "rejected": "a worker could not execute it",
     "expired": "no worker took it in time",
-    "delivery_limit": "it killed its workers {attempts} times",
+    "delivery_limit": "given back {attempts} times, as by workers that it kills",
     "maxlen": "its queue was full",
     "unknown": "put here by hand",
 }

@@ -85,7 +85,7 @@ def test_message_that_kills_its_workers_is_told(bundle: Bundle) -> None:
                 channel.basic_reject(message.delivery_tag, requeue=True)
 
     (row,) = dead.rows(bundle)
-    assert row["reason"] == f"delivery_limit: it killed its workers {deliveries} times"
+    assert row["reason"] == f"delivery_limit: given back {deliveries} times, as by workers that it kills"
     assert row["attempts"] == deliveries
 
 
