@@ -28,6 +28,11 @@ def result(task_id: str, as_json: bool) -> None:
         for name, value in fields.items():
             if value is not None and (found.ended or name != "result"):
                 click.echo(f"{name:<9} {value}")
+    if not found.ended and found.error:
+        raise NoResultYet(
+            f"the last attempt of {task_id} failed, and no result is stored yet",
+            f"it is tried again, or is a dead letter: proj dead show {task_id}",
+        )
     if not found.ended:
         raise NoResultYet(
             f"no result of {task_id} is stored yet",

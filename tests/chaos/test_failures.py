@@ -244,6 +244,7 @@ def test_killer_of_its_process_is_told_apart_from_an_exception(
     assert _attempts(bundle) == 6
     assert _outcome(bundle)["error"].startswith("WorkerLostError: ")
     assert error in _outcome(bundle)["error"]
+    assert "proj dead show it" in bundle.proj("result", "it").stderr
 
 
 def _raw(bundle: Bundle, body: bytes, content_type: str, **headers: object) -> None:
