@@ -13,6 +13,7 @@ import functools
 import inspect
 import logging
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -64,7 +65,13 @@ class Task(celery.Task):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Execute the task in this process. Raises `BadArguments` before it starts."""
         args, kwargs = self.check_arguments(args, kwargs)
-        return super().__call__(*args, **kwargs)
+        try:
+            return super().__call__(*args, **kwargs)
+        except (SystemExit, KeyboardInterrupt) as error:
+            if threading.current_thread() is threading.main_thread():
+                raise
+            # There is no process to end, and Celery's pool of threads would never answer the message.
+            raise RuntimeError(f"the task raised {error!r}") from error
 
     def apply_async(
         self,

@@ -199,6 +199,19 @@ def test_time_limit_makes_a_dead_letter_at_once(
     assert _outcome(bundle)["error"].startswith(error)
 
 
+def test_exit_in_a_pool_of_threads_makes_a_dead_letter_at_once(
+    bundle: Bundle, scripted: Callable[..., None]
+) -> None:
+    """There is no process to end: the task has failed, and its slot takes the next message."""
+    bundle.worker("-P", "threads")
+    scripted("exit")
+
+    _dead(bundle)
+
+    assert _outcome(bundle)["error"] == "RuntimeError: the task raised SystemExit(3)"
+    assert bundle.proj("enqueue", "add", "1", "2", "--wait", "--timeout", "30").stdout == "3\n"
+
+
 @pytest.mark.parametrize(
     ("limit_of_task", "limit_of_message"), [(1, None), (None, 1)], ids=["of-the-task", "of-the-message"]
 )
