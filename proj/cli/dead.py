@@ -70,8 +70,7 @@ def list_(task: str | None, reason: str | None, limit: int, as_json: bool) -> No
     """List dead letters, oldest first, each with its reason.
 
     Takes less than a second, however many there are. After a look that had to read far, as with --task, it
-    reads as far again, to keep the order: 10 to 25 seconds for
-    100,000.
+    reads as far again, to keep the order: 10 to 25 seconds for 100,000.
 
     Example: proj dead list --reason rejected --limit 10
     """

@@ -12,7 +12,7 @@ import click
 
 from proj.cli.interrupt import kept
 from proj.cli.progress import progress_bar
-from proj.errors import BadInput, ExitCode
+from proj.errors import BadInput, ExitCode, ProjError
 
 #: What `add --random` draws from, both ends included.
 RANDOM_RANGE: Final = (0, 998)
@@ -160,6 +160,11 @@ def _enqueue(
     except KeyboardInterrupt:
         safe = f"; to repeat it with --id {task_id} is safe" if task_id is not None else ""
         click.echo(f"Of {count} messages {len(ids)} are enqueued, and one more may be{safe}", err=True)
+        raise
+    except ProjError:
+        if ids:
+            listed = f": {' '.join(ids)}" if wait else ""  # if not, they were printed
+            click.echo(f"Of {count} messages {len(ids)} are enqueued{listed}", err=True)
         raise
     if wait:
         _print_results(ids, timeout, as_json)

@@ -330,12 +330,17 @@ def test_control_slow_broker_without_the_cut(bundle: Bundle, proxy: Proxy) -> No
 # --- The broker says no
 
 
-def _fill(bundle: Bundle, publisher: Publisher) -> Outcome:
-    """Publish to a queue with room for one until something else than a confirm comes; or 20 times."""
-    check(publisher.publish(), "confirmed")
+def _limit(bundle: Bundle) -> None:
+    """Let the queue have room for one message."""
     policy = {"pattern": "^proj\\.tasks$", "definition": {"max-length": 1}, "apply-to": "queues"}
     bundle.management("PUT", f"policies/{quote(bundle.vhost)}/full", policy)
     eventually("the policy applies", lambda: bundle.of_vhost("queues", "/proj.tasks").get("policy"))
+
+
+def _fill(bundle: Bundle, publisher: Publisher) -> Outcome:
+    """Publish to a queue with room for one until something else than a confirm comes; or 20 times."""
+    check(publisher.publish(), "confirmed")
+    _limit(bundle)
     for number in range(20):
         outcome = publisher.publish(task_id=str(number))
         if outcome.kind != "confirmed":
@@ -355,6 +360,19 @@ def test_queue_that_is_full(bundle: Bundle) -> None:
         eventually("there is room", lambda: bundle.depth("proj.tasks") == 0)
         check(publisher.publish(task_id="again"), "confirmed")
     assert ids(bundle) == ["again"]
+
+
+def test_some_of_many_that_are_refused(bundle: Bundle) -> None:
+    """The command says which messages it has enqueued before, where it has not printed their ids."""
+    bundle.declare()
+    _limit(bundle)
+
+    done = bundle.proj("enqueue", "add", "1", "2", "--count", "50", "--wait")
+
+    assert (done.returncode, done.stdout) == (69, "")
+    enqueued, error = done.stderr.splitlines()
+    assert enqueued == f"Of 50 messages {len(ids(bundle))} are enqueued: {' '.join(ids(bundle))}"
+    assert "the queue is full" in error
 
 
 def test_control_full_queue_without_confirms(bundle: Bundle) -> None:
