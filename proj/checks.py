@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -32,6 +33,12 @@ def check_json(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None
         json.dumps((args, kwargs), allow_nan=False, ensure_ascii=False, default=lambda _: None).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise BadArguments(f"{name}: JSON cannot carry the arguments: {error}") from error
+
+
+def check_serializer(name: str, serializer: str, accepted: Sequence[str]) -> None:
+    """Refuse what no worker reads: a message must not carry code. Raises `BadInput`."""
+    if serializer not in accepted:
+        raise BadInput(f"{name}: no worker reads {serializer!r}", f"they read: {', '.join(accepted)}")
 
 
 def checked_id(task_id: str | None) -> str:

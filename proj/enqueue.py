@@ -22,7 +22,7 @@ from typing import Any, Final
 import celery
 from amqp.exceptions import AccessRefused, FrameSyntaxError, MessageNacked
 from celery.exceptions import QueueNotFound
-from kombu.exceptions import EncodeError, SerializerNotInstalled
+from kombu.exceptions import EncodeError
 from pydantic import ValidationError, validate_call
 
 from proj import broker_errors, checks, connection, events, queues
@@ -89,6 +89,8 @@ class Task(celery.Task):
         args, kwargs = tuple(args or ()), dict(kwargs or {})
         self.check_arguments(args, kwargs)
         checks.check_json(self.name, args, kwargs)
+        serializer = options.get("serializer") or self.serializer
+        checks.check_serializer(self.name, serializer, self.app.conf.accept_content)
         options["countdown"] = checks.delay(options.pop("countdown", None), options.pop("eta", None))
         options["expires"] = checks.lifetime(options.get("expires"))
         # Unless said for this message, the limits are those of the worker: the message would carry the
@@ -278,7 +280,7 @@ def _confirm(name: str, send: Callable[..., Any], producer: Any, options: dict[s
         raise BadArguments(f"{name}: JSON cannot carry the arguments: {error}") from error
     except QueueNotFound as error:
         raise BadInput(f"{name}: {error.args[0]}", "is it in proj/queues.py?") from error
-    except (TypeError, ValueError, LookupError, struct.error, SerializerNotInstalled) as error:
+    except (TypeError, ValueError, LookupError, struct.error) as error:
         raise BadInput(f"{name}: an option cannot be sent: {broker_errors.words(error)}") from error
     except (MessageNacked, *broker_errors.ERRORS) as error:
         raise _fate(name, options["task_id"], producer.connection, broker_errors.root(error)) from error
