@@ -5,7 +5,7 @@ import sys
 
 def main() -> None:
     """Run the command line; `proj --help` and `proj health` take no time for importing click."""
-    if sys.argv[1:] == ["--help"]:
+    if sys.argv[1:] == ["--help"] and sys.stdout:
         from proj.cli import help_text
 
         if help_text.fits_terminal():

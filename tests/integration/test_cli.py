@@ -216,6 +216,13 @@ def test_wait_shows_a_progress_bar_on_a_terminal_only(bundle: Bundle) -> None:
     assert b"waiting for results" in drawn
 
 
+def test_help_with_stdout_closed(bundle: Bundle) -> None:
+    """Nothing can be printed; that is no reason for a traceback."""
+    done = bundle.run("sh", "-c", f"'{BIN}/proj' --help >&-")
+
+    assert "Traceback" not in done.stderr
+
+
 def test_module_is_the_same_as_the_script(bundle: Bundle) -> None:
     """`python -m proj` is `proj`."""
     done = bundle.run(sys.executable, "-m", "proj", "enqueue", "add", "1", "2", "--id", "module")
