@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from proj.cli.printable import indented, printable
 from proj.cli.progress import progress_bar
 from proj.errors import BadInput, ExitCode, ProjError
 
@@ -86,6 +87,8 @@ def list_(task: str | None, reason: str | None, limit: int, as_json: bool) -> No
         _print_table(rows)
     else:
         click.echo("No dead letters.", err=True)
+    if len(rows) == limit:
+        click.echo(f"These are the first {limit}; there may be more, see --limit.", err=True)
     _warn(outcomes.problem)
 
 
@@ -110,8 +113,7 @@ def show(letter_id: str, as_json: bool) -> None:
         for name, value in details.items():
             if value not in (None, {}, []):
                 text = value if isinstance(value, str) else json.dumps(value, default=str)
-                head, *rest = [_printable(line) for line in text.splitlines()] or [""]
-                click.echo("\n            ".join([f"{name:<11} {head}", *rest]))
+                click.echo(indented(name, text, 11))
     _warn(outcomes.problem)
 
 
@@ -230,12 +232,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def _cell(value: Any) -> str:
-    return "-" if value is None else _printable(" ".join(str(value).split()))
-
-
-def _printable(text: str) -> str:
-    """The text without what would steer a terminal: anyone may have written it."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "-" if value is None else printable(" ".join(str(value).split()))
 
 
 def _warn(problem: str | None) -> None:

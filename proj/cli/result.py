@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import click
 
+from proj.cli.printable import indented
 from proj.errors import ExitCode, NoResultYet
 
 
@@ -27,7 +28,7 @@ def result(task_id: str, as_json: bool) -> None:
         fields["result"] = None if found.error else results.to_json(found.result)
         for name, value in fields.items():
             if value is not None and (found.ended or name != "result"):
-                click.echo(f"{name:<9} {value}")
+                click.echo(indented(name, value, 9))
     if not found.ended and found.error:
         raise NoResultYet(
             f"the last attempt of {task_id} failed, and no result is stored yet",

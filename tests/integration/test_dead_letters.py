@@ -48,6 +48,14 @@ def test_list_says_why_in_words(bundle: Bundle) -> None:
         assert value in lines[1]
 
 
+def test_list_that_may_go_on_says_so(bundle: Bundle) -> None:
+    """With as many as were asked for, there may be more."""
+    dead.expire(bundle, 2)
+
+    assert bundle.proj("dead", "list", "--limit", "2").stderr.startswith("These are the first 2; there may")
+    assert bundle.proj("dead", "list", "--limit", "3").stderr == ""
+
+
 def test_list_is_cut_to_the_width_of_the_terminal(bundle: Bundle) -> None:
     """Arguments give way, and are there in full in the JSON."""
     dead.publish_task(bundle, "long", "x" * 500, 2, expiration="0")
@@ -130,6 +138,7 @@ def test_message_cannot_steer_the_terminal(bundle: Bundle) -> None:
         done = bundle.proj("dead", *command)
         assert done.returncode == 0, done.stderr
         assert "\x1b" not in done.stdout
+    assert "\x1b" not in bundle.proj("result", "\x1b[2Jid").stdout
 
 
 def test_looking_changes_nothing_however_often(bundle: Bundle) -> None:
