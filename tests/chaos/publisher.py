@@ -3,10 +3,25 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
+from urllib.parse import quote
 
 from tests.bundle import COMMAND_TIMEOUT, Bundle
+
+#: Seconds that a publish may take in the tests where something keeps it waiting.
+TIMEOUT = 2
+
+#: Seconds that it may take beyond: a process of a busy machine wakes up late.
+SLACK = 2
+
+#: What the messages of a test are asked for by, and what they are marked with.
+ID, REPEAT = "id", "x-proj-repeat"
+
+#: Bytes of a message that the fixture `own_node` takes.
+MAX_SIZE = 1_000_000
 
 #: Reads one publish a line, and answers with one line.
 _PROGRAM = """
@@ -70,3 +85,41 @@ class Publisher:
         answer = self._process.stdout.readline()
         assert answer, "the publisher died; its last words are above"
         return Outcome(*json.loads(answer), self._limit)
+
+
+def check(outcome: Outcome, kind: str, *words: str) -> None:
+    """The publish ended in this way, said so in one line, and in time."""
+    assert outcome.kind == kind, outcome
+    assert outcome.seconds < outcome.limit + SLACK
+    assert "\n" not in outcome.text
+    for word in words:
+        assert word in outcome.text
+
+
+def headers(bundle: Bundle, queue: str = "proj.tasks") -> list[Any]:
+    """The headers of the messages in the queue, in their order."""
+    return [message["properties"]["headers"] for message in bundle.peek(queue)]
+
+
+def ids(bundle: Bundle) -> list[str]:
+    return [header[ID] for header in headers(bundle)]
+
+
+def hurry(bundle: Bundle) -> None:
+    """From now on a publish may take `TIMEOUT`; to declare what it needs, before, all the time it takes."""
+    bundle.declare()
+    bundle.env["PROJ_PUBLISH_TIMEOUT"] = str(TIMEOUT)
+
+
+@contextmanager
+def user(bundle: Bundle, **rights: str) -> Iterator[None]:
+    """The bundle's programs are a user who has these rights, and no others."""
+    user = f"user-{bundle.vhost}"
+    bundle.management("PUT", f"users/{quote(user)}", {"password": "s3cret", "tags": ""})
+    none = {"configure": "^$", "write": "^$", "read": "^$"}
+    bundle.management("PUT", f"permissions/{quote(bundle.vhost)}/{quote(user)}", none | rights)
+    bundle.env["CELERY_BROKER_URL"] = bundle.url.replace("guest:guest", f"{user}:s3cret")
+    try:
+        yield
+    finally:
+        bundle.management("DELETE", f"users/{quote(user)}")

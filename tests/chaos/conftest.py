@@ -1,0 +1,37 @@
+"""A node for what other tests must not feel, and a network that fails."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proj.broker import BrokerNode
+from tests.bundle import Bundle
+from tests.chaos.proxy import Proxy
+from tests.chaos.publisher import MAX_SIZE, hurry
+
+
+@pytest.fixture(scope="session")
+def own_node(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerNode]:
+    """A node for alarms and freezes, of which the other tests must not know."""
+    node = BrokerNode(tmp_path_factory.mktemp("chaos"), extra_config=f"max_message_size = {MAX_SIZE}")
+    node.start()
+    yield node
+    node.kill()
+
+
+@pytest.fixture
+def own(own_node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bundle]:
+    with Bundle(own_node, vhost=re.sub(r"\W+", "-", request.node.name), folder=tmp_path) as bundle:
+        hurry(bundle)
+        yield bundle
+
+
+@pytest.fixture
+def proxy(bundle: Bundle) -> Iterator[Proxy]:
+    """What the bundle's programs reach their broker through."""
+    hurry(bundle)
+    with Proxy(bundle.node.info.port) as proxy:
+        bundle.env["CELERY_BROKER_URL"] = bundle.url.replace(f":{bundle.node.info.port}/", f":{proxy.port}/")
+        yield proxy

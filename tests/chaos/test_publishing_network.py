@@ -1,0 +1,167 @@
+"""A publish over a network that swallows, cuts or delays ends in time, and says what it knows."""
+
+import signal
+import subprocess
+import textwrap
+
+import pytest
+
+from tests.bundle import BIN, COMMAND_TIMEOUT, Bundle, eventually
+from tests.chaos.proxy import Network, Proxy
+from tests.chaos.publisher import ID, REPEAT, SLACK, TIMEOUT, Outcome, Publisher, check, headers, hurry, ids
+
+
+def test_confirm_that_is_lost(bundle: Bundle, proxy: Proxy) -> None:
+    """The network swallows the answers: the outcome is unknown, and the message is in the queue."""
+    with Publisher(bundle) as publisher:
+        check(publisher.publish(task_id="before"), "confirmed")
+        proxy.network = Network.SWALLOWS_ANSWERS
+        check(publisher.publish(task_id="mine"), "OutcomeUnknown", "message mine")
+    assert proxy.happened[Network.SWALLOWS_ANSWERS]
+    assert ids(bundle) == ["before", "mine"]
+
+
+def test_message_that_is_lost(bundle: Bundle, proxy: Proxy) -> None:
+    """The network swallows all: the publisher sees the same, and the message is not in the queue."""
+    with Publisher(bundle) as publisher:
+        check(publisher.publish(task_id="before"), "confirmed")
+        proxy.network = Network.SWALLOWS_ALL
+        check(publisher.publish(task_id="mine"), "OutcomeUnknown", "message mine")
+    assert proxy.happened[Network.SWALLOWS_ALL]
+    assert ids(bundle) == ["before"]
+
+
+def test_ctrl_c_while_publishing(bundle: Bundle, proxy: Proxy) -> None:
+    """It is not called enqueued, nor not enqueued."""
+    proxy.network = Network.SWALLOWS_ALL
+    command = [BIN / "proj", "enqueue", "add", "1", "2", "--id", "mine"]
+    env = bundle.env | {"PROJ_PUBLISH_TIMEOUT": "60"}
+    with subprocess.Popen(command, cwd=bundle.folder, env=env, stderr=subprocess.PIPE, text=True) as process:
+        eventually("it publishes", lambda: proxy.happened[Network.SWALLOWS_ALL])
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=COMMAND_TIMEOUT)
+
+    assert process.returncode == 130
+    assert "0 are enqueued, and one more may be; to repeat it with --id mine is safe" in stderr
+    assert stderr.endswith("Interrupted.\n")
+
+
+@pytest.mark.parametrize("network", [Network.SWALLOWS_ANSWERS, Network.SWALLOWS_ALL])
+def test_network_that_swallows_a_new_connection(bundle: Bundle, proxy: Proxy, network: Network) -> None:
+    """Before the connection is made, nothing was sent."""
+    proxy.network = network
+    with Publisher(bundle) as publisher:
+        check(publisher.publish(task_id="mine"), "BrokerUnreachable", "does not answer in time")
+    assert proxy.happened[network]
+    assert bundle.depth("proj.tasks") == 0
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["", "control"])
+def test_name_server_that_does_not_answer(bundle: Bundle, protected: bool) -> None:
+    """The time in which the broker's address is looked for is bounded too; it is not, if not in a thread."""
+    if not protected:
+        bundle.switch_off(
+            "connection.py", "_resolve(connection.hostname, connection.connect_timeout)", "pass"
+        )
+    url = bundle.url.replace("127.0.0.1", "no-answer.invalid")
+    bundle.env |= {"CELERY_BROKER_URL": url, "PROJ_PUBLISH_TIMEOUT": str(TIMEOUT)}
+    program = textwrap.dedent(f"""
+        import json, socket, time
+        look_up = socket.getaddrinfo
+        def slow(host, *args, **options):
+            if host == "no-answer.invalid":
+                time.sleep({4 * TIMEOUT})
+                host = "127.0.0.1"
+            return look_up(host, *args, **options)
+        socket.getaddrinfo = slow
+        from proj import errors
+        from proj.tasks import add
+        began = time.monotonic()
+        try:
+            ended = ["confirmed", add.delay(1, 2).id]
+        except errors.ProjError as error:
+            ended = [type(error).__name__, str(error)]
+        print(json.dumps([*ended, time.monotonic() - began]))
+    """)
+    outcome = Outcome(*bundle.python(program), TIMEOUT)
+    if protected:
+        check(outcome, "BrokerUnreachable", "no-answer.invalid", "does not answer in time")
+    else:
+        assert outcome.seconds > TIMEOUT + SLACK
+
+
+def test_connections_that_are_all_in_use(bundle: Bundle) -> None:
+    """More threads than connections, each of which waits: nothing was sent, and that is told in time."""
+    hurry(bundle)
+    program = """
+import json, time
+from contextlib import ExitStack
+from proj import app, errors
+from proj.tasks import add
+with ExitStack() as stack:
+    for _ in range(app.conf.broker_pool_limit):
+        stack.enter_context(app.producer_or_acquire())
+    began = time.monotonic()
+    try:
+        ended = ["confirmed", add.delay(1, 2).id]
+    except errors.ProjError as error:
+        ended = [type(error).__name__, str(error)]
+print(json.dumps([*ended, time.monotonic() - began]))
+"""
+    outcome = Outcome(*bundle.python(program), TIMEOUT)
+    check(outcome, "BrokerUnreachable", "all 10 connections to the broker are in use", "fewer threads")
+    assert bundle.depth("proj.tasks") == 0
+
+
+def test_network_that_swallows_a_declaration(bundle: Bundle, proxy: Proxy) -> None:
+    """A delayed message on a used connection declares first: when that is swallowed, nothing was sent."""
+    with Publisher(bundle) as publisher:
+        check(publisher.publish(task_id="before"), "confirmed")
+        proxy.network = Network.SWALLOWS_ALL
+        check(publisher.publish(task_id="mine", countdown=1), "BrokerUnreachable", "does not answer in time")
+    assert proxy.happened[Network.SWALLOWS_ALL]
+    assert ids(bundle) == ["before"]
+
+
+def test_connection_cut_before_the_confirm(bundle: Bundle, proxy: Proxy) -> None:
+    """It is published again on a new connection, with the same id, and marked as a repeat."""
+    with Publisher(bundle) as publisher:
+        check(publisher.publish(), "confirmed")
+        proxy.network = Network.CUTS_AT_ANSWER
+        outcome = publisher.publish()
+    check(outcome, "confirmed")
+    assert proxy.happened[Network.CUTS_AT_ANSWER] == 1
+    _, first, second = headers(bundle)
+    assert first[ID] == second[ID] == outcome.text
+    assert (first.get(REPEAT), second.get(REPEAT)) == (None, True)
+
+
+def test_connection_cut_before_the_confirm_and_nobody_answers_then(bundle: Bundle, proxy: Proxy) -> None:
+    """That the second attempt did not even connect says nothing of the first: the outcome is unknown."""
+    with Publisher(bundle) as publisher:
+        check(publisher.publish(task_id="before"), "confirmed")
+        proxy.network, proxy.afterwards = Network.CUTS_AT_ANSWER, Network.SWALLOWS_ALL
+        check(publisher.publish(task_id="mine"), "OutcomeUnknown", "message mine")
+    assert proxy.happened[Network.CUTS_AT_ANSWER] == 1
+    assert proxy.happened[Network.SWALLOWS_ALL]
+    assert ids(bundle) == ["before", "mine"]
+
+
+def _slow(bundle: Bundle, proxy: Proxy) -> Outcome:
+    # Connecting takes three answers, and declaring many more.
+    proxy.network, proxy.delay = Network.SLOW, TIMEOUT / 4
+    with Publisher(bundle) as publisher:
+        outcome = publisher.publish()
+    assert proxy.happened[Network.SLOW] >= TIMEOUT / proxy.delay
+    return outcome
+
+
+def test_broker_that_answers_slowly(bundle: Bundle, proxy: Proxy) -> None:
+    """Each answer comes in time, and all of them together do not: the time is bounded as a whole."""
+    check(_slow(bundle, proxy), "BrokerUnreachable", "does not answer in time")
+
+
+def test_control_slow_broker_without_the_cut(bundle: Bundle, proxy: Proxy) -> None:
+    """With timeouts of the socket alone, the same takes as long as it takes."""
+    bundle.switch_off("deadline.py", "    timer.start()\n", "")
+    assert _slow(bundle, proxy).seconds > TIMEOUT + SLACK
