@@ -276,14 +276,25 @@ class Bundle:
     def depth(self, queue: str) -> int:
         """Messages that are ready in the queue now; the management API would tell up to 5 s late."""
         with self.channel() as channel:
-            return int(channel.queue_declare(queue, passive=True).message_count)
+            return int(queues.look(channel, queue).message_count)
 
     def unacknowledged(self, queue: str) -> int:
         """Messages that workers hold, as the management API tells it: up to 5 s late, so ask repeatedly."""
         return int(self.of_vhost("queues", f"/{quote(queue, safe='')}").get("messages_unacknowledged", -1))
 
     def peek(self, queue: str) -> list[Any]:
-        """The messages of the queue as the broker holds them; they stay there."""
+        """The messages of the queue as the broker holds them; they are there again when this returns.
+
+        For a message it is a delivery, and of the work queue the sixth makes it a dead letter.
+        """
         path = f"queues/{quote(self.vhost, safe='')}/{quote(queue, safe='')}/get"
         body = {"count": 100, "ackmode": "ack_requeue_true", "encoding": "auto"}
-        return list(self.management("POST", path, body))
+        messages = list(self.management("POST", path, body))
+
+        def back() -> bool:
+            with self.channel() as channel:
+                state = queues.look(channel, queue)
+            return state.consumer_count > 0 or state.message_count >= len(messages)
+
+        eventually(f"the messages are back in {queue}", back)
+        return messages

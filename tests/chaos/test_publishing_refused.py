@@ -49,7 +49,8 @@ def test_some_of_many_that_are_refused(bundle: Bundle) -> None:
 
     assert (done.returncode, done.stdout) == (69, "")
     enqueued, error = done.stderr.splitlines()
-    assert enqueued == f"Of 50 messages {len(ids(bundle))} are enqueued: {' '.join(ids(bundle))}"
+    found = ids(bundle)
+    assert enqueued == f"Of 50 messages {len(found)} are enqueued: {' '.join(found)}"
     assert "the queue is full" in error
 
 
