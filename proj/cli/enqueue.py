@@ -1,7 +1,6 @@
 """`proj enqueue`: one message, or a few, to the work queue."""
 
 import json
-import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -10,6 +9,7 @@ from typing import Any, Final
 
 import click
 
+from proj.cli import stdout
 from proj.cli.interrupt import kept
 from proj.cli.progress import progress_bar
 from proj.errors import BadInput, ExitCode, ProjError
@@ -175,7 +175,7 @@ def _print_id(task_id: str, name: str, as_json: bool) -> None:
         click.echo(json.dumps({"id": task_id, "task": name}) if as_json else task_id)
     except BrokenPipeError:
         # Who reads the ids has had enough, as `head` does; the messages are wanted all the same.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        stdout.discard()
 
 
 def _print_results(ids: list[str], timeout: float | None, as_json: bool) -> None:

@@ -1,12 +1,12 @@
 """The group that all commands hang from: it loads them when asked for, and words their errors."""
 
 import importlib
-import os
 import sys
 from typing import Any, Final, NoReturn
 
 import click
 
+from proj.cli import stdout
 from proj.errors import ExitCode, ProjError
 
 #: Each command, its module, and the sentence that the list of commands has for it, so that the list
@@ -53,8 +53,8 @@ class _Commands(click.Group):
             click.echo("Interrupted.", err=True)
             sys.exit(ExitCode.INTERRUPTED)
         except BrokenPipeError:
-            # Who read our output has had enough, as `head` does. What is left in the buffer goes nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            # Who read our output has had enough, as `head` does.
+            stdout.discard()
             sys.exit(ExitCode.DONE)
         except Exception as error:
             if debug:
