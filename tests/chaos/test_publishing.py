@@ -14,33 +14,11 @@ from amqp.exceptions import AccessRefused
 
 from proj import queues
 from proj.broker import BrokerNode
+from tests.alarm import alarm
 from tests.bundle import Bundle, eventually
 from tests.chaos.publisher import ID, REPEAT, Publisher, check, headers, ids, user
 
-#: Limits that are exceeded at once, and the usual ones.
-ALARMS = {
-    "memory": (("set_vm_memory_high_watermark", "0.00001"), ("set_vm_memory_high_watermark", "0.4")),
-    "disk": (("set_disk_free_limit", "1000000GB"), ("set_disk_free_limit", "50MB")),
-}
-
-#: The broker's own list of them.
-ALARMS_ON = "rabbit_alarm:get_alarms()."
-
-
 # --- The broker does not listen
-
-
-@contextmanager
-def alarm(node: BrokerNode, kind: str) -> Iterator[None]:
-    """Let the broker believe that it runs out of `kind`: it then reads nothing from whoever publishes."""
-    on, off = ALARMS[kind]
-    node.ctl(*on)
-    try:
-        eventually(f"the {kind} alarm is on", lambda: kind in node.ctl("eval", ALARMS_ON))
-        yield
-    finally:
-        node.ctl(*off)
-        eventually(f"the {kind} alarm is off", lambda: kind not in node.ctl("eval", ALARMS_ON))
 
 
 @contextmanager

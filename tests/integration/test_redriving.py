@@ -9,6 +9,7 @@ import pytest
 
 from proj import dead_letters, redriving
 from proj.broker import BrokerNode
+from tests.alarm import alarm
 from tests.bundle import Bundle, eventually
 from tests.integration import dead
 
@@ -295,12 +296,9 @@ def test_redrive_that_is_killed_before_its_confirm_loses_nothing(bundle: Bundle)
 def test_redrive_that_is_not_confirmed_is_75(bundle: Bundle) -> None:
     """While the broker's memory alarm is on it confirms nothing: then nothing is lost, in bounded time."""
     dead.expire(bundle, 3)
-    try:
-        bundle.node.ctl("set_vm_memory_high_watermark", "0.0000001")
+    with alarm(bundle.node, "memory"):
         eventually("the alarm is on", lambda: bundle.management("GET", "nodes")[0]["mem_alarm"])
         done = bundle.proj("dead", "redrive", "--all", env={"PROJ_PUBLISH_TIMEOUT": "1"})
-    finally:
-        bundle.node.ctl("set_vm_memory_high_watermark", "0.4")
 
     assert (done.returncode, done.stdout) == (75, "")
     assert "while its memory or its disk is short; no dead letter is lost" in done.stderr
