@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 import kombu
 import psutil
+import pytest
 
 import proj
 from proj import queues
@@ -31,6 +32,9 @@ PATIENCE = 30
 
 #: Seconds that a command may take.
 COMMAND_TIMEOUT = 60
+
+#: The address of a management API that is off.
+MANAGEMENT_OFF = {"PROJ_MANAGEMENT_URL": "http://127.0.0.1:1"}
 
 #: Where the console scripts of this environment are.
 BIN = Path(sys.executable).parent
@@ -123,6 +127,11 @@ class Worker:
         return psutil.Process(self.process.pid).children(recursive=True)
 
 
+def vhost_of(request: pytest.FixtureRequest) -> str:
+    """The name of a virtual host for this test alone."""
+    return re.sub(r"\W+", "-", request.node.name)
+
+
 class Bundle:
     """A virtual host of the session's RabbitMQ, a state folder, and the programs of the project in them."""
 
@@ -130,7 +139,7 @@ class Bundle:
         self.node = node
         self.vhost = vhost
         self.folder = folder
-        self.url = f"amqp://guest:guest@127.0.0.1:{node.info.port}/{quote(vhost, safe='')}"
+        self.url = self.url_at(node.info.port)
         self.env = os.environ | {
             "CELERY_BROKER_URL": self.url,
             "PROJ_MANAGEMENT_URL": node.management_url,
@@ -145,6 +154,10 @@ class Bundle:
         }
         self._cleanup = ExitStack()
 
+    def url_at(self, port: int) -> str:
+        """The URL of the virtual host at another port, where something stands before the broker."""
+        return f"amqp://guest:guest@127.0.0.1:{port}/{quote(self.vhost, safe='')}"
+
     def __enter__(self) -> Self:
         self.management("PUT", f"vhosts/{quote(self.vhost, safe='')}")
         return self
@@ -158,6 +171,11 @@ class Bundle:
     def proj(self, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run the installed console script to its end."""
         return self.run(BIN / "proj", *args, env=env)
+
+    def enqueue(self, *args: str) -> None:
+        """Run `proj enqueue`, which must not fail."""
+        done = self.proj("enqueue", *args)
+        assert done.returncode == 0, done.stderr
 
     def proj_on_terminal(self, *args: str) -> tuple[subprocess.CompletedProcess[bytes], bytes]:
         """Run the console script with a terminal as its stderr; the second is what that was sent."""

@@ -1,7 +1,6 @@
 """One private RabbitMQ for the session, and for each test a virtual host and folders of its own."""
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ import pytest
 
 from proj.broker import BrokerNode, find_server_dir
 from proj.errors import BrokerNodeError
-from tests.bundle import Bundle
+from tests.bundle import Bundle, vhost_of
 from tests.missing import missing
 
 #: No test talks to a broker that it did not start: a process that is told of none gets this one.
@@ -52,8 +51,7 @@ def node(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
 
 @pytest.fixture
 def bundle(node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bundle]:
-    name = re.sub(r"\W+", "-", request.node.name)
-    with Bundle(node, vhost=name, folder=tmp_path) as bundle:
+    with Bundle(node, vhost=vhost_of(request), folder=tmp_path) as bundle:
         yield bundle
 
 

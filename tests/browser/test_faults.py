@@ -124,7 +124,7 @@ def test_a_broker_that_is_down_is_waited_for(bundle: Bundle, flower: Start) -> N
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         place.bind(("127.0.0.1", 0))  # and does not listen: connections are refused
         port = place.getsockname()[1]
-        url = bundle.url.replace(str(bundle.node.info.port), str(port))
+        url = bundle.url_at(port)
         monitor = flower("--state-save-interval=600000", env={"CELERY_BROKER_URL": url})
         monitor.says("no events from the broker, trying again: [Errno 111] Connection refused")
         assert monitor.get("/tasks").status == 200

@@ -1,13 +1,12 @@
 """A node for what other tests must not feel, and a network that fails."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from proj.broker import BrokerNode
-from tests.bundle import Bundle
+from tests.bundle import Bundle, vhost_of
 from tests.chaos.proxy import Proxy
 from tests.chaos.publisher import MAX_SIZE, hurry
 
@@ -23,7 +22,7 @@ def own_node(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def own(own_node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bundle]:
-    with Bundle(own_node, vhost=re.sub(r"\W+", "-", request.node.name), folder=tmp_path) as bundle:
+    with Bundle(own_node, vhost=vhost_of(request), folder=tmp_path) as bundle:
         hurry(bundle)
         yield bundle
 
@@ -33,5 +32,5 @@ def proxy(bundle: Bundle) -> Iterator[Proxy]:
     """What the bundle's programs reach their broker through."""
     hurry(bundle)
     with Proxy(bundle.node.info.port) as proxy:
-        bundle.env["CELERY_BROKER_URL"] = bundle.url.replace(f":{bundle.node.info.port}/", f":{proxy.port}/")
+        bundle.env["CELERY_BROKER_URL"] = bundle.url_at(proxy.port)
         yield proxy

@@ -1,6 +1,5 @@
 """A delayed message is held by the broker: not too short, through a crash, and at no worker's expense."""
 
-import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -10,7 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from proj.broker import BrokerNode
-from tests.bundle import Bundle, Worker, eventually
+from tests.bundle import Bundle, Worker, eventually, vhost_of
 from tests.chaos.publisher import Publisher
 
 
@@ -20,7 +19,7 @@ def own(rabbitmq: None, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
     node = BrokerNode(tmp_path / "node")
     node.start()
     try:
-        with Bundle(node, vhost=re.sub(r"\W+", "-", request.node.name), folder=tmp_path) as bundle:
+        with Bundle(node, vhost=vhost_of(request), folder=tmp_path) as bundle:
             yield bundle
     finally:
         node.kill()

@@ -1,13 +1,12 @@
 """A node that counts often, and a virtual host that a worker has prepared."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from proj.broker import BrokerNode
-from tests.bundle import Bundle, eventually
+from tests.bundle import Bundle, eventually, vhost_of
 
 #: Milliseconds after which the node of these tests counts anew; the usual 5 seconds would be waited for.
 COUNTED = 300
@@ -27,7 +26,7 @@ def own_node(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def own(own_node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bundle]:
-    with Bundle(own_node, vhost=re.sub(r"\W+", "-", request.node.name), folder=tmp_path) as bundle:
+    with Bundle(own_node, vhost=vhost_of(request), folder=tmp_path) as bundle:
         yield bundle
 
 

@@ -186,7 +186,7 @@ def test_worker_ends_when_the_broker_says_no(bundle: Bundle, change: dict[str, s
 def test_worker_outlives_a_connection_that_only_the_broker_believes_in(bundle: Bundle) -> None:
     """Cut on the worker's side alone, it keeps the worker from its own queue until the broker notices."""
     with Proxy(bundle.node.info.port) as proxy:
-        there = {"CELERY_BROKER_URL": bundle.url.replace(f":{bundle.node.info.port}/", f":{proxy.port}/")}
+        there = {"CELERY_BROKER_URL": bundle.url_at(proxy.port)}
         worker = bundle.worker(env=there).ready()
 
         proxy.cut_for_programs()
