@@ -87,6 +87,23 @@ class Publisher:
         return Outcome(*json.loads(answer), self._limit)
 
 
+def delay_after(bundle: Bundle, before: str) -> Outcome:
+    """How `.delay()` ends in a program that has run these lines before, and may take `TIMEOUT`."""
+    program = f"""
+import json, time
+{before}
+from proj import errors
+from proj.tasks import add
+began = time.monotonic()
+try:
+    ended = "confirmed", add.delay(1, 2).id
+except errors.ProjError as error:
+    ended = type(error).__name__, str(error)
+print(json.dumps([*ended, time.monotonic() - began]))
+"""
+    return Outcome(*bundle.python(program), TIMEOUT)
+
+
 def check(outcome: Outcome, kind: str, *words: str) -> None:
     """The publish ended in this way, said so in one line, and in time."""
     assert outcome.kind == kind, outcome

@@ -2,13 +2,24 @@
 
 import signal
 import subprocess
-import textwrap
 
 import pytest
 
 from tests.bundle import BIN, COMMAND_TIMEOUT, Bundle, eventually
 from tests.chaos.proxy import Network, Proxy
-from tests.chaos.publisher import ID, REPEAT, SLACK, TIMEOUT, Outcome, Publisher, check, headers, hurry, ids
+from tests.chaos.publisher import (
+    ID,
+    REPEAT,
+    SLACK,
+    TIMEOUT,
+    Outcome,
+    Publisher,
+    check,
+    delay_after,
+    headers,
+    hurry,
+    ids,
+)
 
 
 def test_confirm_that_is_lost(bundle: Bundle, proxy: Proxy) -> None:
@@ -65,25 +76,17 @@ def test_name_server_that_does_not_answer(bundle: Bundle, protected: bool) -> No
         )
     url = bundle.url.replace("127.0.0.1", "no-answer.invalid")
     bundle.env |= {"CELERY_BROKER_URL": url, "PROJ_PUBLISH_TIMEOUT": str(TIMEOUT)}
-    program = textwrap.dedent(f"""
-        import json, socket, time
-        look_up = socket.getaddrinfo
-        def slow(host, *args, **options):
-            if host == "no-answer.invalid":
-                time.sleep({4 * TIMEOUT})
-                host = "127.0.0.1"
-            return look_up(host, *args, **options)
-        socket.getaddrinfo = slow
-        from proj import errors
-        from proj.tasks import add
-        began = time.monotonic()
-        try:
-            ended = ["confirmed", add.delay(1, 2).id]
-        except errors.ProjError as error:
-            ended = [type(error).__name__, str(error)]
-        print(json.dumps([*ended, time.monotonic() - began]))
-    """)
-    outcome = Outcome(*bundle.python(program), TIMEOUT)
+    slow_resolver = f"""
+import socket
+look_up = socket.getaddrinfo
+def slow(host, *args, **options):
+    if host == "no-answer.invalid":
+        time.sleep({4 * TIMEOUT})
+        host = "127.0.0.1"
+    return look_up(host, *args, **options)
+socket.getaddrinfo = slow
+"""
+    outcome = delay_after(bundle, slow_resolver)
     if protected:
         check(outcome, "BrokerUnreachable", "no-answer.invalid", "does not answer in time")
     else:
@@ -93,22 +96,11 @@ def test_name_server_that_does_not_answer(bundle: Bundle, protected: bool) -> No
 def test_connections_that_are_all_in_use(bundle: Bundle) -> None:
     """More threads than connections, each of which waits: nothing was sent, and that is told in time."""
     hurry(bundle)
-    program = """
-import json, time
-from contextlib import ExitStack
-from proj import app, errors
-from proj.tasks import add
-with ExitStack() as stack:
-    for _ in range(app.conf.broker_pool_limit):
-        stack.enter_context(app.producer_or_acquire())
-    began = time.monotonic()
-    try:
-        ended = ["confirmed", add.delay(1, 2).id]
-    except errors.ProjError as error:
-        ended = [type(error).__name__, str(error)]
-print(json.dumps([*ended, time.monotonic() - began]))
+    all_in_use = """
+from proj import app
+held = [app.producer_or_acquire().__enter__() for _ in range(app.conf.broker_pool_limit)]
 """
-    outcome = Outcome(*bundle.python(program), TIMEOUT)
+    outcome = delay_after(bundle, all_in_use)
     check(outcome, "BrokerUnreachable", "all 10 connections to the broker are in use", "fewer threads")
     assert bundle.depth("proj.tasks") == 0
 
