@@ -1,17 +1,10 @@
 """`proj queues`: each number shown true by making it true, and what is not known shown as unknown."""
 
 import json
-import os
-import pty
 import re
-import select
-import signal
 import socket
-import subprocess
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +12,9 @@ import pytest
 
 from proj import queues
 from proj.broker import BrokerNode
-from tests.bundle import BIN, PATIENCE, Bundle, eventually
+from tests.alarm import alarm
+from tests.bundle import MANAGEMENT_OFF, PATIENCE, Bundle, eventually
 from tests.chaos.proxy import Network, Proxy
-
-#: The address of a management API that is off.
-OFF = {"PROJ_MANAGEMENT_URL": "http://127.0.0.1:1"}
-
-#: Shows the cursor of a terminal, and hides it.
-CURSOR_ON, CURSOR_OFF = b"\x1b[?25h", b"\x1b[?25l"
 
 COLUMNS = ["queue", "ready", "unacknowledged", "consumers", "oldest", "in", "delivered", "acknowledged"]
 
@@ -43,73 +31,10 @@ def number(bundle: Bundle, queue: str, what: str, env: dict[str, str] | None = N
     return look(bundle, env=env)["queues"][queue][what]
 
 
-def enqueue(bundle: Bundle, *args: str) -> None:
-    done = bundle.proj("enqueue", *args)
-    assert done.returncode == 0, done.stderr
-
-
 def hold_one(bundle: Bundle, *worker: str) -> None:
     """Start a worker that holds one message of some, for longer than the test takes."""
-    enqueue(bundle, "sleep-dots", "600", "--id", "held")
+    bundle.enqueue("sleep-dots", "600", "--id", "held")
     bundle.worker(*worker).ready().started("held")
-
-
-class Watch:
-    """A `proj queues --watch` that runs, and what it has printed so far."""
-
-    def __init__(self, bundle: Bundle, *options: str, terminal: bool = False) -> None:
-        self._ours, theirs = pty.openpty() if terminal else os.pipe()
-        self.process = subprocess.Popen(
-            [BIN / "proj", "queues", "--watch", "--interval", "0.2", *options],
-            cwd=bundle.folder,
-            env=bundle.env | {"TERM": "xterm"},
-            stdin=subprocess.DEVNULL,
-            stdout=theirs,
-            stderr=subprocess.PIPE,
-        )
-        os.close(theirs)
-        self._printed = b""
-
-    def printed(self) -> bytes:
-        # Linux raises at the end of a terminal.
-        with suppress(OSError):
-            while select.select([self._ours], [], [], 0)[0] and (chunk := os.read(self._ours, 65536)):
-                self._printed += chunk
-        return self._printed
-
-    def shows(self, pattern: bytes) -> None:
-        """Wait for a match in what is printed from now on."""
-        start = len(self.printed())
-        eventually(
-            f"{pattern!r} is shown, after {self._printed!r}",
-            lambda: re.search(pattern, self.printed()[start:]) or not self._alive(),
-        )
-
-    def interrupt(self) -> tuple[int, bytes]:
-        """Ctrl-C: its exit code, and what it wrote to stderr."""
-        self.process.send_signal(signal.SIGINT)
-        _, stderr = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, stderr
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait(PATIENCE)
-        if self.process.stderr:
-            self.process.stderr.close()
-        os.close(self._ours)
-
-    def _alive(self) -> bool:
-        assert self.process.poll() is None, self.printed()
-        return True
-
-
-@contextmanager
-def watch(bundle: Bundle, *options: str, terminal: bool = False) -> Iterator[Watch]:
-    watching = Watch(bundle, *options, terminal=terminal)
-    try:
-        yield watching
-    finally:
-        watching.end()
 
 
 # --- Numbers
@@ -120,7 +45,7 @@ def test_nothing_is_made_by_looking(bundle: Bundle) -> None:
     exchanges = bundle.of_vhost("exchanges")
 
     done = bundle.proj("queues")
-    seen = look(bundle, env=OFF)["queues"]
+    seen = look(bundle, env=MANAGEMENT_OFF)["queues"]
 
     assert done.returncode == 0
     assert re.search(r"^proj\.tasks missing +- ", done.stdout, re.MULTILINE)
@@ -134,7 +59,7 @@ def test_nothing_is_made_by_looking(bundle: Bundle) -> None:
 
 def test_ready_messages_are_counted_at_once(bundle: Bundle) -> None:
     """Right after a message is confirmed it is ready, and with no worker there is no consumer."""
-    enqueue(bundle, "add", "1", "2", "--count", "3")
+    bundle.enqueue("add", "1", "2", "--count", "3")
 
     row = look(bundle)["queues"]["proj.tasks"]
 
@@ -144,27 +69,27 @@ def test_ready_messages_are_counted_at_once(bundle: Bundle) -> None:
 def test_message_that_a_worker_holds_is_unacknowledged(bundle: Bundle) -> None:
     """The management API tells it, or else the workers; which of the two, programs and people are told."""
     hold_one(bundle)
-    enqueue(bundle, "add", "1", "2", "--count", "2")
+    bundle.enqueue("add", "1", "2", "--count", "2")
 
     eventually("it is unacknowledged", lambda: number(bundle, "proj.tasks", "unacknowledged") == 1)
     for env, source, words in (
         ({}, "management", "unacknowledged, rates: from the management API"),
-        (OFF, "workers", "unacknowledged: from the workers"),
+        (MANAGEMENT_OFF, "workers", "unacknowledged: from the workers"),
     ):
         seen = look(bundle, env=env)
         row = seen["queues"]["proj.tasks"]
         assert (row["ready"], row["unacknowledged"], row["consumers"]) == (2, 1, 1)
         assert seen["unacknowledged_from"] == source
         assert words in bundle.proj("queues", env=env).stderr
-    assert number(bundle, "proj.dead", "unacknowledged", env=OFF) is None
+    assert number(bundle, "proj.dead", "unacknowledged", env=MANAGEMENT_OFF) is None
 
 
 def test_nobody_to_ask_is_unknown(bundle: Bundle) -> None:
     """Without the management API and workers, what is not known is no 0, and one line says what to do."""
-    enqueue(bundle, "add", "1", "2")
+    bundle.enqueue("add", "1", "2")
 
-    done = bundle.proj("queues", env=OFF)
-    seen = look(bundle, env=OFF)
+    done = bundle.proj("queues", env=MANAGEMENT_OFF)
+    seen = look(bundle, env=MANAGEMENT_OFF)
 
     assert done.returncode == 0
     assert re.search(r"^proj\.tasks +1 +- +0 +- +- +- +-$", done.stdout, re.MULTILINE), done.stdout
@@ -182,7 +107,7 @@ def test_worker_that_does_not_answer_is_no_zero(bundle: Bundle) -> None:
     hold_one(bundle, "-P", "solo")
     bundle.worker(log="other.log").ready()
 
-    seen = look(bundle, env=OFF)
+    seen = look(bundle, env=MANAGEMENT_OFF)
 
     assert seen["queues"]["proj.tasks"]["consumers"] == 2
     assert seen["queues"]["proj.tasks"]["unacknowledged"] is None
@@ -192,9 +117,9 @@ def test_worker_that_does_not_answer_is_no_zero(bundle: Bundle) -> None:
 def test_delayed_messages_are_counted_in_one_row(bundle: Bundle) -> None:
     """All levels of delay together, and it is said whose they are."""
     for delay in ("60", "3600", "100000"):
-        enqueue(bundle, "add", "1", "2", "--countdown", delay)
+        bundle.enqueue("add", "1", "2", "--countdown", delay)
 
-    done = bundle.proj("queues", env=OFF)
+    done = bundle.proj("queues", env=MANAGEMENT_OFF)
 
     assert re.search(r"^delayed +3 ", done.stdout, re.MULTILINE)
     assert re.search(r"^proj\.tasks +0 ", done.stdout, re.MULTILINE)
@@ -203,14 +128,14 @@ def test_delayed_messages_are_counted_in_one_row(bundle: Bundle) -> None:
 
 def test_dead_letters_say_how_long_the_oldest_lies(bundle: Bundle) -> None:
     """To the second, since a dead letter knows when it died; also without the management API."""
-    enqueue(bundle, "add", "1", "2", "--expires", "0.1")
+    bundle.enqueue("add", "1", "2", "--expires", "0.1")
     eventually("it is a dead letter", lambda: bundle.has("proj.dead") and bundle.depth("proj.dead"))
     died = bundle.peek("proj.dead")[0]["properties"]["headers"]["x-death"][0]["time"]
-    enqueue(bundle, "add", "1", "2", "--expires", "2")
+    bundle.enqueue("add", "1", "2", "--expires", "2")
     eventually("there is another one", lambda: bundle.depth("proj.dead") == 2)
 
     before = time.time()
-    row = look(bundle, env=OFF)["queues"]["proj.dead"]
+    row = look(bundle, env=MANAGEMENT_OFF)["queues"]["proj.dead"]
 
     assert row["ready"] == 2
     assert before - died - 1 <= row["oldest"] <= time.time() - died + 1
@@ -218,7 +143,7 @@ def test_dead_letters_say_how_long_the_oldest_lies(bundle: Bundle) -> None:
 
 def test_dead_letters_that_another_program_reads_have_no_age(bundle: Bundle) -> None:
     """Only one may look at a time; the counts come all the same."""
-    enqueue(bundle, "add", "1", "2", "--expires", "0.1")
+    bundle.enqueue("add", "1", "2", "--expires", "0.1")
     eventually("it is a dead letter", lambda: bundle.has("proj.dead") and bundle.depth("proj.dead"))
 
     with bundle.channel() as channel:
@@ -231,9 +156,9 @@ def test_dead_letters_that_another_program_reads_have_no_age(bundle: Bundle) -> 
 
 def test_dead_letters_are_looked_at_anew_when_some_have_left(bundle: Bundle) -> None:
     """A watch holds up `proj dead` no more often than it must, and not at all when there are many."""
-    bundle.env |= OFF
+    bundle.env |= MANAGEMENT_OFF
     for task_id in ("first", "second"):
-        enqueue(bundle, "add", "1", "2", "--expires", "0.1", "--id", task_id)
+        bundle.enqueue("add", "1", "2", "--expires", "0.1", "--id", task_id)
     eventually("both are dead letters", lambda: bundle.has("proj.dead") and bundle.depth("proj.dead") == 2)
 
     looks, ages, many, problems = bundle.python("""
@@ -268,7 +193,7 @@ print(json.dumps([seen, ages, many, problems]))
 
 def test_dead_letters_are_not_looked_at_when_that_would_declare(bundle: Bundle) -> None:
     """A queue of ours that was deleted stays so."""
-    enqueue(bundle, "add", "1", "2", "--expires", "0.1")
+    bundle.enqueue("add", "1", "2", "--expires", "0.1")
     eventually("it is a dead letter", lambda: bundle.has("proj.dead") and bundle.depth("proj.dead"))
     with bundle.channel() as channel:
         channel.queue_delete("proj.tasks")
@@ -284,7 +209,7 @@ def test_dead_letters_are_not_looked_at_when_that_would_declare(bundle: Bundle) 
 def test_oldest_message_is_told_and_not_touched(bundle: Bundle) -> None:
     """It has waited at least as long as is said, and was not delivered to know it; then a newer one is it."""
     sent = time.time()
-    enqueue(bundle, "sleep-dots", "600", "--id", "held")
+    bundle.enqueue("sleep-dots", "600", "--id", "held")
     confirmed = time.time()
 
     def oldest() -> float:
@@ -296,7 +221,7 @@ def test_oldest_message_is_told_and_not_touched(bundle: Bundle) -> None:
     assert [message["redelivered"] for message in bundle.peek("proj.tasks")] == [False]
 
     bundle.worker().ready().started("held")
-    enqueue(bundle, "add", "1", "2")
+    bundle.enqueue("add", "1", "2")
     sent = time.time()
     eventually("the next one is younger", lambda: oldest() <= time.time() - sent)
     assert number(bundle, "proj.tasks", "ready") == 1
@@ -308,12 +233,12 @@ def test_rates_are_those_of_the_work(bundle: Bundle) -> None:
     A worker that holds nothing says so: its 0 is no unknown.
     """
     bundle.worker().ready()
-    assert number(bundle, "proj.tasks", "unacknowledged", env=OFF) == 0
+    assert number(bundle, "proj.tasks", "unacknowledged", env=MANAGEMENT_OFF) == 0
     assert number(bundle, "proj.tasks", "in") == 0
     seen: dict[str, float] = {}
 
     def moving() -> bool:
-        enqueue(bundle, "add", "1", "2", "--count", "5")
+        bundle.enqueue("add", "1", "2", "--count", "5")
         row = look(bundle)["queues"]["proj.tasks"]
         for name in ("in", "delivered", "acknowledged"):
             seen[name] = max(seen.get(name, 0.0), row[name])
@@ -348,74 +273,6 @@ def test_any_queue_can_be_named(bundle: Bundle) -> None:
     assert [(row["queue"], row["ready"]) for row in rows] == [("a queue", 0), ("delayed", 0)]
 
 
-# --- Watching
-
-
-def test_watch_refreshes_a_terminal_in_place(bundle: Bundle) -> None:
-    """A change is shown, drawn over what was there; Ctrl-C ends it with 130, and shows the cursor again."""
-    with watch(bundle, terminal=True) as watching:
-        watching.shows(rb"proj\.tasks +missing ")
-        enqueue(bundle, "add", "1", "2", "--count", "7")
-        watching.shows(rb"proj\.tasks +7 ")
-        code, stderr = watching.interrupt()
-        printed = watching.printed()
-
-    assert (code, stderr) == (130, b"")
-    assert b"\x1b[1A" in printed  # the cursor goes up, over the last one
-    assert printed.rfind(CURSOR_ON) > printed.rfind(CURSOR_OFF) >= 0
-
-
-def test_watch_that_is_told_to_end_leaves_the_terminal_in_order(bundle: Bundle) -> None:
-    """SIGTERM shows the cursor again, as Ctrl-C does."""
-    with watch(bundle, terminal=True) as watching:
-        watching.shows(rb"proj\.tasks +missing ")
-        watching.process.send_signal(signal.SIGTERM)
-        assert watching.process.wait(PATIENCE) == 128 + signal.SIGTERM
-        printed = watching.printed()
-
-    assert printed.rfind(CURSOR_ON) > printed.rfind(CURSOR_OFF) >= 0
-
-
-def test_watch_in_a_pipe_prints_one_table_after_another(bundle: Bundle) -> None:
-    """Each with its time, and nothing that steers a terminal; a warning is said once."""
-    bundle.env |= OFF
-    with watch(bundle) as watching:
-        watching.shows(rb"proj\.tasks +missing ")
-        enqueue(bundle, "add", "1", "2")
-        watching.shows(rb"20..-..-..T..:..:..Z\nqueue +ready .*\nproj\.tasks +1 ")
-        code, stderr = watching.interrupt()
-
-    assert code == 130
-    assert b"\x1b" not in watching.printed()
-    assert stderr.count(b"\n") == stderr.count(b"Warning: ") == 1
-
-
-def test_watch_as_json_prints_a_line_a_refresh(bundle: Bundle) -> None:
-    """Each line is an object of its own, there as soon as it is known."""
-    with watch(bundle, "--json", "proj.tasks") as watching:
-        watching.shows(rb'"ready": null')
-        enqueue(bundle, "add", "1", "2")
-        watching.shows(rb'"ready": 1.*\n')
-        code, stderr = watching.interrupt()
-
-    assert (code, stderr) == (130, b"")
-    lines = [json.loads(line) for line in watching.printed().splitlines()]
-    assert [line["queues"][0]["queue"] for line in lines] == ["proj.tasks"] * len(lines)
-
-
-def test_watch_outlives_its_broker(bundle: Bundle) -> None:
-    """While the broker is away that is what is shown, and when it is back, the numbers are."""
-    enqueue(bundle, "add", "1", "2")
-    with Proxy(bundle.node.info.port) as proxy:
-        bundle.env["CELERY_BROKER_URL"] = bundle.url.replace(str(bundle.node.info.port), str(proxy.port))
-        with watch(bundle, "--json", "proj.tasks") as watching:
-            watching.shows(rb'"ready": 1')
-            proxy.network = Network.CUTS_AT_ANSWER
-            watching.shows(rb'"queues": \[\].*"problems": \["[^"]*the broker')
-            assert proxy.happened[Network.CUTS_AT_ANSWER] == 1
-            watching.shows(rb'"ready": 1')
-
-
 # --- What goes wrong
 
 
@@ -441,7 +298,7 @@ def test_no_broker_is_69(bundle: Bundle) -> None:
 def test_broker_that_stops_answering_is_given_up(bundle: Bundle) -> None:
     """One that takes the connection and then falls silent, in bounded time."""
     with Proxy(bundle.node.info.port) as proxy:
-        url = bundle.url.replace(str(bundle.node.info.port), str(proxy.port))
+        url = bundle.url_at(proxy.port)
         proxy.network = Network.SLOW
         proxy.delay = 1.5
         refuses(bundle, 69, "does not answer in time", CELERY_BROKER_URL=url)
@@ -471,7 +328,7 @@ def test_interval_that_makes_no_sense_is_2(bundle: Bundle, options: tuple[str, .
 
 def test_wrong_password_of_the_management_api_costs_its_numbers_only(bundle: Bundle) -> None:
     """The table comes, and one line says whose password is wrong, without it."""
-    enqueue(bundle, "add", "1", "2")
+    bundle.enqueue("add", "1", "2")
     url = bundle.node.management_url.replace("://", "://guest:s3cret@")
 
     done = bundle.proj("queues", env={"PROJ_MANAGEMENT_URL": url})
@@ -482,25 +339,15 @@ def test_wrong_password_of_the_management_api_costs_its_numbers_only(bundle: Bun
     assert "s3cret" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("alarm", "limit", "low", "usual"),
-    [
-        ("memory", "set_vm_memory_high_watermark", "0.00001", "0.4"),
-        ("disk", "set_disk_free_limit", "1000000GB", "50MB"),
-    ],
-    ids=["memory", "disk"],
-)
-def test_broker_in_alarm_is_said(bundle: Bundle, alarm: str, limit: str, low: str, usual: str) -> None:
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_broker_in_alarm_is_said(bundle: Bundle, kind: str) -> None:
     """The numbers come all the same, and without the management API the question to workers meets it."""
     bundle.worker().ready()
-    bundle.node.ctl(limit, low)
-    try:
+    with alarm(bundle.node, kind):
         eventually(
-            "the alarm is said", lambda: f"has a {alarm} alarm" in bundle.proj("queues", "proj.tasks").stderr
+            "the alarm is said", lambda: f"has a {kind} alarm" in bundle.proj("queues", "proj.tasks").stderr
         )
-        done = bundle.proj("queues", env=OFF)
-    finally:
-        bundle.node.ctl(limit, usual)
+        done = bundle.proj("queues", env=MANAGEMENT_OFF)
 
     assert done.returncode == 0
     assert re.search(r"^proj\.tasks +0 +- +1 ", done.stdout, re.MULTILINE)
@@ -513,7 +360,7 @@ def test_broker_that_keeps_no_statistics_is_not_at_rest(rabbitmq: None, tmp_path
     node.start()
     try:
         with Bundle(node, "/", tmp_path) as bundle:
-            enqueue(bundle, "add", "1", "2")
+            bundle.enqueue("add", "1", "2")
             seen = look(bundle)
     finally:
         node.kill()
@@ -525,7 +372,7 @@ def test_broker_that_keeps_no_statistics_is_not_at_rest(rabbitmq: None, tmp_path
 
 def test_busy_queue_is_not_taken_for_an_empty_one(bundle: Bundle) -> None:
     """RabbitMQ says 0 for a queue that has no time to answer; it is asked again, until it has."""
-    enqueue(bundle, "add", "1", "2", "--count", "3")
+    bundle.enqueue("add", "1", "2", "--count", "3")
     process = f"whereis('{bundle.vhost}_proj.tasks')"  # Erlang's, of the queue
 
     with bundle.channel() as channel, ThreadPoolExecutor(1) as background:
@@ -540,7 +387,7 @@ def test_busy_queue_is_not_taken_for_an_empty_one(bundle: Bundle) -> None:
 
 def test_queue_that_stays_busy_is_no_empty_one(bundle: Bundle) -> None:
     """When it does not answer in time, its number is not known."""
-    enqueue(bundle, "add", "1", "2")
+    bundle.enqueue("add", "1", "2")
     process = f"whereis('{bundle.vhost}_proj.tasks')"
 
     with bundle.channel() as channel:
