@@ -118,8 +118,8 @@ def headers(bundle: Bundle, queue: str = "proj.tasks") -> list[Any]:
     return [message["properties"]["headers"] for message in bundle.peek(queue)]
 
 
-def ids(bundle: Bundle) -> list[str]:
-    return [header[ID] for header in headers(bundle)]
+def ids(bundle: Bundle, queue: str = "proj.tasks") -> list[str]:
+    return [header[ID] for header in headers(bundle, queue)]
 
 
 def hurry(bundle: Bundle) -> None:
