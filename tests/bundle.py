@@ -45,12 +45,17 @@ PACKAGE = Path(proj.__file__).parent
 T = TypeVar("T")
 
 
-def eventually(what: str, condition: Callable[[], T], patience: float = PATIENCE) -> T:
-    """The first true value of `condition`; fails the test when there is none, for `what` did not happen."""
+def eventually(
+    what: str, condition: Callable[[], T], patience: float = PATIENCE, *, seen: Callable[[], str] = str
+) -> T:
+    """The first true value of `condition`; fails the test when there is none, for `what` did not happen.
+
+    `seen` gives what there is to see then.
+    """
     deadline = time.monotonic() + patience
     while not (value := condition()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {patience} s: {what}")
+            raise AssertionError(f"not within {patience} s: {what}\n{seen()}")
         time.sleep(0.02)
     return value
 
@@ -95,7 +100,7 @@ class Worker:
                 raise AssertionError(f"the worker ended without saying {text!r}:\n{self.text()}")
             return False
 
-        eventually(f"the worker says {text!r}; it said:\n{self.text()}", said, patience)
+        eventually(f"the worker says {text!r}", said, patience, seen=self.text)
 
     def ready(self) -> Self:
         self.says(" ready.")
@@ -104,8 +109,9 @@ class Worker:
     def started(self, task_id: str) -> LogLine:
         """The line that its `sleep_dots` task wrote at its start."""
         return eventually(
-            f"task {task_id} starts; the worker said:\n{self.text()}",
+            f"task {task_id} starts",
             lambda: [line for line in self.lines("Received ") if line.id == task_id],
+            seen=self.text,
         )[-1]
 
     def kill(self) -> None:

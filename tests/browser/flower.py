@@ -69,7 +69,7 @@ class Flower:
         return self
 
     def says(self, text: str) -> None:
-        eventually(f"Flower says {text!r}; it said:\n{self.text()}", lambda: text in self.text())
+        eventually(f"Flower says {text!r}", lambda: text in self.text(), seen=self.text)
 
     def hears_events(self) -> Self:
         self.says("Connected to ")

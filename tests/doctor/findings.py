@@ -4,6 +4,7 @@ import json
 import shlex
 import sqlite3
 import time
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -57,10 +58,8 @@ def follow(bundle: Bundle, finding: dict[str, Any]) -> None:
 
 def results(bundle: Bundle) -> int:
     """How many results are stored."""
-    with sqlite3.connect(bundle.folder / "state/results.sqlite3") as database:
-        count = database.execute("SELECT COUNT(*) FROM celery_taskmeta").fetchone()[0]
-    database.close()
-    return int(count)
+    with closing(sqlite3.connect(bundle.folder / "state/results.sqlite3")) as database:
+        return int(database.execute("SELECT COUNT(*) FROM celery_taskmeta").fetchone()[0])
 
 
 def known_policies(bundle: Bundle) -> set[str]:

@@ -6,6 +6,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ print(0)
         return sum(worker.text().count(" succeeded in ") for worker in workers)
 
     eventually("all are done", lambda: succeeded() == 800)
-    with sqlite3.connect(_file(bundle)) as connection:
+    with closing(sqlite3.connect(_file(bundle))) as connection:
         stored = connection.execute("SELECT result FROM celery_taskmeta WHERE status = 'SUCCESS'").fetchall()
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert sorted(int(value) for (value,) in stored) == list(range(1, 801))
@@ -430,14 +431,13 @@ def test_reading_from_sqlite_that_fails(
 def test_reading_from_sqlite_that_is_locked(bundle: Bundle) -> None:
     """A writer does not keep a reader waiting; whoever has the file for itself alone does, for seconds."""
     assert bundle.proj("result", "any").returncode == 75
-    with sqlite3.connect(_file(bundle), isolation_level=None) as other:
+    with closing(sqlite3.connect(_file(bundle), isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         assert bundle.proj("result", "any").returncode == 75
         other.execute("ROLLBACK")
         other.execute("PRAGMA locking_mode = EXCLUSIVE")
         other.execute("DELETE FROM celery_taskmeta")
         _refuses(bundle, 69, "database is locked")
-    other.close()
 
 
 def test_reading_from_sqlite_that_is_read_only(bundle: Bundle) -> None:

@@ -5,7 +5,7 @@ import pickle
 import re
 import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, Final
@@ -200,9 +200,8 @@ def test_what_is_stored_as_a_result_is_never_executed(bundle: Bundle) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return Path.touch, (harm,)
 
-    with sqlite3.connect(bundle.folder / "state/results.sqlite3") as store:
+    with closing(sqlite3.connect(bundle.folder / "state/results.sqlite3", isolation_level=None)) as store:
         store.execute("UPDATE celery_taskmeta SET result = ?", (pickle.dumps(Harm()),))
-    store.close()
 
     done = bundle.proj("result", "x")
     assert (done.returncode, done.stderr.count("\n")) == (69, 1), done
