@@ -14,6 +14,10 @@ from proj.errors import BadArguments, BadInput
 #: The longest delay that the broker's 28 delay queues can hold, in seconds: 8.5 years.
 MAX_DELAY: Final = 2**28 - 1
 
+#: The latest that a message can expire, in seconds from now: 10 years. RabbitMQ refuses more with 406; tried
+#: on 3.10.8 and 4.0.5.
+MAX_LIFETIME: Final = 10 * 365 * 24 * 60 * 60
+
 #: What the result store's column for ids can hold (`celery.backends.database.models.Task`).
 MAX_ID_LENGTH: Final = 155
 
@@ -61,8 +65,7 @@ def delay(countdown: float | None, eta: datetime | None) -> int | None:
     if eta is not None:
         if not isinstance(eta, datetime):
             raise BadInput(f"an eta is a datetime, got {eta!r}")
-        moment = eta if eta.tzinfo else eta.replace(tzinfo=UTC)
-        countdown = (moment - datetime.now(UTC)).total_seconds()
+        countdown = _seconds_until(eta)
         if countdown < -_ETA_TOLERANCE:
             raise BadInput(f"the eta {eta.isoformat()} is in the past")
         countdown = max(0, countdown)
@@ -81,7 +84,15 @@ def lifetime(expires: float | datetime | None) -> float | datetime | None:
     """The `expires` option. Raises `BadInput`."""
     if isinstance(expires, int | float) and not expires > 0:
         raise BadInput(f"expires must be above 0 seconds, got {expires:g}")
+    seconds = _seconds_until(expires) if isinstance(expires, datetime) else expires
+    if isinstance(seconds, int | float) and seconds > MAX_LIFETIME:
+        raise BadInput(f"expires is {seconds:g} s ahead, and at most {MAX_LIFETIME} s can be counted")
     return expires
+
+
+def _seconds_until(moment: datetime) -> float:
+    """From now; a moment without a zone is in UTC."""
+    return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
 
 
 def problem(error: ValidationError, parameters: list[str]) -> str:

@@ -129,6 +129,7 @@ except errors.BrokerRefused as error:
         (["add", "1", "2", "--eta", "soon"], 2, ["--eta", "'soon' is not a time"]),
         (["add", "1", "2", "--eta", "2999-01-01", "--countdown", "1"], 2, ["exclude each other"]),
         (["add", "1", "2", "--expires", "0"], 2, ["--expires", "0.0"]),
+        (["add", "1", "2", "--expires", "inf"], 65, ["expires is inf s ahead", "at most 315360000 s"]),
         (["add", "1", "2", "--count", "0"], 2, ["--count", "0"]),
         (["add", "1", "2", "--count", "2", "--id", "x"], 2, ["--id", "--count"]),
         (["add", "1", "2", "--timeout", "2"], 2, ["--timeout needs --wait"]),

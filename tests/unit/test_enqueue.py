@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proj.checks import MAX_DELAY, check_json, checked_id, delay
+from proj.checks import MAX_DELAY, MAX_LIFETIME, check_json, checked_id, delay, lifetime
 from proj.enqueue import find_task
 from proj.errors import BadArguments, BadInput, ExitCode, UnknownTask
 
@@ -54,6 +54,22 @@ def test_countdown_and_eta_exclude_each_other() -> None:
     """Two answers to one question."""
     with pytest.raises(BadInput, match="exclude"):
         delay(1, datetime.now(UTC))
+
+
+@pytest.mark.parametrize(
+    "expires",
+    [0, -1, math.nan, math.inf, MAX_LIFETIME + 1, datetime(2999, 1, 1), datetime(2999, 1, 1, tzinfo=UTC)],
+)
+def test_expires_that_cannot_be_counted_is_refused(expires: float | datetime) -> None:
+    """Over at once, no number, or later than the broker takes."""
+    with pytest.raises(BadInput, match="expires"):
+        lifetime(expires)
+
+
+@pytest.mark.parametrize("expires", [None, 0.001, MAX_LIFETIME, datetime(2020, 1, 1)])
+def test_expires_that_can_be_counted_is_left_as_it_is(expires: float | datetime | None) -> None:
+    """A moment that is over is one as well: the message becomes a dead letter at once."""
+    assert lifetime(expires) == expires
 
 
 def test_unknown_task_is_told_with_the_nearest() -> None:
