@@ -6,6 +6,7 @@ environment wins. `celery_config` turns the settings into Celery's flat configur
 
 import difflib
 import os
+import threading
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -136,8 +137,9 @@ class Settings(BaseSettings):
     #: How often a task that failed with a transient error is tried again.
     proj_max_retries: int = Field(5, ge=0)
 
-    #: Seconds that the tasks of a worker have to end after SIGTERM, before they are given back.
-    proj_shutdown_grace: float = Field(60.0, ge=0)
+    #: Seconds that the tasks of a worker have to end after SIGTERM, before they are given back. What no timer
+    #: can count would never be over.
+    proj_shutdown_grace: float = Field(60.0, ge=0, le=threading.TIMEOUT_MAX)
 
     #: How log lines look: for people, or an object of JSON a line.
     proj_log_format: Literal["text", "json"] = "text"

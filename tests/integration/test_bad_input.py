@@ -153,6 +153,7 @@ def test_wrong_command_enqueues_nothing(
         ("AMQP_PORT", "many", ["AMQP_PORT", "integer", "got 'many'"]),
         ("AMQP_PORT", "99999", ["AMQP_PORT", "65535", "got '99999'"]),
         ("PROJ_LOG_FORMAT", "yaml", ["PROJ_LOG_FORMAT", "'text' or 'json'", "got 'yaml'"]),
+        ("PROJ_SHUTDOWN_GRACE", "inf", ["PROJ_SHUTDOWN_GRACE", "less than or equal to", "got 'inf'"]),
         ("PROJ_PUBLISH_TIMEOUT", "-1", ["PROJ_PUBLISH_TIMEOUT", "greater than 0", "got '-1'"]),
         (
             "PROJ_TASK_TIME_LIMIT",
