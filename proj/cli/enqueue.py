@@ -1,6 +1,7 @@
 """`proj enqueue`: one message, or a few, to the work queue."""
 
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -143,6 +144,8 @@ def _enqueue(
         raise click.UsageError("--id names one message, so it excludes --count")
     if timeout is not None and not wait:
         raise click.UsageError("--timeout needs --wait")
+    if timeout is not None and math.isnan(timeout):  # which no range excludes
+        raise click.UsageError("--timeout needs a number of seconds")
     if options["countdown"] is not None and options["eta"] is not None:
         raise click.UsageError("--countdown and --eta exclude each other")
 

@@ -133,6 +133,7 @@ except errors.BrokerRefused as error:
         (["add", "1", "2", "--count", "0"], 2, ["--count", "0"]),
         (["add", "1", "2", "--count", "2", "--id", "x"], 2, ["--id", "--count"]),
         (["add", "1", "2", "--timeout", "2"], 2, ["--timeout needs --wait"]),
+        (["add", "1", "2", "--wait", "--timeout", "nan"], 2, ["--timeout needs a number"]),
         (["add", "1", "2", "--id", ""], 65, ["an id is 1 to 155 printable characters"]),
         (["add", "1", "2", "--id", "x" * 156], 65, ["an id is 1 to 155 printable characters"]),
         (["sleep-dots", "--nope"], 2, ["--nope", "proj enqueue sleep-dots --help"]),
