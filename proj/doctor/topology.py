@@ -16,7 +16,8 @@ from proj import broker_errors, queues
 from proj.doctor.finding import Finding, error, ok, warning
 from proj.doctor.subject import Subject
 
-_WORKER: Final = "a worker declares it at its start: celery -A proj worker"
+_DECLARE: Final = "a worker declares it at its start: celery -A proj worker"
+_BIND: Final = "a worker binds it at its start: celery -A proj worker"
 
 _REFUSED: Final = "workers do not start, and publishes are refused, while it has other arguments"
 
@@ -39,7 +40,7 @@ def exchanges(subject: Subject) -> Iterator[Finding]:
             yield error(
                 f"exchange {exchange.name} is not there",
                 "what is published to it is refused, and what died on its way to it waits",
-                _WORKER,
+                _DECLARE,
             )
 
 
@@ -51,7 +52,7 @@ def queues_(subject: Subject) -> Iterator[Finding]:
             yield warning(
                 f"queue {queue.name} is not there",
                 "it is made when it is needed; if it was there before, its messages are gone with it",
-                _WORKER,
+                _DECLARE,
             )
         elif differs:
             yield error(
@@ -118,13 +119,13 @@ def bindings(subject: Subject) -> Iterator[Finding]:
             yield error(
                 f"queue {queue} is not bound to exchange {source}",
                 "dead letters go nowhere: each stays in the queue that it died in, out of sight",
-                f"bound by a worker at its start: {_WORKER.rpartition(': ')[2]}",
+                _BIND,
             )
         else:
             yield error(
                 f"queue {queue} is not bound to exchange {source} with key {key}",
                 "programs that have published before are refused until they connect anew",
-                f"bound by a worker at its start: {_WORKER.rpartition(': ')[2]}",
+                _BIND,
             )
 
 
@@ -133,13 +134,13 @@ def delays(subject: Subject) -> Iterator[Finding]:
     exchange = Exchange(queues.DELAY_EXCHANGE, type="topic")
     missing = [name for name in queues.DELAY_QUEUES if not subject.exists(Queue(name))]
     if not subject.exists(exchange) and len(missing) == len(queues.DELAY_QUEUES):
-        yield warning("the queues of delayed messages are not there", "they are made when needed", _WORKER)
+        yield warning("the queues of delayed messages are not there", "they are made when needed", _DECLARE)
         return
     if missing or not subject.exists(exchange):
         yield error(
             f"of the queues of delayed messages, these are not there: {', '.join(missing) or exchange.name}",
             "delayed messages and retries are refused, or stay where they are",
-            _WORKER,
+            _DECLARE,
         )
         return
     yield ok(f"the {len(queues.DELAY_QUEUES)} queues of delayed messages are there")
@@ -166,7 +167,7 @@ def delay_routes(subject: Subject) -> Iterator[Finding]:
         yield error(
             "delayed messages find no way to " + ", ".join(to for _, to, _ in lost),
             "a message whose delay is over waits where nobody sees it",
-            f"bound by a worker at its start: {_WORKER.rpartition(': ')[2]}",
+            _BIND,
         )
 
 
