@@ -99,7 +99,7 @@ def _clear(subject: Subject, queue: dict[str, Any], key: str) -> str:
     ):
         name = queue.get(field)
         try:
-            if not name or key not in subject.ask_vhost(kind, name)["definition"]:
+            if not name or key not in subject.ask(subject.management.path(kind, name))["definition"]:
                 continue
         except ManagementUnavailable:  # gone meanwhile, or not to be seen by this user
             continue

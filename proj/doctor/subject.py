@@ -114,11 +114,6 @@ class Subject:
             self._answers[path] = self.management.get(path)
         return self._answers[path]
 
-    def ask_vhost(self, kind: str, name: str = "") -> Any:
-        """As `ask`, about the virtual host. Raises `ManagementUnavailable`."""
-        self._check_managed()
-        return self.management.of_vhost(kind, name)
-
     @cached_property
     def queues(self) -> dict[str, dict[str, Any]]:
         """What the management API knows of each queue, by name. Raises `ManagementUnavailable`."""
