@@ -27,9 +27,6 @@ _COPY_HEADERS: Final = ("CC", "BCC")
 #: `expiration` would end it again, and `user_id` must be that of whoever publishes.
 _DROPPED_PROPERTIES: Final = ("application_headers", "delivery_mode", "expiration", "user_id", "cluster_id")
 
-#: Bytes that AMQP allows for a routing key, and so for the name of a queue.
-_MAX_NAME: Final = 255
-
 
 class DeadLetter:
     """A message of the dead-letter queue, whatever it holds."""
@@ -152,7 +149,7 @@ class Wanted:
 
 
 def _can_be_queue(name: Any) -> bool:
-    return isinstance(name, str) and name != queues.dead_queue.name and len(name.encode()) <= _MAX_NAME
+    return isinstance(name, str) and name != queues.dead_queue.name and len(name.encode()) <= queues.MAX_NAME
 
 
 def _is_over(moment: Any) -> bool:

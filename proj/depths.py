@@ -43,9 +43,6 @@ _FEW: Final = 1000
 #: Seconds until it is looked at anew.
 _LOOK_AGAIN: Final = 60.0
 
-#: Names that AMQP can carry, in bytes.
-_LONGEST_NAME: Final = 255
-
 
 @dataclass(frozen=True)
 class Depth:
@@ -223,7 +220,7 @@ def _read(channel: Any, name: str) -> Declared | None:
 
 
 def _declared(channel: Any, name: str) -> Declared | None:
-    if not 0 < len(name.encode()) <= _LONGEST_NAME:
+    if not 0 < len(name.encode()) <= queues.MAX_NAME:
         return None
     try:
         found = queues.look(channel, name)

@@ -41,6 +41,9 @@ DELAY_EXCHANGE: Final = "celery_delayed_delivery"
 #: Where delayed messages wait, each for a power of two of seconds.
 DELAY_QUEUES: Final = tuple(level_name(level) for level in range(MAX_LEVEL + 1))
 
+#: Bytes that AMQP allows for the name of a queue, and for a routing key.
+MAX_NAME: Final = 255
+
 #: An exclusive queue: whoever reads dead letters holds it, and the broker takes it away with the connection.
 DEAD_READER: Final = "proj.dead.reader"
 
