@@ -6,6 +6,7 @@ environment wins. `celery_config` turns the settings into Celery's flat configur
 
 import difflib
 import os
+import ssl
 import threading
 from collections.abc import Iterable
 from functools import cache
@@ -17,7 +18,7 @@ from kombu.utils.url import sanitize_url
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from proj import queues, state_dir
+from proj import queues, state_dir, tls
 from proj.errors import ConfigError
 
 #: Seconds that RabbitMQ lets a delivery go unacknowledged before it ends the channel: its default
@@ -66,11 +67,9 @@ def _check_management_url(url: str) -> str:
 
 
 def _check_ca(path: Path) -> Path:
-    import ssl
-
     path = path.expanduser().absolute()
     try:
-        ssl.create_default_context(cafile=path)
+        tls.context(path)
     except ssl.SSLError:
         raise ValueError("expected a file of certificates in PEM") from None
     except OSError as error:
