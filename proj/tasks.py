@@ -6,6 +6,7 @@ Its annotations are checked before a message is sent, and again by the worker. A
 more than once: write it so that this does no harm.
 """
 
+import math
 import time
 from typing import Annotated
 
@@ -18,7 +19,8 @@ log = get_task_logger(__name__)
 
 
 def _number(value: object) -> object:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value - value != 0:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole and not (isinstance(value, float) and math.isfinite(value)):
         raise ValueError("expected a number")
     return value
 
