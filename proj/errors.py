@@ -1,7 +1,6 @@
 """The errors that people see, and the exit code of each.
 
-The docstring of an error is its default message. Every error knows its exit code and, when there is
-one, the next thing to try.
+Every error knows its exit code and, when there is one, the next thing to try.
 """
 
 from enum import IntEnum
@@ -30,11 +29,11 @@ class ProjError(Exception):
 
     exit_code = ExitCode.TASK_FAILED
 
-    def __init__(self, message: str | None = None, hint: str | None = None) -> None:
+    def __init__(self, message: str, hint: str | None = None) -> None:
         """`message` is one line that says what failed and which; `hint` is the next thing to try."""
-        self.message = message or (type(self).__doc__ or "").partition("\n")[0]
+        self.message = message
         self.hint = hint
-        super().__init__(self.message)
+        super().__init__(message)
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

@@ -11,7 +11,7 @@ import pytest
 from proj import config
 from proj.cli import help_text
 from proj.cli.main import COMMANDS, proj
-from proj.errors import ExitCode, ProjError
+from proj.errors import ExitCode
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -101,13 +101,6 @@ def test_every_setting_of_the_readme_exists() -> None:
 def test_every_exit_code_is_in_the_readme(code: ExitCode) -> None:
     """As a row of its table."""
     assert re.search(rf"^\| {code.value} \|", README, re.MULTILINE)
-
-
-def test_every_error_has_a_message_of_its_own() -> None:
-    """The docstring of an error is what it says when nothing else is said."""
-    for error in ProjError.__subclasses__():
-        assert error().message
-        assert "\n" not in error().message
 
 
 def test_glossary_words_are_used() -> None:
