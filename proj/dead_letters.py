@@ -93,8 +93,10 @@ def redrive(
 def drop(
     wanted: Wanted, limit: int | None = None, *, dry_run: bool = False, progress: Progress | None = None
 ) -> Report:
-    """Delete dead letters for good; only those that are there at the start."""
+    """Delete dead letters for good; only those that are there at the start.
 
+    Raises `OutcomeUnknown` when the broker stops to answer.
+    """
     return _work(wanted, limit, dry_run, progress, lambda _: lambda _: {}, events.DROPPED)
 
 
@@ -117,14 +119,15 @@ def _work(
                 began = time.time()
                 try:
                     kept = send(window)
+                    done = [letter for letter in window if letter not in kept]
+                    if not dry_run:
+                        reader.settle(done)
                 except broker_errors.ERRORS as error:
-                    raise _interrupted(error, reader, report) from error
-                done = [letter for letter in window if letter not in kept]
+                    raise _interrupted(error, reader, report, event) from error
                 report.done += len(done)
                 report.left.update(kept.values())
                 report.undeliverable |= any(reason != redriving.NOWHERE for reason in kept.values())
                 if not dry_run:
-                    reader.settle(done)
                     for letter in done:
                         _log(event, letter, began)
             for _ in chunk:
@@ -142,13 +145,15 @@ def _log(event: str, letter: DeadLetter, at: float) -> None:
     events.say(log, logging.INFO, event, letter.id, name, words, at=at, queue=queue, reason=letter.reason)
 
 
-def _interrupted(error: BaseException, reader: "_Reader", report: Report) -> Exception:
+def _interrupted(error: BaseException, reader: "_Reader", report: Report, event: str) -> Exception:
     if broker_errors.is_refusal(error):
         return BrokerRefused(f"after {report.done} dead letters the broker refused: {error}")
     why = f", {connection.ALARM}" if connection.is_blocked(reader.broker) else ""
+    problem = f"after {report.done} dead letters the broker did not answer{why}"
+    if event == events.DROPPED:
+        return OutcomeUnknown(problem, f"repeat the command; up to {WINDOW} more may be gone")
     return OutcomeUnknown(
-        f"after {report.done} dead letters the broker did not answer{why}; no dead letter is lost",
-        f"repeat the command; up to {WINDOW} may have been sent twice",
+        f"{problem}; no dead letter is lost", f"repeat the command; up to {WINDOW} may have been sent twice"
     )
 
 

@@ -297,7 +297,6 @@ def test_redrive_that_is_not_confirmed_is_75(bundle: Bundle) -> None:
     """While the broker's memory alarm is on it confirms nothing: then nothing is lost, in bounded time."""
     dead.expire(bundle, 3)
     with alarm(bundle.node, "memory"):
-        eventually("the alarm is on", lambda: bundle.management("GET", "nodes")[0]["mem_alarm"])
         done = bundle.proj("dead", "redrive", "--all", env={"PROJ_PUBLISH_TIMEOUT": "1"})
 
     assert (done.returncode, done.stdout) == (75, "")
@@ -305,6 +304,34 @@ def test_redrive_that_is_not_confirmed_is_75(bundle: Bundle) -> None:
     assert done.stderr.count("\n") == 1
     dead.await_count(bundle, 3)
     assert bundle.proj("dead", "redrive", "--all").stderr == "3 redriven\n"
+
+
+@pytest.mark.parametrize(
+    ("action", "said"), [("redrive", "no dead letter is lost"), ("drop", "up to 100 more may be gone")]
+)
+def test_connection_cut_before_the_acknowledgement_is_unknown(bundle: Bundle, action: str, said: str) -> None:
+    """What was sent or dropped is not told to be untouched, and to repeat the command ends it."""
+    dead.expire(bundle, 1)
+    error = bundle.python(f"""
+import json, socket
+from proj import dead_letters, errors
+settle = dead_letters._Reader.settle
+def cut(reader, letters):
+    reader.broker.connection.sock.shutdown(socket.SHUT_RDWR)
+    settle(reader, letters)
+dead_letters._Reader.settle = cut
+try:
+    dead_letters.{action}(dead_letters.Wanted())
+except errors.OutcomeUnknown as unknown:
+    print(json.dumps(str(unknown)))
+""")
+
+    assert error.startswith("after 0 dead letters the broker did not answer")
+    assert said in error
+    dead.await_count(bundle, 1)
+    yes = ("--yes",) if action == "drop" else ()
+    assert bundle.proj("dead", action, "--all", *yes).returncode == 0
+    dead.await_count(bundle, 0)
 
 
 def test_redriving_many_needs_no_more_memory_than_a_few(bundle: Bundle) -> None:
