@@ -23,7 +23,7 @@ _NOT_ALLOWED: Final = 530
 
 
 def explain(error: BaseException, connection: Connection) -> ProjError:
-    """The error in words, for one that came before a message was sent.
+    """The error in words, for one after which a message that was to be sent is certainly in no queue.
 
     `BrokerRefused` when the broker answered and said no, `BrokerUnreachable` when it did not answer.
     """

@@ -21,7 +21,6 @@ _NOT_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     *("message", "asctime", "taskName", "at", "event", "task_id", "task_name", "data"),
 }
 
-
 #: For warnings that come before Celery has set up logging, such as that a worker runs as root.
 _before_set_up: Final = logging.StreamHandler()
 

@@ -1,8 +1,7 @@
-"""Where the state folder is, for programs that have no time to import `proj.config`: reading all settings
-takes longer than `proj health` may.
+"""Where the state folder is, for programs that have no time to import `proj.config`.
 
-The only other reader of the environment. `proj.config` uses what is here, and a test proves that both find
-the same folder.
+To read all settings takes longer than `proj health` may. This is the only other reader of a setting;
+`proj.config` uses what is here, and a test proves that both find the same folder.
 """
 
 import os
