@@ -1,26 +1,18 @@
 """Whatever is wrong: one line that says what, which and what to do, its exit code, and nothing half done."""
 
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.bundle import Bundle
+from tests.refusal import refuses
 
 #: A command that would enqueue, were nothing wrong.
 ENQUEUE = ("enqueue", "add", "2", "3")
 
-
-def _refuses(bundle: Bundle, code: int, *parts: str, command: tuple[str, ...] = ENQUEUE, **env: str) -> None:
-    """Run a command, and check the line it ends with; no password may be in it."""
-    done = bundle.proj(*command, env=env)
-
-    assert (done.returncode, done.stdout) == (code, ""), done.stderr
-    assert done.stderr.startswith("Error: ")
-    assert done.stderr.count("\n") == 1, done.stderr
-    for part in parts:
-        assert part in done.stderr
-    assert "s3cret" not in done.stderr
+_refuses = partial(refuses, command=ENQUEUE)
 
 
 def _url(bundle: Bundle, user: str = "guest:guest", vhost: str | None = None) -> str:

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.bundle import Bundle
+from tests.refusal import refuses
 
 HELP = """
 import io, json, sys
@@ -47,8 +48,5 @@ def test_publishing_does_not_need_the_result_store(bundle: Bundle) -> None:
 
 def test_result_store_that_cannot_be_read_is_69(bundle: Bundle) -> None:
     """To read a result of it ends with one line."""
-    done = bundle.proj("result", "any", env={"CELERY_RESULT_BACKEND": "db+sqlite:////proc/nowhere/results"})
-
-    assert (done.returncode, done.stdout) == (69, "")
-    assert done.stderr.startswith("Error: the result store cannot be read: ")
-    assert done.stderr.count("\n") == 1
+    said, url = "the result store cannot be read: ", "db+sqlite:////proc/nowhere/results"
+    refuses(bundle, 69, said, command=("result", "any"), CELERY_RESULT_BACKEND=url)

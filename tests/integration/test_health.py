@@ -13,6 +13,7 @@ import pytest
 from proj import heartbeat
 from proj.broker import BrokerNode
 from tests.bundle import Bundle, eventually
+from tests.refusal import refuses
 
 POOLS = ["prefork", "threads", "solo"]
 
@@ -369,10 +370,7 @@ def test_error_of_the_probe_is_told_as_everywhere(bundle: Bundle) -> None:
     """One line and an exit code; a traceback with `--debug`."""
     (bundle.folder / ".env").write_bytes(b"\xff")
 
-    done = bundle.proj("health", "--live")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("Error: the settings file ")
-    assert done.stderr.count("\n") == 1
+    refuses(bundle, 2, "Error: the settings file ", command=("health", "--live"))
     assert "Traceback" in bundle.proj("--debug", "health", "--live").stderr
 
 

@@ -15,6 +15,7 @@ from proj.broker import BrokerNode
 from tests.alarm import alarm
 from tests.bundle import MANAGEMENT_OFF, PATIENCE, Bundle, eventually
 from tests.chaos.proxy import Network, Proxy
+from tests.refusal import refuses
 
 COLUMNS = ["queue", "ready", "unacknowledged", "consumers", "oldest", "in", "delivered", "acknowledged"]
 
@@ -276,23 +277,13 @@ def test_any_queue_can_be_named(bundle: Bundle) -> None:
 # --- What goes wrong
 
 
-def refuses(bundle: Bundle, code: int, *parts: str, options: tuple[str, ...] = (), **env: str) -> None:
-    done = bundle.proj("queues", *options, env=env)
-    assert (done.returncode, done.stdout) == (code, ""), done.stderr
-    assert done.stderr.startswith("Error: ")
-    assert done.stderr.count("\n") == 1
-    for part in parts:
-        assert part in done.stderr
-
-
 def test_no_broker_is_69(bundle: Bundle) -> None:
     """Nothing is known then; a watch that begins so ends as well."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     for options in ((), ("--watch",), ("--json",)):
-        refuses(
-            bundle, 69, "no broker answers", options=options, CELERY_BROKER_URL=f"amqp://127.0.0.1:{port}"
-        )
+        url = f"amqp://127.0.0.1:{port}"
+        refuses(bundle, 69, "no broker answers", command=("queues", *options), CELERY_BROKER_URL=url)
 
 
 def test_broker_that_stops_answering_is_given_up(bundle: Bundle) -> None:
@@ -301,21 +292,22 @@ def test_broker_that_stops_answering_is_given_up(bundle: Bundle) -> None:
         url = bundle.url_at(proxy.port)
         proxy.network = Network.SLOW
         proxy.delay = 1.5
-        refuses(bundle, 69, "does not answer in time", CELERY_BROKER_URL=url)
+        refuses(bundle, 69, "does not answer in time", command=("queues",), CELERY_BROKER_URL=url)
         assert proxy.happened[Network.SLOW] > 3
 
 
 @pytest.mark.parametrize("name", ["nope", "", "n" * 300, "proj.task"])
 def test_queue_that_does_not_exist_is_65(bundle: Bundle, name: str) -> None:
     """The names that there always are, are said."""
-    refuses(bundle, 65, f"there is no queue {name!r}", "proj.tasks, delayed, proj.dead", options=(name,))
+    shown = "proj.tasks, delayed, proj.dead"
+    refuses(bundle, 65, f"there is no queue {name!r}", shown, command=("queues", name))
 
 
 def test_queue_of_one_connection_alone_is_69(bundle: Bundle) -> None:
     """RabbitMQ tells nobody else about it."""
     with bundle.channel() as channel:
         channel.queue_declare("mine", exclusive=True, durable=False, auto_delete=True)
-        refuses(bundle, 69, "queue 'mine' is exclusive", options=("mine",))
+        refuses(bundle, 69, "queue 'mine' is exclusive", command=("queues", "mine"))
 
 
 @pytest.mark.parametrize(
@@ -323,7 +315,7 @@ def test_queue_of_one_connection_alone_is_69(bundle: Bundle) -> None:
 )
 def test_interval_that_makes_no_sense_is_2(bundle: Bundle, options: tuple[str, ...]) -> None:
     """It is a number of seconds, of a watch."""
-    refuses(bundle, 2, "--interval", options=options)
+    refuses(bundle, 2, "--interval", command=("queues", *options))
 
 
 def test_wrong_password_of_the_management_api_costs_its_numbers_only(bundle: Bundle) -> None:
