@@ -64,15 +64,10 @@ def reaches(title: str, expected: float, bundle: Bundle) -> None:
     eventually(f"{title} becomes {expected:g}", lambda: number(title, bundle) == expected)
 
 
-def enqueue(bundle: Bundle, *task: str) -> None:
-    done = bundle.proj("enqueue", *task)
-    assert done.returncode == 0, done.stderr
-
-
 def test_every_name_of_the_page_exists(site: Site) -> None:
     """With its labels, at the endpoints that the page names; and five are promised."""
-    enqueue(site.bundle, "add", "1", "2", "--wait")
-    enqueue(site.bundle, "task", "proj.tasks.fail")
+    site.bundle.enqueue("add", "1", "2", "--wait")
+    site.bundle.enqueue("task", "proj.tasks.fail")
     assert len(NUMBERS) == 5
     names = {match[0] for match in SELECTOR.finditer(DOCS) if match[1] != "rabbitmq_prometheus"}
     assert len(names) > len(NUMBERS)
@@ -86,7 +81,7 @@ def test_every_name_of_the_page_exists(site: Site) -> None:
 
 def test_waiting_messages_and_workers(bundle: Bundle) -> None:
     """Without a worker messages wait; with one they do not, and it is counted."""
-    enqueue(bundle, "add", "1", "2", "--count", "2")
+    bundle.enqueue("add", "1", "2", "--count", "2")
     reaches("Waiting messages", 2, bundle)
     assert number("Workers", bundle) == 0
 
@@ -103,10 +98,10 @@ def test_dead_letters_and_failures(site: Site) -> None:
         count = value(failures, parse(site.flower.get("/metrics", LOGIN).text))
         return 0 if math.isnan(count) else count
 
-    enqueue(site.bundle, "add", "1", "2", "--wait")
+    site.bundle.enqueue("add", "1", "2", "--wait")
     eventually("the queue has numbers", lambda: number("Dead letters", site.bundle) >= 0)
     dead, events = number("Dead letters", site.bundle), failed()
-    enqueue(site.bundle, "task", "proj.tasks.fail")
+    site.bundle.enqueue("task", "proj.tasks.fail")
     eventually("the failure is an event", lambda: failed() == events + 1)
     eventually("there is one dead letter more", lambda: number("Dead letters", site.bundle) > dead)
 
@@ -117,7 +112,7 @@ def test_slots_and_redeliveries(bundle: Bundle) -> None:
     redelivered = selector("rabbitmq_global_messages_redelivered_total")
     before = of_rabbitmq(bundle)
     worker = bundle.worker().ready()
-    enqueue(bundle, "sleep-dots", "8", "--id", "long")
+    bundle.enqueue("sleep-dots", "8", "--id", "long")
     worker.started("long")
     reaches("Slots that are stuck", 1, bundle)
     worker.kill()

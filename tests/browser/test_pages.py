@@ -14,11 +14,6 @@ from tests.bundle import PATIENCE, Bundle, eventually
 Start = Callable[..., Flower]
 
 
-def enqueue(bundle: Bundle, *task: str) -> None:
-    done = bundle.proj("enqueue", *task)
-    assert done.returncode == 0, done.stderr
-
-
 def browse_as(page: Page, login: str) -> None:
     token = base64.b64encode(login.encode()).decode()
     page.context.set_extra_http_headers({"Authorization": f"Basic {token}"})
@@ -31,7 +26,7 @@ def test_a_task_is_seen_from_its_start_to_its_end(site: Site, page: Page) -> Non
     expect(page.locator("#workers-online")).to_have_text("1")
     expect(page.locator("#workers-table tbody tr")).to_contain_text("w@site")
     before = int(page.locator("#workers-succeeded").inner_text())
-    enqueue(site.bundle, "sleep-dots", "a dot a second....", "--id", "dots")
+    site.bundle.enqueue("sleep-dots", "a dot a second....", "--id", "dots")
     expect(page.locator("#workers-active")).to_have_text("1")
     task = page.context.new_page()
     task.goto(f"{site.flower.url}/task/dots")
@@ -45,8 +40,8 @@ def test_a_task_is_seen_from_its_start_to_its_end(site: Site, page: Page) -> Non
 
 def test_a_failed_task_shows_its_traceback(site: Site, page: Page, request: pytest.FixtureRequest) -> None:
     """With the line that raised."""
-    enqueue(site.bundle, "add", "221", "345", "--count", "3")
-    enqueue(site.bundle, "task", "proj.tasks.fail", "--id", "cold")
+    site.bundle.enqueue("add", "221", "345", "--count", "3")
+    site.bundle.enqueue("task", "proj.tasks.fail", "--id", "cold")
 
     eventually("the failure is known", lambda: "FAILURE" in site.flower.get("/task/cold", LOGIN).text)
     browse_as(page, LOGIN)
@@ -92,7 +87,7 @@ def test_read_only_has_no_button_that_stops_a_worker(
 def test_the_broker_page_shows_how_much_waits(bundle: Bundle, flower: Start, page: Page) -> None:
     """Work and dead letters, also while no worker runs."""
     monitor = flower()
-    enqueue(bundle, "add", "1", "2", "--count", "3")
+    bundle.enqueue("add", "1", "2", "--count", "3")
 
     def waiting() -> str:
         page.goto(f"{monitor.url}/broker")
@@ -129,7 +124,7 @@ def test_only_the_newest_tasks_are_kept(bundle: Bundle, flower: Start) -> None:
     monitor = flower("--max-tasks=2").hears_events()
     bundle.worker().ready()
     for number in range(3):
-        enqueue(bundle, "add", "1", "2", "--id", f"task-{number}", "--wait")
+        bundle.enqueue("add", "1", "2", "--id", f"task-{number}", "--wait")
 
     eventually("the last is known", lambda: "SUCCESS" in monitor.get("/task/task-2").text)
     assert [monitor.get(f"/task/task-{number}").status for number in range(3)] == [404, 200, 200]
@@ -144,7 +139,7 @@ def test_what_flower_knows_outlives_it(
     interval = SAVE_INTERVAL if how is signal.SIGKILL else 600_000
     first = flower(f"--state-save-interval={interval}").hears_events()
     worker = bundle.worker().ready()
-    enqueue(bundle, "add", "1", "2", "--id", "kept", "--wait")
+    bundle.enqueue("add", "1", "2", "--id", "kept", "--wait")
     eventually("the task is known", lambda: "SUCCESS" in first.get("/task/kept").text)
     worker.kill()
     if how is signal.SIGTERM:

@@ -42,8 +42,8 @@ def test_message_that_is_published_twice_acts_once(bundle: Bundle) -> None:
 
 def test_ordinary_message_costs_no_look_up(bundle: Bundle) -> None:
     """A message with an id of our making carries no mark; one with the caller's does."""
-    bundle.proj("enqueue", "add", "1", "2")
-    bundle.proj("enqueue", "add", "1", "2", "--id", "mine")
+    bundle.enqueue("add", "1", "2")
+    bundle.enqueue("add", "1", "2", "--id", "mine")
 
     ordinary, marked = (message["properties"]["headers"] for message in bundle.peek("proj.tasks"))
 
@@ -89,7 +89,7 @@ def test_window_that_remains(bundle: Bundle) -> None:
             return "acted"
     """)
     victim = bundle.worker(log="victim.log").ready()
-    bundle.proj("enqueue", "task", "proj.tasks.act", "--id", "twice")
+    bundle.enqueue("task", "proj.tasks.act", "--id", "twice")
     assert victim.process.wait(30) == -9
 
     bundle.worker(log="other.log").says("succeeded in")
@@ -104,7 +104,7 @@ def test_control_without_the_mark_a_message_that_is_published_twice_acts_twice(b
     bundle.switch_off("request.py", "if self.request_dict.get(queues.REPEAT_HEADER):", "if False:")
     bundle.worker()
     for _ in range(2):
-        bundle.proj("enqueue", "task", "proj.tasks.act", "--id", "order-1")
+        bundle.enqueue("task", "proj.tasks.act", "--id", "order-1")
 
     _handled(bundle)
     eventually("it acted twice", lambda: _acts(bundle) == 2)

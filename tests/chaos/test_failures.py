@@ -54,8 +54,7 @@ def scripted(bundle: Bundle) -> Callable[..., None]:
 
     def enqueue(*actions: str) -> None:
         words = [json.dumps(action) for action in actions]
-        done = bundle.proj("enqueue", "task", "proj.tasks.scripted", *words, "--id", "it")
-        assert done.returncode == 0, done.stderr
+        bundle.enqueue("task", "proj.tasks.scripted", *words, "--id", "it")
 
     return enqueue
 
@@ -114,7 +113,7 @@ def test_retries_wait_longer_each_time(bundle: Bundle) -> None:
             raise LookupError("come again")
     """)
     worker = bundle.worker()
-    bundle.proj("enqueue", "task", "proj.tasks.busy", "--id", "it")
+    bundle.enqueue("task", "proj.tasks.busy", "--id", "it")
 
     _dead(bundle)
 
@@ -130,7 +129,7 @@ def test_retry_waits_at_the_broker(bundle: Bundle) -> None:
             raise ConnectionError("come again")
     """)
     worker = bundle.worker()
-    bundle.proj("enqueue", "task", "proj.tasks.busy", "--id", "it")
+    bundle.enqueue("task", "proj.tasks.busy", "--id", "it")
     worker.says("Retry in 600s")
     assert bundle.proj("enqueue", "add", "1", "2", "--wait", "--timeout", "30").stdout == "3\n"
 
@@ -151,7 +150,7 @@ def test_retry_that_cannot_be_published_makes_a_dead_letter(bundle: Bundle) -> N
     worker = bundle.worker().ready()
     rights = {"configure": ".*", "read": ".*", "write": "^(?!celery_delayed_27$)"}
     bundle.management("PUT", f"permissions/{quote(bundle.vhost, safe='')}/guest", rights)
-    bundle.proj("enqueue", "task", "proj.tasks.busy", "--id", "it")
+    bundle.enqueue("task", "proj.tasks.busy", "--id", "it")
 
     message = _dead(bundle)
 
@@ -366,7 +365,7 @@ def test_control_without_late_acknowledgement_a_killed_worker_loses_its_message(
     """Acknowledged at its start, the task dies with its worker."""
     bundle.switch_off("config.py", '"task_acks_late": True', '"task_acks_late": False')
     worker = bundle.worker().ready()
-    bundle.proj("enqueue", "sleep-dots", "600", "--id", "it")
+    bundle.enqueue("sleep-dots", "600", "--id", "it")
     worker.started("it")
 
     worker.kill()

@@ -25,7 +25,7 @@ def _terminate(worker: Worker) -> int:
 def test_sigterm_lets_the_running_task_end_and_takes_no_new_one(bundle: Bundle) -> None:
     """The running task is finished and acknowledged; what waits stays in the queue for others."""
     for task_id in ("first", "second", "third"):
-        bundle.proj("enqueue", "sleep-dots", "3", "--id", task_id)
+        bundle.enqueue("sleep-dots", "3", "--id", task_id)
     worker = bundle.worker()
     worker.started("first")
 

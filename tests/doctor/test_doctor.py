@@ -20,7 +20,7 @@ def seen_on_broker(bundle: Bundle) -> list[Any]:
 def test_all_is_well(bundle: Bundle) -> None:
     """With a worker on a new virtual host, nothing is in the way; guest on loopback is no matter."""
     bundle.worker().ready()
-    bundle.proj("enqueue", "add", "1", "2", "--wait")
+    bundle.enqueue("add", "1", "2", "--wait")
     before = seen_on_broker(bundle)
 
     found = doctor(bundle)

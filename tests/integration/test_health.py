@@ -74,7 +74,7 @@ def test_worker_from_its_start_to_its_end(bundle: Bundle, pool: str) -> None:
     eventually("the worker is ready", lambda: _is(bundle, "ready"))
     (first,) = _workers(bundle)
     eventually("it beats again", lambda: _workers(bundle)[0]["beat"] > first["beat"])
-    bundle.proj("enqueue", "sleep-dots", "6", "--id", "last")
+    bundle.enqueue("sleep-dots", "6", "--id", "last")
     worker.started("last")
     assert _is(bundle, "ready")
 
@@ -93,7 +93,7 @@ def test_worker_from_its_start_to_its_end(bundle: Bundle, pool: str) -> None:
 def test_worker_that_is_told_to_end_by_a_message_is_stopping(bundle: Bundle) -> None:
     """As by `celery control shutdown`, for which there is no signal of the system."""
     worker = bundle.worker("-P", "threads").ready()
-    bundle.proj("enqueue", "sleep-dots", "6", "--id", "last")
+    bundle.enqueue("sleep-dots", "6", "--id", "last")
     worker.started("last")
 
     bundle.python("from proj import app; app.control.shutdown(); print(0)")
@@ -237,7 +237,7 @@ def test_without_beats_while_it_waits_a_worker_would_be_taken_for_dead(
 def test_long_task_in_the_loop_is_waited_for(bundle: Bundle) -> None:
     """With `-P solo` a task keeps the loop: the worker promises a beat when the task's time limit is over."""
     worker = bundle.worker("-P", "solo", env={"PROJ_TASK_TIME_LIMIT": "1600"}).ready()
-    bundle.proj("enqueue", "sleep-dots", "600", "--id", "long")
+    bundle.enqueue("sleep-dots", "600", "--id", "long")
     worker.started("long")
 
     code, line = _health(bundle, "--ready")

@@ -108,7 +108,7 @@ def test_text_has_a_line_an_event_with_id_and_name(bundle: Bundle) -> None:
     bundle.add_task(CHATTY)
     worker = bundle.worker()
     for name in ("moody", "chatty"):
-        bundle.proj("enqueue", "task", f"proj.tasks.{name}", "--id", name)
+        bundle.enqueue("task", f"proj.tasks.{name}", "--id", name)
 
     worker.says("Task proj.tasks.moody[moody] became a dead letter: failed")
     worker.says("Task proj.tasks.chatty[chatty] succeeded in")
@@ -127,7 +127,7 @@ def test_lines_of_a_task_carry_its_id(bundle: Bundle) -> None:
     bundle.env |= JSON
     bundle.add_task(CHATTY)
     worker = bundle.worker()
-    bundle.proj("enqueue", "task", "proj.tasks.chatty", "--id", "it")
+    bundle.enqueue("task", "proj.tasks.chatty", "--id", "it")
     worker.says('"event": "succeeded"')
 
     lines = [line for line in _objects(worker.text()) if line["event"] == "log" and "task_id" in line]
@@ -246,7 +246,7 @@ def test_message_that_is_given_back_and_its_duplicate_are_told(bundle: Bundle) -
     """A lost connection and a cold shutdown give the message back; a stored success is not executed again."""
     bundle.env |= JSON
     worker = bundle.worker(log="first.log").ready()
-    bundle.proj("enqueue", "sleep-dots", "600", "--id", "long")
+    bundle.enqueue("sleep-dots", "600", "--id", "long")
     worker.says("Received '600'")
     bundle.node.ctl("close_all_connections", "--vhost", bundle.vhost, "test")
     worker.says('"reason": "connection_lost"')
@@ -265,7 +265,7 @@ def test_message_that_is_given_back_and_its_duplicate_are_told(bundle: Bundle) -
         channel.queue_purge("proj.tasks")
     other = bundle.worker(log="other.log")
     for _ in range(2):
-        bundle.proj("enqueue", "add", "1", "2", "--id", "twice")
+        bundle.enqueue("add", "1", "2", "--id", "twice")
     other.says('"event": "duplicate"')
     assert _way(_objects(other.text()), "twice") == ["received", "succeeded", "received", "duplicate"]
 
@@ -294,7 +294,7 @@ def test_what_people_take_away_is_told(bundle: Bundle) -> None:
     worker.says("no-more")
     bundle.python("from proj import app; app.send_task('proj.tasks.add', [1], task_id='wrong'); print(0)")
     for task_id in ("no-more", "well"):
-        bundle.proj("enqueue", "add", "1", "2", "--id", task_id)
+        bundle.enqueue("add", "1", "2", "--id", task_id)
     worker.says('"event": "succeeded"')
     eventually("one is dead", lambda: bundle.depth("proj.dead") == 1)
     dropped = bundle.proj("dead", "drop", "wrong", "--yes").stderr.splitlines()[0]
@@ -311,7 +311,7 @@ def test_log_file_and_level_are_celerys(bundle: Bundle) -> None:
     bundle.env |= JSON
     bundle.add_task(MOODY)
     worker = bundle.worker("--logfile=%n-%i.log", "--loglevel=WARNING", "-n", "w@here")
-    bundle.proj("enqueue", "task", "proj.tasks.moody", "--id", "it")
+    bundle.enqueue("task", "proj.tasks.moody", "--id", "it")
     eventually("it is dead", lambda: bundle.has("proj.dead") and bundle.depth("proj.dead"))
     _end(worker)
 
@@ -353,7 +353,7 @@ def test_no_line_holds_a_password(bundle: Bundle) -> None:
     failing_over.stop()  # or it would take the message
     store = "db+postgresql://user:s3cret@127.0.0.1:1/results"
     storing = bundle.worker("--loglevel=DEBUG", env={"CELERY_RESULT_BACKEND": store}, log="store.log").ready()
-    bundle.proj("enqueue", "add", "1", "2", "--id", "it")
+    bundle.enqueue("add", "1", "2", "--id", "it")
     eventually("the result is not stored", lambda: storing.lines("The result store fails"))
 
     assert "s3cret" not in failing_over.text() + storing.text()

@@ -122,8 +122,8 @@ def test_failure_is_stored_even_of_a_task_that_ignores_results(bundle: Bundle) -
             return 1 / divisor
     """)
     worker = _worker(bundle)
-    bundle.proj("enqueue", "task", "proj.tasks.silent", "1", "--id", "well")
-    bundle.proj("enqueue", "task", "proj.tasks.silent", "0", "--id", "badly")
+    bundle.enqueue("task", "proj.tasks.silent", "1", "--id", "well")
+    bundle.enqueue("task", "proj.tasks.silent", "0", "--id", "badly")
 
     eventually("the failed one is a dead letter", lambda: bundle.depth("proj.dead") == 1)
 
@@ -264,7 +264,7 @@ def _strike(bundle: Bundle, fault: Fault, target: Any, said: str, *options: str)
     mend = fault(target)
     try:
         count = str(TOO_MANY if fault in (_full, _disk_full) else 1)
-        bundle.proj("enqueue", "task", "proj.tasks.letters", count, "--id", "struck")
+        bundle.enqueue("task", "proj.tasks.letters", count, "--id", "struck")
         worker.says(said)
         eventually(
             f"the message is answered; the worker said:\n{worker.text()}",
@@ -380,7 +380,7 @@ def test_worker_waits_for_its_store(bundle: Bundle, database: Database) -> None:
     try:
         worker = _worker(bundle)
         for n in "12":
-            bundle.proj("enqueue", "add", n, "1", "--id", n)
+            bundle.enqueue("add", n, "1", "--id", n)
         # Before that it looks for a stored success, since the ids are the caller's, and finds no store.
         eventually("a task is executed", lambda: worker.lines("Result of"))
         worker.says("The result store fails, trying again: ")

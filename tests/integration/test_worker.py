@@ -74,7 +74,7 @@ def test_task_of_a_worker_that_is_silent_is_executed_by_the_other(bundle: Bundle
         "config.py", '"task_acks_late": True,', '"task_acks_late": True, "broker_heartbeat": 3,'
     )
     victim = bundle.worker(log="victim.log").ready()
-    bundle.proj("enqueue", "sleep-dots", "600", "--id", "survivor")
+    bundle.enqueue("sleep-dots", "600", "--id", "survivor")
     victim.started("survivor")
     other = bundle.worker(log="other.log").ready()
 
@@ -97,7 +97,7 @@ def test_broker_misses_a_worker_that_is_silent(bundle: Bundle) -> None:
 def test_pool_process_does_not_outlive_its_killed_worker(bundle: Bundle) -> None:
     """The process that executes the task ends with its worker, so nothing is executed twice at once."""
     victim = bundle.worker().ready()
-    bundle.proj("enqueue", "sleep-dots", "600", "--id", "orphan")
+    bundle.enqueue("sleep-dots", "600", "--id", "orphan")
     victim.started("orphan")
     pool = victim.children()
     assert pool
@@ -111,7 +111,7 @@ def test_pool_process_does_not_outlive_its_killed_worker(bundle: Bundle) -> None
 def test_task_of_a_killed_pool_process_is_executed_again(bundle: Bundle) -> None:
     """When the system kills only the process of a task, its worker goes on, and executes it again."""
     worker = bundle.worker().ready()
-    bundle.proj("enqueue", "sleep-dots", "600", "--id", "again")
+    bundle.enqueue("sleep-dots", "600", "--id", "again")
     worker.started("again")
     (child,) = worker.children()
 
@@ -124,7 +124,7 @@ def test_task_of_a_killed_pool_process_is_executed_again(bundle: Bundle) -> None
 def test_message_that_kills_its_workers_becomes_a_dead_letter(bundle: Bundle) -> None:
     """After the delivery limit such a message stops going round, and is kept."""
     worker = bundle.worker().ready()
-    bundle.proj("enqueue", "sleep-dots", "600", "--id", "killer")
+    bundle.enqueue("sleep-dots", "600", "--id", "killer")
 
     def dead() -> bool:
         if bundle.depth("proj.dead"):
