@@ -6,6 +6,7 @@ environment wins. `celery_config` turns the settings into Celery's flat configur
 
 import difflib
 import os
+import re
 import ssl
 import threading
 from collections.abc import Iterable
@@ -185,6 +186,12 @@ class Settings(BaseSettings):
     @property
     def result_backend(self) -> str:
         return self.celery_result_backend or f"db+sqlite:///{self.state_dir / 'results.sqlite3'}"
+
+    @property
+    def safe_result_backend(self) -> str:
+        """`result_backend` for people: with no password in it, and without its options."""
+        # kombu's own way of hiding a password raises for one that holds a slash, and cites it.
+        return re.sub(r"(://[^:/@]*):.*@", r"\1:**@", self.result_backend.partition("?")[0])
 
 
 @cache

@@ -8,7 +8,6 @@ work. After that the task has failed, with that reason, and its message goes to 
 import logging
 import math
 import os
-import re
 import socket
 import sqlite3
 import time
@@ -318,10 +317,9 @@ def store_error(error: Exception, verb: str = "read") -> ProjError:
     """The error in words, with the store that it is of, and no password."""
     if isinstance(error, ProjError):
         return error
-    # kombu's own way of hiding a password raises for one that holds a slash, and cites it.
-    store = re.sub(r"(://[^:/@]*):.*@", r"\1:**@", config.load().result_backend.partition("?")[0])
     return ResultStoreError(
-        f"the result store cannot be {verb}: {_reason(error)}", f"it is {store}; check CELERY_RESULT_BACKEND"
+        f"the result store cannot be {verb}: {_reason(error)}",
+        f"it is {config.load().safe_result_backend}; check CELERY_RESULT_BACKEND",
     )
 
 

@@ -127,10 +127,11 @@ def test_a_file_of_authorities_that_has_none(
 def test_url_for_people_has_no_password(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """The password is not in what people see, nor in the settings as Python shows them."""
     monkeypatch.setenv("CELERY_BROKER_URL", url)
-    monkeypatch.setenv("CELERY_RESULT_BACKEND", "db+postgresql://u:s3cret@host/db")
+    monkeypatch.setenv("CELERY_RESULT_BACKEND", "db+postgresql://u:s3cret/@host/db?password=s3cret")
     settings = config.load()
 
     assert "s3cret" not in settings.safe_broker_url
+    assert settings.safe_result_backend == "db+postgresql://u:**@host/db"
     assert "s3cret" not in repr(settings)
 
 
