@@ -79,6 +79,9 @@ def _result(task_id: str) -> AsyncResult:
 
 def _read(result: AsyncResult) -> Outcome:
     try:
+        if result._cache is None:
+            # Celery keeps what it has read of a task that has ended, and of any other reads each field anew.
+            result._cache = result.backend.meta_from_decoded(result.backend.get_task_meta(result.id))
         state, value = result.state, result.result
         failed = isinstance(value, BaseException)
         return Outcome(
@@ -92,5 +95,5 @@ def _read(result: AsyncResult) -> Outcome:
             # Stored without a zone; Celery stores UTC.
             finished=f"{result.date_done.replace(tzinfo=UTC):%FT%TZ}" if result.date_done else None,
         )
-    except Exception as error:
+    except Exception as error:  # the store may be of any kind
         raise store_error(error) from error

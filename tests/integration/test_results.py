@@ -405,6 +405,22 @@ def _refuses(bundle: Bundle, code: int, *parts: str, command: tuple[str, ...] = 
     assert time.monotonic() - begin < READING_TAKES
 
 
+def test_task_that_is_under_way_is_looked_up_once(bundle: Bundle) -> None:
+    """All that is told of it is of one moment."""
+    looks = bundle.python("""
+from proj import app, results
+looks, read = [], app.backend.get_task_meta
+def counted(*args, **options):
+    looks.append(1)
+    return read(*args, **options)
+app.backend.get_task_meta = counted
+assert results.outcome("any").state == "PENDING"
+print(len(looks))
+""")
+
+    assert looks == 1
+
+
 @pytest.mark.parametrize(
     ("fault", "said", "command"),
     [
