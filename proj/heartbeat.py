@@ -136,10 +136,12 @@ def read_all(state_dir: str) -> list[Heartbeat]:
 def clear_leftovers(state_dir: str) -> None:
     """Remove what workers left behind that had no time to: of processes that are gone, and what is old."""
     folder = os.path.join(state_dir, FOLDER)
-    # What another worker clears away at the same time is gone too.
+    names: list[str] = []
     with suppress(OSError):
-        for name in os.listdir(folder):
-            path = os.path.join(folder, name)
+        names = os.listdir(folder)
+    for name in names:
+        path = os.path.join(folder, name)
+        with suppress(OSError):  # as when another worker clears it away at the same time
             heartbeat = read(path)
             gone = heartbeat is not None and heartbeat.machine == machine() and not runs(heartbeat)
             if gone or time.time() - os.stat(path).st_mtime > _OLD:

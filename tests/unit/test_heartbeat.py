@@ -170,6 +170,19 @@ def test_leftovers_are_cleared_away(tmp_path: Path) -> None:
     assert {name for name, path in paths.items() if path.exists()} == {"elsewhere", "here"}
 
 
+def test_leftover_that_cannot_be_cleared_away_hinders_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that another worker has cleared away in the same moment."""
+    leftover = tmp_path / heartbeat.FOLDER / "gone.json"
+    heartbeat.write(str(leftover), _beat(process="1"))
+    monkeypatch.setattr("os.listdir", lambda _: ["cleared-away.json", "gone.json"])
+
+    heartbeat.clear_leftovers(str(tmp_path))
+
+    assert not leftover.exists()
+
+
 @given(
     st.lists(
         st.sampled_from(
