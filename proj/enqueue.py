@@ -184,8 +184,8 @@ def _publish(app: celery.Celery, name: str, send: Callable[..., Any], options: d
     """
     deadline = time.monotonic() + app.conf.broker_transport_options["read_timeout"]
     given = options.pop("producer", None)
-    if "connection" in options:
-        given = app.amqp.Producer(options.pop("connection"), auto_declare=False)
+    if over := options.pop("connection", None):
+        given = app.amqp.Producer(over, auto_declare=False)
     lost: OutcomeUnknown | None = None
     while True:
         used_before = False

@@ -136,10 +136,11 @@ with app.connection_for_write() as connection:
     connection.connection.sock.shutdown(2)
     add.apply_async((2, 2), producer=producer)
     add.apply_async((3, 3), connection=connection)
+add.apply_async((4, 4), producer=None, connection=None)
 print("true")
 """
     assert bundle.python(code) is True
-    assert bundle.depth("proj.tasks") == 3
+    assert bundle.depth("proj.tasks") == 4
 
 
 # --- What is published again with the same id
