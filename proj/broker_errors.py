@@ -117,7 +117,7 @@ def _refusal(error: BaseException, connection: Connection) -> BrokerRefused | No
             f"the message is too large for the broker at {where}: {text}",
             "store the data elsewhere and enqueue where it is, or raise max_message_size",
         )
-    if code == _PRECONDITION_FAILED:
+    if code == _PRECONDITION_FAILED and "inequivalent" in text:
         return BrokerRefused(
             f"the broker at {where} holds a queue with other arguments: {text}",
             "docs/migration.md moves its messages; or use another virtual host",
@@ -127,6 +127,8 @@ def _refusal(error: BaseException, connection: Connection) -> BrokerRefused | No
             f"the broker at {where} lacks what is needed: {text}",
             "import deploy/rabbitmq/definitions.json, or let a user who may declare it do so",
         )
+    if code == _PRECONDITION_FAILED:
+        return BrokerRefused(f"the broker at {where} refused what was asked: {text}")
     return None
 
 

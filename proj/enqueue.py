@@ -280,7 +280,7 @@ def _confirm(name: str, send: Callable[..., Any], producer: Any, options: dict[s
         raise BadArguments(f"{name}: JSON cannot carry the arguments: {error}") from error
     except QueueNotFound as error:
         raise BadInput(f"{name}: {error.args[0]}", "is it in proj/queues.py?") from error
-    except (TypeError, ValueError, LookupError, struct.error) as error:
+    except (TypeError, ValueError, LookupError, OverflowError, struct.error) as error:
         raise BadInput(f"{name}: an option cannot be sent: {broker_errors.words(error)}") from error
     except (MessageNacked, *broker_errors.ERRORS) as error:
         raise _fate(name, options["task_id"], producer.connection, broker_errors.root(error)) from error

@@ -121,6 +121,14 @@ def test_control_unroutable_without_mandatory(bundle: Bundle) -> None:
     assert bundle.depth("proj.tasks") == 0
 
 
+def test_option_that_the_broker_refuses(bundle: Bundle) -> None:
+    """It is told in the broker's words, and not taken for a queue with other arguments."""
+    with Publisher(bundle) as publisher:
+        outcome = publisher.publish(expires="2999-01-01")
+        check(outcome, "BrokerRefused", "refused what was asked", "invalid expiration")
+    assert bundle.depth("proj.tasks") == 0
+
+
 def test_large_message(bundle: Bundle) -> None:
     """20 MB are confirmed and there, or refused for their size: that is the broker's to decide."""
     with Publisher(bundle) as publisher:
@@ -162,7 +170,7 @@ def outcome(value, **options):
         return str(error)
 wrong = [object(), {1}, [[float("nan")]], "\\ud800", {(1, 2): 3}, 10 ** 5000]
 options = [{"headers": {"x": object()}}, {"priority": 999}, {"exchange": "proj", "routing_key": "x" * 300}]
-options += [{"serializer": "x"}, {"serializer": "pickle"}, {"compression": "x"}]
+options += [{"serializer": "x"}, {"serializer": "pickle"}, {"compression": "x"}, {"expiration": float("inf")}]
 options += [{"countdown": "5"}, {"eta": "now"}, {"task_id": 5}]
 right = [b"\\xff", datetime.datetime.now(), "é", {"1": [None, 1.5]}]
 print(json.dumps([
