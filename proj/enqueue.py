@@ -86,6 +86,10 @@ class Task(celery.Task):
         `task_id` is given may be a repeat, and is marked as one. Raises the errors that this module's
         docstring lists.
         """
+        if isinstance(args, str | bytes):  # each letter would be an argument
+            raise BadArguments(
+                f"{self.name}: arguments are a list or a tuple, got {args!r}", "is a comma missing?"
+            )
         args, kwargs = tuple(args or ()), dict(kwargs or {})
         self.check_arguments(args, kwargs)
         checks.check_json(self.name, args, kwargs)

@@ -81,6 +81,12 @@ def test_unknown_task_is_told_with_the_nearest() -> None:
     assert told.value.exit_code is ExitCode.BAD_DATA
 
 
+def test_text_is_no_list_of_arguments() -> None:
+    """A comma that is missing makes a text of a tuple of one."""
+    with pytest.raises(BadArguments, match=r"a list or a tuple, got '!' \(is a comma missing\?\)"):
+        find_task("proj.tasks.sleep_dots").apply_async("!")
+
+
 @pytest.mark.parametrize(
     "value",
     [
