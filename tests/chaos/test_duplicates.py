@@ -40,17 +40,6 @@ def test_message_that_is_published_twice_acts_once(bundle: Bundle) -> None:
     assert bundle.depth("proj.dead") == 0
 
 
-def test_ordinary_message_costs_no_look_up(bundle: Bundle) -> None:
-    """A message with an id of our making carries no mark; one with the caller's does."""
-    bundle.enqueue("add", "1", "2")
-    bundle.enqueue("add", "1", "2", "--id", "mine")
-
-    ordinary, marked = (message["properties"]["headers"] for message in bundle.peek("proj.tasks"))
-
-    assert "x-proj-repeat" not in ordinary
-    assert marked["x-proj-repeat"] is True
-
-
 def test_redelivered_message_whose_success_is_stored_acts_once(bundle: Bundle) -> None:
     """A worker dies after the result is stored, and before it acknowledges: the other only acknowledges."""
     bundle.add_task(ACT)

@@ -77,23 +77,6 @@ def test_queue_with_other_arguments(bundle: Bundle) -> None:
     assert bundle.depth("proj.tasks") == 0
 
 
-def test_queue_that_is_not_bound(bundle: Bundle) -> None:
-    """A message that no queue would take is refused, not confirmed and dropped."""
-    assert bundle.proj(*ENQUEUE).returncode == 0
-    assert (
-        bundle.python("""
-from proj import errors
-from proj.tasks import add
-try:
-    add.apply_async((2, 3), exchange="proj", routing_key="nowhere")
-except errors.BrokerRefused as error:
-    print('"refused"')
-""")
-        == "refused"
-    )
-    assert bundle.depth("proj.tasks") == 1
-
-
 @pytest.mark.parametrize(
     ("command", "code", "parts"),
     [
