@@ -1,7 +1,6 @@
 """What is logged: a line an event, by which a message can be followed from its publisher to its end."""
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -9,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import kombu
-import pytest
 
 from tests.bundle import Bundle, Worker, eventually
 
@@ -360,9 +358,15 @@ def test_no_line_holds_a_password(bundle: Bundle) -> None:
     assert {line.id for line in storing.lines("The result store fails")} == {"it"}
 
 
-def test_host_programs_root_logger_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Importing the project adds no handler to the root logger, and sets no level."""
-    root = logging.getLogger()
-    before = list(root.handlers), root.level
-    __import__("proj.enqueue")
-    assert (list(root.handlers), root.level) == before
+def test_root_logger_of_a_program_is_left_alone(bundle: Bundle) -> None:
+    """To import the project, and to publish with it, adds no handler to it, and sets no level."""
+    before, after = bundle.python("""
+import json, logging
+root = logging.getLogger()
+before = len(root.handlers), root.level
+from proj.tasks import add
+add.delay(1, 2)
+print(json.dumps([before, (len(root.handlers), root.level)]))
+""")
+
+    assert after == before
