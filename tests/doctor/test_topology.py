@@ -4,7 +4,7 @@ import kombu
 from kombu.transport.native_delayed_delivery import declare_native_delayed_delivery_exchanges_and_queues
 
 from proj import queues
-from tests.bundle import Bundle, eventually
+from tests.bundle import MANAGEMENT_OFF, Bundle, eventually
 from tests.doctor.findings import about, bad, doctor, follow
 
 
@@ -16,7 +16,7 @@ def test_drifted_queue_and_exchange(bundle: Bundle) -> None:
         channel.exchange_declare("proj.dead", "direct", durable=True, auto_delete=False)
 
     found = doctor(bundle)
-    alone = doctor(bundle, env={"PROJ_MANAGEMENT_URL": "http://127.0.0.1:1"})
+    alone = doctor(bundle, env=MANAGEMENT_OFF)
 
     queue, exchange = about(found, "queues", "proj.tasks"), about(found, "exchanges", "proj.dead")
     assert queue["level"] == exchange["level"] == "error"
