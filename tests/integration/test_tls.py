@@ -22,7 +22,7 @@ from proj.errors import ManagementUnavailable
 from proj.management import Management
 from tests.bundle import Bundle, eventually
 from tests.chaos.proxy import Network, Proxy
-from tests.chaos.publisher import Publisher
+from tests.chaos.publisher import SLACK, Publisher
 
 HOST = "127.0.0.1"
 
@@ -304,7 +304,7 @@ def test_a_network_that_swallows_all(own: Bundle, secured: Secured) -> None:
             refused = publisher.publish()
     assert (unknown.kind, refused.kind) == ("OutcomeUnknown", "BrokerUnreachable"), (unknown, refused)
     assert "does not answer in time" in refused.text
-    assert max(unknown.seconds, refused.seconds) < TIMEOUT + 1
+    assert max(unknown.seconds, refused.seconds) < TIMEOUT + SLACK
     assert proxy.happened[Network.SWALLOWS_ALL]
 
 
