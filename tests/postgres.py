@@ -125,7 +125,7 @@ class Postgres:
     def execute(self, statement: str, database: str = "postgres") -> Any:
         """Run one statement as administrator; what it selects is returned as rows."""
         with psycopg.connect(self.url(database), autocommit=True) as connection:
-            cursor = connection.execute(statement)  # type: ignore[call-overload]
+            cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else None
 
     def _spawn(self, program: str, *arguments: str) -> None:

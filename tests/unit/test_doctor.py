@@ -45,7 +45,7 @@ def limits(monkeypatch: pytest.MonkeyPatch, **known: Any) -> Finding:
     """Of a broker that waits 15 minutes, as RabbitMQ 3.12 and later tell."""
     monkeypatch.setattr(settings, "own_tasks", lambda _: {"proj.tasks.add": SimpleNamespace(time_limit=None)})
     subject = SimpleNamespace(
-        settings=config.Settings(_env_file=None),  # type: ignore[call-arg]
+        settings=config.Settings(_env_file=None),
         app=None,
         configured=lambda _: 900_000,
         unmanaged=None,
