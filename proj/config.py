@@ -33,6 +33,9 @@ CONNECT_TIMEOUT: Final = 4
 #: a slip. Names further away belong to others: the cartography library PROJ has `PROJ_DATA`, for one.
 _SLIP_LIKENESS: Final = 0.8
 
+#: A name that a line of the `.env` file sets.
+_WRITTEN_NAME: Final = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)
+
 #: Celery itself reads these, and would let them win over the broker that is set here.
 _BYPASSES: Final = ("CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 
@@ -200,12 +203,12 @@ def load() -> Settings:
 
     Raises `ConfigError` with one line that says which setting is wrong and what was expected.
     """
-    state_dir.read_env_file()
+    written = re.findall(_WRITTEN_NAME, state_dir.read_env_file() or "")
     try:
         settings = Settings()
     except ValidationError as error:
         raise ConfigError(_explain(error), f"mend it in the environment or in {state_dir.ENV_FILE}") from None
-    _refuse_slips(os.environ)
+    _refuse_slips([*os.environ, *written])
     return settings
 
 

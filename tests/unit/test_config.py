@@ -53,13 +53,20 @@ def test_names_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None
     """The cartography library PROJ has settings of the same prefix."""
     monkeypatch.setenv("PROJ_DATA", "/usr/share/proj")
     monkeypatch.setenv("PROJ_NETWORK", "ON")
+    Path(".env").write_text("RABBITMQ_WORKER_PASSWORD=x\nPROJ_LIB=/usr/share/proj\n# PROJ_STATEDIR=/tmp\n")
 
     config.load()
 
 
-def test_slip_is_told_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that is nearly one of ours is a slip."""
-    monkeypatch.setenv("PROJ_STATEDIR", "/tmp")
+@pytest.mark.parametrize(
+    "line", [None, "PROJ_STATEDIR=/tmp\n", "# A comment.\n export PROJ_STATEDIR = '/tmp'"]
+)
+def test_slip_is_told_with_the_nearest_name(monkeypatch: pytest.MonkeyPatch, line: str | None) -> None:
+    """A name that is nearly one of ours is a slip, in the environment and in a `.env` file."""
+    if line:
+        Path(".env").write_text(line)
+    else:
+        monkeypatch.setenv("PROJ_STATEDIR", "/tmp")
 
     with pytest.raises(ConfigError, match=r"unknown setting PROJ_STATEDIR \(did you mean PROJ_STATE_DIR\?"):
         config.load()
