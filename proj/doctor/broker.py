@@ -171,7 +171,8 @@ def memory(subject: Subject) -> Iterator[Finding]:
     """How far each node is from its memory alarm."""
     for node in _running_nodes(subject):
         name, used, limit = node["name"], node.get("mem_used"), node.get("mem_limit")
-        if used is None or not limit:
+        # 0 is how publishing is switched off by hand; without the alarm, the node does not know its limit.
+        if used is None or limit is None or not (limit or node.get("mem_alarm")):
             yield _not_collected("memory", name)
             continue
         what = f"node {name} uses {_size(used)} of memory, and raises its alarm at {_size(limit)}"

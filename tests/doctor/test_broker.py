@@ -150,6 +150,18 @@ def test_memory(own: Bundle) -> None:
     assert "memory" not in [check for _, check in bad(doctor(own))]
 
 
+def test_memory_of_no_limit_at_all(own: Bundle) -> None:
+    """A watermark of 0, with which people stop all publishing by hand, is an alarm like any other."""
+    node_knows(own, lambda node: "mem_used" in node)
+    own.node.ctl("set_vm_memory_high_watermark", "0")
+    node_knows(own, lambda node: node["mem_alarm"] and not node["mem_limit"])
+    alarm = about(doctor(own), "memory", "alarm of node proj@localhost is on")
+
+    assert alarm["level"] == "error"
+    follow(own, alarm)
+    node_knows(own, lambda node: not node["mem_alarm"])
+
+
 def test_disk(own: Bundle) -> None:
     """An alarm is an error, and less than a gibibyte to it is a warning."""
     free = shutil.disk_usage(own.node.data_dir).free
