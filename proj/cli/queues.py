@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from click.core import ParameterSource
 
+from proj.cli.printable import printable
 from proj.errors import ExitCode, ProjError
 
 if TYPE_CHECKING:
@@ -76,9 +77,7 @@ def queues(ctx: click.Context, names: tuple[str, ...], watch: bool, interval: fl
 
 def _watch(reader: "Reader", interval: float, as_json: bool) -> None:
     with ExitStack() as stack:
-        show = (
-            _print_json if as_json else _on_terminal(stack, interval) if sys.stdout.isatty() else _Printer()
-        )
+        show = _print_json if as_json else _on_terminal(stack, interval) or _Printer()
         show(reader.snapshot())  # an error here is one of the settings, and ends it
         while True:
             time.sleep(interval)
@@ -113,14 +112,19 @@ class _Printer:
         self._told = snapshot.problems
 
 
-def _on_terminal(stack: ExitStack, interval: float) -> Callable[["Snapshot"], None]:
+def _on_terminal(stack: ExitStack, interval: float) -> Callable[["Snapshot"], None] | None:
+    """Draws over what it has drawn; None where that cannot be: in a pipe, and with TERM=dumb."""
+    if not sys.stdout.isatty():
+        return None
     from rich.console import Console, Group
     from rich.live import Live
     from rich.text import Text
 
+    if (console := Console()).is_dumb_terminal:
+        return None
     # Python would die of SIGTERM without showing the cursor again.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    live = stack.enter_context(Live(console=Console(), auto_refresh=False))
+    live = stack.enter_context(Live(console=console, auto_refresh=False))
 
     def show(snapshot: "Snapshot") -> None:
         foot = f"{snapshot.at}, every {interval:g} s; Ctrl-C ends it."
@@ -171,7 +175,7 @@ def _table(snapshot: "Snapshot") -> str:
 
 
 def _cells(depth: "Depth") -> dict[str, str]:
-    cells = {name: "-" if value is None else str(value) for name, value in _row(depth).items()}
+    cells = {name: "-" if value is None else printable(str(value)) for name, value in _row(depth).items()}
     if depth.oldest is not None:
         cells["oldest"] = _age(depth)
     if depth.ready is None:

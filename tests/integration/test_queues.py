@@ -274,6 +274,17 @@ def test_any_queue_can_be_named(bundle: Bundle) -> None:
     assert [(row["queue"], row["ready"]) for row in rows] == [("a queue", 0), ("delayed", 0)]
 
 
+def test_name_of_a_queue_steers_no_terminal(bundle: Bundle) -> None:
+    """Whoever may declare may call a queue anything; it stays one line of the table."""
+    name = "red\x1b[31m\nqueue"
+    with bundle.channel() as channel:
+        channel.queue_declare(name, durable=True, auto_delete=False)
+
+    table = bundle.proj("queues", name).stdout.splitlines()
+
+    assert [line.split()[0] for line in table] == ["queue", "red\\x1b[31m\\nqueue"]
+
+
 # --- What goes wrong
 
 

@@ -20,12 +20,12 @@ CURSOR_ON, CURSOR_OFF = b"\x1b[?25h", b"\x1b[?25l"
 class Watch:
     """A `proj queues --watch` that runs, and what it has printed so far."""
 
-    def __init__(self, bundle: Bundle, *options: str, terminal: bool = False) -> None:
+    def __init__(self, bundle: Bundle, *options: str, terminal: str | None = None) -> None:
         self._ours, theirs = pty.openpty() if terminal else os.pipe()
         self.process = subprocess.Popen(
             [BIN / "proj", "queues", "--watch", "--interval", "0.2", *options],
             cwd=bundle.folder,
-            env=bundle.env | {"TERM": "xterm"},
+            env=bundle.env | {"TERM": terminal or "xterm"},
             stdin=subprocess.DEVNULL,
             stdout=theirs,
             stderr=subprocess.PIPE,
@@ -67,7 +67,7 @@ class Watch:
 
 
 @contextmanager
-def watch(bundle: Bundle, *options: str, terminal: bool = False) -> Iterator[Watch]:
+def watch(bundle: Bundle, *options: str, terminal: str | None = None) -> Iterator[Watch]:
     watching = Watch(bundle, *options, terminal=terminal)
     try:
         yield watching
@@ -77,7 +77,7 @@ def watch(bundle: Bundle, *options: str, terminal: bool = False) -> Iterator[Wat
 
 def test_watch_refreshes_a_terminal_in_place(bundle: Bundle) -> None:
     """A change is shown, drawn over what was there; Ctrl-C ends it with 130, and shows the cursor again."""
-    with watch(bundle, terminal=True) as watching:
+    with watch(bundle, terminal="xterm") as watching:
         watching.shows(rb"proj\.tasks +missing ")
         bundle.enqueue("add", "1", "2", "--count", "7")
         watching.shows(rb"proj\.tasks +7 ")
@@ -91,13 +91,25 @@ def test_watch_refreshes_a_terminal_in_place(bundle: Bundle) -> None:
 
 def test_watch_that_is_told_to_end_leaves_the_terminal_in_order(bundle: Bundle) -> None:
     """SIGTERM shows the cursor again, as Ctrl-C does."""
-    with watch(bundle, terminal=True) as watching:
+    with watch(bundle, terminal="xterm") as watching:
         watching.shows(rb"proj\.tasks +missing ")
         watching.process.send_signal(signal.SIGTERM)
         assert watching.process.wait(PATIENCE) == 128 + signal.SIGTERM
         printed = watching.printed()
 
     assert printed.rfind(CURSOR_ON) > printed.rfind(CURSOR_OFF) >= 0
+
+
+def test_watch_on_a_terminal_that_cannot_draw_over_prints_one_table_after_another(bundle: Bundle) -> None:
+    """With TERM=dumb, such as that of an editor, the numbers are there before Ctrl-C."""
+    with watch(bundle, terminal="dumb") as watching:
+        watching.shows(rb"proj\.tasks +missing ")
+        bundle.enqueue("add", "1", "2")
+        watching.shows(rb"proj\.tasks +1 ")
+        code, stderr = watching.interrupt()
+
+    assert (code, stderr) == (130, b"")
+    assert b"\x1b" not in watching.printed()
 
 
 def test_watch_in_a_pipe_prints_one_table_after_another(bundle: Bundle) -> None:
