@@ -2,14 +2,14 @@
 
 Over AMQP a declaration tells whether something is as wanted: it changes nothing that exists, and is refused
 for what differs. So it is asked first whether it exists. All that differs, and the bindings, are known
-to the management API alone.
+to the management API alone, which is asked for everything when the user may not declare.
 """
 
 import shlex
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
-from amqp.exceptions import NotFound, PreconditionFailed
+from amqp.exceptions import AccessRefused, NotFound, PreconditionFailed
 from kombu import Exchange, Queue
 
 from proj import broker_errors, queues
@@ -76,21 +76,30 @@ def _declared(subject: Subject, entity: Queue | Exchange) -> str | None:
             return None
         except PreconditionFailed as differs:
             return broker_errors.words(differs)
+        except AccessRefused:
+            if subject.unmanaged:
+                raise
+            return _differences(subject, entity)
     return ""
 
 
-def _differences(subject: Subject, queue: Queue) -> str:
-    """The arguments that differ, side by side; nothing when the management API does not tell."""
-    if subject.unmanaged or queue.name not in subject.queues:
+def _differences(subject: Subject, entity: Queue | Exchange) -> str:
+    """What differs, side by side; nothing when the management API does not tell."""
+    if subject.unmanaged:
         return ""
-    found = subject.queues[queue.name]
-    has = {
-        "durable": found["durable"],
-        "auto_delete": found["auto_delete"],
-        "x-queue-type": found.get("type"),
-    }
+    wants: dict[str, Any] = {"durable": entity.durable, "auto_delete": entity.auto_delete}
+    if isinstance(entity, Queue):
+        found = subject.queues.get(entity.name)
+        wants |= entity.queue_arguments
+    else:
+        path = subject.management.path("exchanges")
+        found = {each["name"]: each for each in subject.ask(path)}.get(entity.name)
+        wants |= {"type": entity.type} | (entity.arguments or {})
+    if found is None:
+        return ""
+    type_ = "x-queue-type" if isinstance(entity, Queue) else "type"
+    has = {"durable": found["durable"], "auto_delete": found["auto_delete"], type_: found.get("type")}
     has |= found["arguments"]
-    wants = {"durable": queue.durable, "auto_delete": queue.auto_delete, **queue.queue_arguments}
     return ", ".join(
         f"{name} is {has.get(name, 'not set')}, not {wants.get(name, 'unset')}"
         for name in sorted(has.keys() | wants.keys())

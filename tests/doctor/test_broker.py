@@ -20,8 +20,8 @@ import kombu
 import psutil
 import pytest
 
-from tests.bundle import PATIENCE, Bundle, eventually
-from tests.doctor.findings import about, bad, doctor, follow, known_policies
+from tests.bundle import MANAGEMENT_OFF, PATIENCE, Bundle, eventually
+from tests.doctor.findings import Findings, about, bad, doctor, follow, known_policies
 
 
 def test_broker_that_is_out_of_reach(bundle: Bundle) -> None:
@@ -74,7 +74,7 @@ def test_management_that_cannot_be_asked(declared: Bundle, url: str, reason: str
 
 
 def test_user_with_few_rights(declared: Bundle) -> None:
-    """Who may see queues but no nodes is told what is missing; who may not configure, too."""
+    """Who may see queues but no nodes is told what is missing; who may not declare hears it from the API."""
     declared.management("PUT", "users/few", {"password": "s3cret", "tags": "management"})
     rights = {"configure": "^$", "write": ".*", "read": ".*"}
     declared.management("PUT", f"permissions/{quote(declared.vhost, safe='')}/few", rights)
@@ -84,12 +84,24 @@ def test_user_with_few_rights(declared: Bundle) -> None:
     found = doctor(declared, env=env)
 
     assert "monitoring" in about(found, "memory")["fix"]
-    for check in ("exchanges", "queues"):
-        each = [finding for finding in found if finding["check"] == check]
-        assert {(finding["level"], "access" in finding["why"].lower()) for finding in each} == {
-            ("skipped", True)
-        }
-    assert {"bindings", "delays"} <= {each["check"] for each in found if each["level"] == "ok"}
+    assert {"exchanges", "queues", "bindings", "delays"} <= {
+        each["check"] for each in found if each["level"] == "ok"
+    }
+    for finding in of_topology(doctor(declared, env=env | MANAGEMENT_OFF)):
+        assert (finding["level"], "access" in finding["why"].lower()) == ("skipped", True)
+    with declared.channel() as channel:
+        channel.queue_delete("proj.dead")
+        channel.queue_declare("proj.dead", durable=True, auto_delete=False)
+        channel.exchange_delete("proj")
+        channel.exchange_declare("proj", "direct", durable=True, auto_delete=False)
+    drifted = doctor(declared, env=env)
+    assert "type is direct, not topic" in about(drifted, "exchanges")["what"]
+    assert "x-queue-type is classic, not quorum" in about(drifted, "queues")["what"]
+
+
+def of_topology(found: Findings) -> Findings:
+    """What is found of exchanges and queues."""
+    return [finding for finding in found if finding["check"] in {"exchanges", "queues"}]
 
 
 @contextmanager
