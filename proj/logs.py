@@ -59,6 +59,10 @@ class TextFormatter(ColorFormatter):
             record.message = f"{name or ''}[{task_id}]: {record.message}"
         return str(super().formatMessage(record))
 
+    def formatException(self, ei: Any) -> str:  # noqa: N802  as Python names it
+        # Its lines are those that the exception's words have, which may come from anywhere.
+        return "\n".join(map(_escaped, str(super().formatException(ei)).split("\n")))
+
 
 class JsonFormatter(logging.Formatter):
     """One object of JSON a line; `docs/logs.md` lists its keys. What a program gives as `extra` is added."""
@@ -153,5 +157,8 @@ def _one_line(text: str) -> str:
     """The text with nothing in it that would begin a line, or steer a terminal."""
     if text.isprintable():
         return text
-    line = " ".join(part for part in map(str.strip, text.splitlines()) if part)
+    return _escaped(" ".join(part for part in map(str.strip, text.splitlines()) if part))
+
+
+def _escaped(line: str) -> str:
     return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in line)

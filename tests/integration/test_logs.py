@@ -370,3 +370,18 @@ print(json.dumps([before, (len(root.handlers), root.level)]))
 """)
 
     assert after == before
+
+
+def test_traceback_steers_no_terminal() -> None:
+    """The words of an exception may come from a message; in text they are shown as they are spelled."""
+    from proj.logs import TextFormatter
+
+    record = logging.makeLogRecord({"msg": "caught"})
+    try:
+        raise ValueError("red\x1b[31m and\x07\rback\tön\nhere")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    first, *_, last, further = TextFormatter("%(message)s", use_color=False).format(record).split("\n")
+
+    assert first == "caught"
+    assert (last, further) == ("ValueError: red\\x1b[31m and\\x07\\rback\tön", "here")
