@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 import click
 from amqp.exceptions import AccessRefused, ResourceLocked
 from celery.exceptions import WorkerShutdown
-from celery.signals import celeryd_after_setup, celeryd_init, worker_shutting_down
+from celery.signals import celeryd_after_setup, celeryd_init, task_postrun, worker_shutting_down
 from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
 from celery.worker import consumer
@@ -122,6 +122,7 @@ def install() -> None:
     celeryd_init.connect(logs.log_all_that_is_said)
     celeryd_after_setup.connect(check_time_limits)
     celeryd_after_setup.connect(check_result_store)
+    task_postrun.connect(logs.end_line)
     worker_shutting_down.connect(bound_shutdown)
 
 

@@ -1,6 +1,7 @@
 """What is logged: a line an event, by which a message can be followed from its publisher to its end."""
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import kombu
+import pytest
 
 from tests.bundle import Bundle, Worker, eventually
 
@@ -141,6 +143,32 @@ def test_lines_of_a_task_carry_its_id(bundle: Bundle) -> None:
     assert warned["logger"] == "py.warnings"
     assert failed["exception"] == "ZeroDivisionError('division by zero')"
     assert "1 / 0" in failed["traceback"]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_what_is_printed_is_a_line_for_each_line(bundle: Bundle, pool: str) -> None:
+    """`print` writes its arguments one by one; what has no end yet is logged with the task that began it."""
+    bundle.env |= JSON
+    bundle.add_task("""
+        @app.task(name="proj.tasks.prints", pydantic=True)
+        def prints() -> None:
+            import sys
+            print("several", "words", 4711)
+            print("flushed", end="", flush=True)
+            print()
+            print("on stderr", "too", file=sys.stderr)
+            print("begun", end="")
+    """)
+    worker = bundle.worker("-P", pool)
+    for name in ("first", "second"):
+        bundle.proj("enqueue", "task", "proj.tasks.prints", "--id", name)
+    bundle.proj("enqueue", "add", "1", "2", "--wait")  # the one slot is done with the two before
+    lines = [line for line in _objects(worker.text()) if line["logger"] == "celery.redirected"]
+
+    printed = ["several words 4711", "flushed", "on stderr too", "begun"]
+    assert [(line["task_id"], line["message"]) for line in lines] == [
+        (name, words) for name in ("first", "second") for words in printed
+    ]
 
 
 #: What a task does in its first attempt, and the events that its message then has.
