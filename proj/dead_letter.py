@@ -98,7 +98,7 @@ class DeadLetter:
         headers = {
             name: value
             for name, value in self.headers.items()
-            if not name.startswith(_DROPPED_HEADERS) and name not in _COPY_HEADERS
+            if not str(name).startswith(_DROPPED_HEADERS) and name not in _COPY_HEADERS
         }
         if _is_over(headers.get("expires")):
             headers["expires"] = None  # or the worker would throw the message away

@@ -209,7 +209,7 @@ def _details(letter: "DeadLetter", outcome: "Outcome | None") -> dict[str, Any]:
         "queue": letter.queue,
         "worker": outcome.worker if outcome else None,
         "properties": {k: v for k, v in letter.properties.items() if k != "application_headers"},
-        "headers": {k: v for k, v in letter.headers.items() if k != "x-death"},
+        "headers": {str(k): v for k, v in letter.headers.items() if k != "x-death"},
         "x-death": letter.deaths,
         "body": letter.text,
         "traceback": outcome.traceback if outcome else None,

@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.bundle import PATIENCE, Bundle, Worker, eventually
+from tests.integration import dead
 
 #: A task that does as it is told; each attempt leaves a line in a file, whatever becomes of it.
 SCRIPTED = """
@@ -315,6 +316,18 @@ def test_message_that_is_no_task_makes_a_dead_letter_at_once(
     assert message["properties"]["headers"]["x-death"][0]["count"] == 1
     assert bundle.proj("enqueue", "add", "1", "2", "--wait", "--timeout", "30").stdout == "3\n"
     assert worker.process.poll() is None
+
+
+@pytest.mark.parametrize("what", dead.UNREADABLE)
+def test_properties_that_python_does_not_read_end_no_worker(bundle: Bundle, what: str) -> None:
+    """A text that is no UTF-8, or a time beyond the calendar, ends no worker; the task is executed."""
+    worker = bundle.worker().ready()
+
+    dead.publish_unreadable(bundle, what, "proj.tasks")
+
+    eventually("the task is done", lambda: worker.lines("succeeded"))
+    assert worker.process.poll() is None
+    assert _outcome(bundle)["result"] == 3
 
 
 def test_message_that_expires_at_the_worker_is_kept(bundle: Bundle) -> None:

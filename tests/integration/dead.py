@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from datetime import datetime
+from struct import pack
 from typing import Any
 
 import amqp
@@ -12,6 +14,13 @@ from tests.bundle import PATIENCE, Bundle, eventually
 
 #: The queue of a program that is not ours, whose messages die into our dead-letter queue.
 OTHER = "other"
+
+#: What the broker takes and Python does not read: Latin-1 where AMQP wants UTF-8, and milliseconds where it
+#: wants seconds; each with what it stands in place of.
+UNREADABLE = {
+    "text": (b"place", b"caf\xe9s"),
+    "time": (b"T" + pack(">Q", 1_577_836_800), b"T" + pack(">Q", 1_577_836_800_000)),
+}
 
 
 def publish(
@@ -129,3 +138,15 @@ dead_letters.{owner}.{method} = die
 {call}
 """
     return bundle.run(sys.executable, "-c", code)
+
+
+def publish_unreadable(bundle: Bundle, what: str, queue: str) -> None:
+    """Publish `add(1, 2)` with the id `it`, and with one of `UNREADABLE` in its properties."""
+    message = _task_message("it", 1, 2, reply_to="place", headers={"at": datetime(2020, 1, 1)})
+    old, new = UNREADABLE[what]
+    written = message._serialize_properties()
+    assert written.count(old) == 1
+    message._serialize_properties = lambda: written.replace(old, new)
+    with bundle.channel() as channel:
+        queues.declare(channel)
+        _send(channel, [message], queue)

@@ -130,6 +130,33 @@ def test_what_is_no_celery_message_is_listed(
     assert bundle.depth("proj.dead") == 1
 
 
+@pytest.mark.parametrize("what", dead.UNREADABLE)
+def test_properties_that_python_does_not_read_hide_no_dead_letter(bundle: Bundle, what: str) -> None:
+    """A text that is no UTF-8, or a time beyond the calendar, is shown, and does not hide the others."""
+    dead.publish_unreadable(bundle, what, "proj.dead")
+    dead.publish_task(bundle, "next", 1, 2, queue="proj.dead")
+    dead.await_count(bundle, 2)
+
+    assert dead.ids(bundle) == ["it", "next"]
+    assert dead.show(bundle, "it")["arguments"] == "1, 2"
+    assert bundle.proj("dead", "redrive", "it").returncode == 0
+
+    (message,) = dead.take(bundle, "proj.tasks")
+    assert message.properties["application_headers"]["id"] == "it"
+
+
+def test_header_whose_name_is_no_text(bundle: Bundle) -> None:
+    """A header's name in Latin-1 is shown, and goes back byte by byte."""
+    dead.publish_task(bundle, "it", 1, queue="proj.dead", headers={b"caf\xe9": "au lait"})
+    dead.await_count(bundle, 1)
+
+    assert "au lait" in dead.show(bundle, "it")["headers"].values()
+    assert bundle.proj("dead", "redrive", "it").returncode == 0
+
+    (message,) = dead.take(bundle, "proj.tasks")
+    assert message.properties["application_headers"][b"caf\xe9"] == "au lait"
+
+
 def test_message_cannot_steer_the_terminal(bundle: Bundle) -> None:
     """Escape sequences in a message are printed as text."""
     dead.publish_task(bundle, "\x1b[2Jid", 1, task="\x1b]0;task\x07", queue="proj.dead")

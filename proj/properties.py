@@ -1,0 +1,59 @@
+"""Properties of messages that another program has written, and that py-amqp cannot read.
+
+AMQP's short strings are UTF-8, and its times are seconds; RabbitMQ checks neither. Py-amqp 5.4 raises over
+others while it reads a frame, so one such message ends each worker that gets it, and hides all dead letters.
+Neither it nor Celery has a place for another reading than the two functions that are replaced here:
+https://github.com/celery/celery/issues/2873.
+"""
+
+from datetime import datetime
+from struct import unpack_from
+from typing import Any
+
+from amqp import Message, serialization, spec
+
+_decode = serialization.PROPERTY_CLASSES[spec.Basic.CLASS_ID]
+_decode_header = serialization._read_item
+
+
+def install() -> None:
+    """Let this process read every message: bytes that are no UTF-8 as escapes, such as `caf\\xe9`.
+
+    A time in a header that is too late for Python is read as the latest that there is.
+    """
+    serialization.PROPERTY_CLASSES[spec.Basic.CLASS_ID] = _read
+    serialization._read_item = _read_header
+
+
+def _read(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
+    try:
+        properties: tuple[dict[str, Any], int] = _decode(buffer, offset)
+    except UnicodeDecodeError:
+        return _read_escaped(buffer, offset)
+    return properties
+
+
+def _read_escaped(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
+    (flags,) = unpack_from(">H", buffer, offset)
+    offset += 2
+    properties = {}
+    for place, (name, kind) in enumerate(Message.PROPERTIES):
+        if not flags & 0x8000 >> place:
+            continue
+        if kind == "s":
+            start = offset + 1
+            offset = start + buffer[offset]
+            properties[name] = bytes(buffer[start:offset]).decode("utf-8", "backslashreplace")
+        else:
+            (properties[name],), offset = serialization.loads(kind, buffer, offset)
+    return properties, offset
+
+
+def _read_header(buffer: Any, offset: int) -> tuple[Any, int]:
+    try:
+        value: tuple[Any, int] = _decode_header(buffer, offset)
+    except (OSError, OverflowError, ValueError):
+        if buffer[offset : offset + 1] != b"T":
+            raise
+        return datetime.max, offset + 1 + 8  # its kind, and 64 bits
+    return value
