@@ -1,9 +1,12 @@
 """How tasks ended, as the result store has it."""
 
 import json
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, date, time
+from datetime import UTC, date
+from datetime import time as time_of_day
 from typing import Any, Final
 
 import celery.exceptions
@@ -42,24 +45,52 @@ def outcome(task_id: str) -> Outcome:
     return _read(_result(task_id))
 
 
-def wait(
-    task_id: str, timeout: float | None = None, on_interval: Callable[[], None] | None = None
-) -> Outcome:
-    """The outcome of this task, once it has ended; `on_interval` is called after each look.
+def failure(task_id: str) -> object:
+    """What tells the failure that is stored under this id from a later one; None when none is stored.
 
-    Raises `NoResultYet` when it has not ended within `timeout` seconds, and `ResultStoreError`.
+    Raises `ResultStoreError`.
     """
     result = _result(task_id)
     try:
-        result.get(timeout=timeout, interval=POLL_INTERVAL, on_interval=on_interval, propagate=False)
+        return (result.state, result.date_done) if result.state in states.PROPAGATE_STATES else None
+    except Exception as error:
+        raise store_error(error) from error
+
+
+def wait(
+    task_id: str,
+    timeout: float | None = None,
+    on_interval: Callable[[], None] | None = None,
+    failed_before: object = None,
+) -> Outcome:
+    """The outcome of this task, once it has ended; `on_interval` is called after each look.
+
+    `failed_before` is the `failure` that was stored before the message was published: it is not how that
+    ended. Raises `NoResultYet` when it has not ended within `timeout` seconds, and `ResultStoreError`.
+    """
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    while failed_before is not None and failure(task_id) == failed_before:
+        if time.monotonic() > deadline:
+            raise _not_yet(task_id, timeout)
+        time.sleep(POLL_INTERVAL)
+        if on_interval:
+            on_interval()
+    left = None if timeout is None else max(POLL_INTERVAL, deadline - time.monotonic())
+    result = _result(task_id)
+    try:
+        result.get(timeout=left, interval=POLL_INTERVAL, on_interval=on_interval, propagate=False)
     except celery.exceptions.TimeoutError:
-        raise NoResultYet(
-            f"message {task_id} is accepted, but has no result after {timeout:g} s",
-            f"is a worker running? Look again with: proj result {task_id}",
-        ) from None
+        raise _not_yet(task_id, timeout) from None
     except Exception as error:
         raise store_error(error) from error
     return _read(result)
+
+
+def _not_yet(task_id: str, timeout: float | None) -> NoResultYet:
+    return NoResultYet(
+        f"message {task_id} is accepted, but has no result after {timeout:g} s",
+        f"is a worker running? Look again with: proj result {task_id}",
+    )
 
 
 def to_json(value: Any) -> str:
@@ -68,7 +99,7 @@ def to_json(value: Any) -> str:
 
 
 def _as_text(value: Any) -> str:
-    return value.isoformat() if isinstance(value, date | time) else str(value)
+    return value.isoformat() if isinstance(value, date | time_of_day) else str(value)
 
 
 def _result(task_id: str) -> AsyncResult:

@@ -154,6 +154,7 @@ def _enqueue(
 
     logs.write_events()
     found = find_task(name)
+    failed_before = _failure(task_id) if wait and task_id is not None else None
     ids: list[str] = []
     try:
         for _ in range(count):
@@ -170,7 +171,7 @@ def _enqueue(
             click.echo(f"Of {count} messages {len(ids)} are enqueued{listed}", err=True)
         raise
     if wait:
-        _print_results(ids, timeout, as_json)
+        _print_results(ids, timeout, as_json, failed_before)
 
 
 def _print_id(task_id: str, name: str, as_json: bool) -> None:
@@ -181,14 +182,23 @@ def _print_id(task_id: str, name: str, as_json: bool) -> None:
         stdout.discard()
 
 
-def _print_results(ids: list[str], timeout: float | None, as_json: bool) -> None:
+def _failure(task_id: str) -> object:
+    from proj import results
+
+    with kept() as let_go:
+        found = results.failure(task_id)
+        let_go()
+    return found
+
+
+def _print_results(ids: list[str], timeout: float | None, as_json: bool, failed_before: object) -> None:
     from proj import results
 
     failed = False
     try:
         with kept() as let_go, progress_bar("waiting for results", len(ids)) as advance:
             for task_id in ids:
-                ended = results.wait(task_id, timeout, on_interval=let_go)
+                ended = results.wait(task_id, timeout, let_go, failed_before)
                 failed = failed or ended.error is not None
                 if as_json:
                     click.echo(results.to_json(asdict(ended)))
