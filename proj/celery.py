@@ -5,7 +5,7 @@ import sys
 import click
 from celery import Celery
 
-from proj import config, properties, worker
+from proj import config, connection, properties, worker
 from proj.errors import ConfigError
 
 try:
@@ -25,6 +25,7 @@ app.Task.max_retries = settings.proj_max_retries
 app.backend_cls = f"proj.result_store:open_store+{settings.result_backend}"
 app.steps["consumer"].add("proj.worker_heartbeat:HeartbeatStep")
 properties.install()
+connection.keep_from_children(app)
 worker.install()
 if (context := click.get_current_context(silent=True)) and context.invoked_subcommand == "flower":
     from proj import monitor  # here, since a worker needs no web server

@@ -1,5 +1,6 @@
 """The connection between a program and its broker, bounded in time."""
 
+import os
 import socket
 import threading
 import time
@@ -9,7 +10,8 @@ from functools import partial
 from typing import Final
 from weakref import WeakSet
 
-from kombu import Connection
+from celery import Celery
+from kombu import Connection, pools
 
 from proj import broker_errors
 from proj.config import CONNECT_TIMEOUT
@@ -100,6 +102,22 @@ def abandon(connection: Connection) -> None:
         # First of all, or TLS would wait for the broker's farewell.
         _shut(connection)
         connection.collect()
+
+
+def keep_from_children(app: Celery) -> None:
+    """Let each process that is forked from this one open connections of its own.
+
+    On one that two processes share, each reads answers to the other, and takes its confirms for its own.
+    Celery does the same for processes of billiard, and not for those of `os.fork` and `multiprocessing`.
+    """
+
+    def forget() -> None:
+        # Without closing them: that would end them for the parent too.
+        pools.connections.clear()
+        pools.producers.clear()
+        app._after_fork()
+
+    os.register_at_fork(after_in_child=forget)
 
 
 def _listen_for_alarms(connection: Connection) -> None:

@@ -143,6 +143,32 @@ print("true")
     assert bundle.depth("proj.tasks") == 4
 
 
+def test_process_that_is_forked_has_a_connection_of_its_own(bundle: Bundle) -> None:
+    """Two processes on one connection would take each other's confirms; the parent's stays as it is."""
+    code = """
+import json, os
+from proj import app
+from proj.tasks import add
+def port():
+    with app.pool.acquire() as connection:
+        return connection.connection.sock.getsockname()[1]
+add.delay(1, 1)
+before, (read, write) = port(), os.pipe()
+if not os.fork():
+    add.delay(2, 2)
+    os.write(write, str(port()).encode())
+    os._exit(0)
+os.wait()
+add.delay(3, 3)
+print(json.dumps([before, int(os.read(read, 5)), port()]))
+"""
+    before, of_child, after = bundle.python(code)
+
+    assert of_child != before
+    assert after == before
+    assert bundle.depth("proj.tasks") == 3
+
+
 # --- What is published again with the same id
 
 
