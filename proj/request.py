@@ -4,7 +4,8 @@ import logging
 from typing import Any
 
 from celery import states
-from celery.exceptions import InvalidTaskError, Reject, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import InvalidTaskError, Reject, TimeLimitExceeded, WorkerLostError, WorkerTerminate
+from celery.platforms import EX_FAILURE
 from celery.utils.log import get_logger
 from celery.utils.serialization import create_exception_cls
 from celery.worker import request
@@ -95,7 +96,12 @@ class Request(request.Request):
         # The worker asks for no retry only when it ends.
         self._say_given_back("connection_lost" if emit_retry else "shutdown")
         self._cancelled = True
-        super().cancel(pool, signal, emit_retry)
+        try:
+            super().cancel(pool, signal, emit_retry)
+        except NotImplementedError:  # only processes can be ended
+            if not emit_retry:
+                # With `-P solo` this interrupts the task; the error would be taken for its own.
+                raise WorkerTerminate(EX_FAILURE) from None
 
     def acknowledge(self) -> None:
         if self._over:

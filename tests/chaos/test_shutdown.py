@@ -4,6 +4,8 @@ import collections
 import json
 import signal
 
+import pytest
+
 from tests.bundle import Bundle, Worker, eventually
 
 #: A task of a fraction of a second, which leaves its number in a file each time it is executed.
@@ -39,9 +41,10 @@ def test_sigterm_lets_the_running_task_end_and_takes_no_new_one(bundle: Bundle) 
     assert json.loads(bundle.proj("result", "first", "--json").stdout)["result"] == 3
 
 
-def test_what_is_not_done_when_the_grace_is_over_is_given_back(bundle: Bundle) -> None:
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_what_is_not_done_when_the_grace_is_over_is_given_back(bundle: Bundle, pool: str) -> None:
     """A task that is too long for the grace period is ended, and executed by another worker."""
-    worker = bundle.worker(env={"PROJ_SHUTDOWN_GRACE": "1"}).ready()
+    worker = bundle.worker("--pool", pool, env={"PROJ_SHUTDOWN_GRACE": "1"}).ready()
     bundle.proj("enqueue", "sleep-dots", "600", "--id", "long")
     worker.started("long")
 
@@ -49,6 +52,7 @@ def test_what_is_not_done_when_the_grace_is_over_is_given_back(bundle: Bundle) -
 
     eventually("the message is back", lambda: bundle.depth("proj.tasks") == 1)
     assert bundle.depth("proj.dead") == 0
+    assert "Traceback" not in worker.text()
     assert json.loads(bundle.proj("result", "long", "--json").stdout)["state"] != "FAILURE"
     bundle.worker(log="next.log").started("long")
 
