@@ -137,6 +137,14 @@ class _PatientDatabase(_Patient):
         super().on_backend_retryable_error(exc)  # type: ignore[misc]
         self.session_manager.prepared = False  # the database that comes back may be a new one, with no tables
 
+    def _store_result(
+        self, task_id: str, result: Any, state: str, traceback: str | None = None, **more: Any
+    ) -> Any:
+        if traceback:
+            # No database takes half a character, as of a file's name that is no UTF-8; and PostgreSQL no NUL.
+            traceback = traceback.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
+        return super()._store_result(task_id, result, state, traceback, **more)  # type: ignore[misc]
+
     def _decode_stored_result(self, payload: Any) -> Any:
         # Celery would unpickle what is not JSON, as its older versions wrote it, and so execute what a row
         # says: https://github.com/celery/celery/issues/3025. There are no such rows here.

@@ -134,6 +134,28 @@ def test_failure_is_stored_even_of_a_task_that_ignores_results(bundle: Bundle) -
     assert "return 1 / divisor" in badly["traceback"]
 
 
+@pytest.mark.parametrize("store", ["sqlite", "postgresql"])
+def test_failure_that_names_what_is_no_text_is_stored(
+    bundle: Bundle, store: str, request: pytest.FixtureRequest
+) -> None:
+    """Half a character, as of a file's name that is no UTF-8, or a NUL keeps no exception from its store."""
+    if store != "sqlite":
+        request.getfixturevalue("database")
+    bundle.add_task("""
+        @app.task(name="proj.tasks.unnamed")
+        def unnamed():
+            raise ValueError("no file caf\\udce9.txt\\0")
+    """)
+    _worker(bundle)
+    bundle.enqueue("task", "proj.tasks.unnamed", "--id", "it")
+
+    eventually("it is a dead letter", lambda: bundle.depth("proj.dead") == 1)
+
+    outcome = _outcome(bundle, "it")
+    assert outcome["error"] == "ValueError: no file caf\udce9.txt\0"
+    assert "no file caf\\udce9.txt\\x00" in outcome["traceback"]
+
+
 # --- SQLite with many writers
 
 
