@@ -103,6 +103,8 @@ class DeadLetter:
         if _is_over(headers.get("expires")):
             headers["expires"] = None  # or the worker would throw the message away
         headers |= {REDRIVES: self.redrives + 1, queues.REPEAT_HEADER: True}
+        if {"task", "retries"} <= headers.keys():
+            headers["retries"] = 0  # or a task whose retries had run out would have none of them
         if self.first:
             headers[FIRST_DEATH] = self.first
         kept = {name: value for name, value in self.properties.items() if name not in _DROPPED_PROPERTIES}

@@ -58,6 +58,25 @@ def test_expiry_that_is_to_come_stays(bundle: Bundle) -> None:
     assert message.properties["application_headers"]["expires"] == "2999-01-01T00:00:00"
 
 
+def test_retries_begin_anew(bundle: Bundle) -> None:
+    """A message whose retries ran out has all of them again; its attempts are those since the redrive."""
+    bundle.add_task("""
+        @app.task(name="proj.tasks.down", max_retries=1, retry_backoff=False, default_retry_delay=0)
+        def down():
+            raise ConnectionError("down")
+    """)
+    worker = bundle.worker()
+    bundle.enqueue("task", "proj.tasks.down", "--id", "it")
+    dead.await_count(bundle, 1)
+
+    assert bundle.proj("dead", "redrive", "it").returncode == 0
+
+    eventually("it is executed twice again", lambda: len(worker.lines("received")) == 4)
+    dead.await_count(bundle, 1)
+    (row,) = dead.rows(bundle)
+    assert (row["attempts"], row["redrives"]) == (2, 1)
+
+
 def test_foreign_message_goes_back_byte_by_byte(bundle: Bundle) -> None:
     """What is no Celery message goes back to the queue it came from, whatever its body is."""
     body = b"\xff\x00 no text"
