@@ -77,7 +77,9 @@ class DeadLetter:
         retries = self.headers.get("retries")
         by_death = {"rejected": 1, "delivery_limit": queues.DELIVERY_LIMIT + 1}
         known = by_death.get(self.reason, 0) + (retries if isinstance(retries, int) else 0)
-        return known if self.deaths else None
+        # The limit of a queue of someone else is not known.
+        is_told = self.reason != "delivery_limit" or self.queue == queues.task_queue.name
+        return known if self.deaths and is_told else None
 
     @property
     def arguments(self) -> str | None:

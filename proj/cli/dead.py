@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 REASONS: Final = {
     "rejected": "a worker could not execute it",
     "expired": "no worker took it in time",
-    "delivery_limit": "given back {attempts} times, as by workers that it kills",
+    "delivery_limit": "given back {times}, as by workers that it kills",
     "maxlen": "its queue was full",
     "unknown": "put here by hand",
 }
@@ -190,7 +190,8 @@ def _unknown(ids: Iterable[str]) -> ProjError:
 
 
 def _row(letter: "DeadLetter", outcome: "Outcome | None") -> dict[str, Any]:
-    reason = REASONS.get(letter.reason, "as the broker says").format(attempts=letter.attempts)
+    times = "too often" if letter.attempts is None else f"{letter.attempts} times"
+    reason = REASONS.get(letter.reason, "as the broker says").format(times=times)
     return {
         "id": letter.id,
         "task": letter.task or "no Celery message",

@@ -98,6 +98,21 @@ def test_message_that_kills_its_workers_is_told(bundle: Bundle) -> None:
     assert row["attempts"] == deliveries
 
 
+def test_limit_of_a_foreign_queue_is_not_told(bundle: Bundle) -> None:
+    """How often another queue gives a message back is not known, and no number is made up."""
+    arguments = {"x-queue-type": "quorum", "x-delivery-limit": 1, "x-dead-letter-exchange": "proj.dead"}
+    with bundle.channel() as channel:
+        channel.queue_declare("strict", durable=True, auto_delete=False, arguments=arguments)
+        dead.publish_task(bundle, "killer", 1, queue="strict")
+        while dead.depth(bundle) == 0:
+            if message := channel.basic_get("strict"):
+                channel.basic_reject(message.delivery_tag, requeue=True)
+
+    (row,) = dead.rows(bundle)
+    assert row["reason"] == "delivery_limit: given back too often, as by workers that it kills"
+    assert row["attempts"] is None
+
+
 @pytest.mark.parametrize(
     ("body", "properties", "listed_id"),
     [
