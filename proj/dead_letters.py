@@ -109,7 +109,11 @@ def _work(
     event: str,
 ) -> Report:
     report = Report()
-    with _reading() as reader, (progress or (lambda _: nullcontext(lambda: None)))(reader.total) as advance:
+    with (
+        _reading() as reader,
+        _counting(reader, report, event),
+        (progress or (lambda _: nullcontext(lambda: None)))(reader.total) as advance,
+    ):
         send = sender(reader)
         for chunk in reader.chunks(CHUNK):
             room = None if limit is None else limit - report.done - report.left.total()
@@ -117,24 +121,29 @@ def _work(
             report.ids |= {letter.id for letter in meant} if wanted.ids is not None else set()
             for window in redriving.windows(meant):
                 began = time.time()
-                try:
-                    kept = send(window)
-                    done = [letter for letter in window if letter not in kept]
-                    if not dry_run:
-                        reader.settle(done)
-                except broker_errors.ERRORS as error:
-                    raise _interrupted(error, reader, report, event) from error
-                report.done += len(done)
+                kept = send(window)
+                done = [letter for letter in window if letter not in kept]
                 report.left.update(kept.values())
                 report.undeliverable |= any(reason != redriving.NOWHERE for reason in kept.values())
                 if not dry_run:
+                    reader.settle(done)
                     for letter in done:
                         _log(event, letter, began)
+                report.done += len(done)
             for _ in chunk:
                 advance()
             if limit is not None and report.done + report.left.total() >= limit:
                 break
     return report
+
+
+@contextmanager
+def _counting(reader: "_Reader", report: Report, event: str) -> Iterator[None]:
+    """Say of a broker that goes away in the block after how many dead letters it did so."""
+    try:
+        yield
+    except broker_errors.ERRORS as error:
+        raise _interrupted(error, reader, report, event) from error
 
 
 def _log(event: str, letter: DeadLetter, at: float) -> None:
