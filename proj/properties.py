@@ -1,8 +1,8 @@
-"""Properties of messages that another program has written, and that py-amqp cannot read.
+"""Properties and routing keys that another program has written, and that py-amqp cannot read.
 
 AMQP's short strings are UTF-8, and its times are seconds; RabbitMQ checks neither. Py-amqp 5.4 raises over
 others while it reads a frame, so one such message ends each worker that gets it, and hides all dead letters.
-Neither it nor Celery has a place for another reading than the two functions that are replaced here:
+Neither it nor Celery has a place for another reading than the three functions that are replaced here:
 https://github.com/celery/celery/issues/2873.
 """
 
@@ -10,19 +10,22 @@ from datetime import datetime
 from struct import unpack_from
 from typing import Any
 
-from amqp import Message, serialization, spec
+from amqp import Message, abstract_channel, serialization, spec
 
 _decode = serialization.PROPERTY_CLASSES[spec.Basic.CLASS_ID]
 _decode_header = serialization._read_item
+_decode_arguments = abstract_channel.loads
 
 
 def install() -> None:
     """Let this process read every message: bytes that are no UTF-8 as escapes, such as `caf\\xe9`.
 
-    A time in a header that is too late for Python is read as the latest that there is.
+    In a routing key, each of them is a question mark. A time in a header that is too late for Python is read
+    as the latest that there is.
     """
     serialization.PROPERTY_CLASSES[spec.Basic.CLASS_ID] = _read
     serialization._read_item = _read_header
+    abstract_channel.loads = _read_arguments
 
 
 def _read(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
@@ -57,3 +60,13 @@ def _read_header(buffer: Any, offset: int) -> tuple[Any, int]:
             raise
         return datetime.max, offset + 1 + 8  # its kind, and 64 bits
     return value
+
+
+def _read_arguments(kinds: str, buffer: Any, offset: int) -> Any:
+    while True:
+        try:
+            return _decode_arguments(kinds, buffer, offset)
+        except UnicodeDecodeError as error:
+            # Of the same length, so that the rest stays where it is.
+            text = error.object.decode("ascii", "replace").replace("\N{REPLACEMENT CHARACTER}", "?")
+            buffer = bytes(buffer).replace(error.object, text.encode())

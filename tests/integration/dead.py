@@ -8,6 +8,8 @@ from struct import pack
 from typing import Any
 
 import amqp
+import amqp.abstract_channel
+import pytest
 
 from proj import queues
 from tests.bundle import PATIENCE, Bundle, eventually
@@ -19,6 +21,7 @@ OTHER = "other"
 #: wants seconds; each with what it stands in place of.
 UNREADABLE = {
     "text": (b"place", b"caf\xe9s"),
+    "key": (b"0.proj.tasks", b"\xe9.proj.tasks"),
     "time": (b"T" + pack(">Q", 1_577_836_800), b"T" + pack(">Q", 1_577_836_800_000)),
 }
 
@@ -141,12 +144,14 @@ dead_letters.{owner}.{method} = die
 
 
 def publish_unreadable(bundle: Bundle, what: str, queue: str) -> None:
-    """Publish `add(1, 2)` with the id `it`, and with one of `UNREADABLE` in its properties."""
+    """Publish `add(1, 2)` with the id `it`, and with one of `UNREADABLE` in what is not its body."""
     message = _task_message("it", 1, 2, reply_to="place", headers={"at": datetime(2020, 1, 1)})
     old, new = UNREADABLE[what]
-    written = message._serialize_properties()
-    assert written.count(old) == 1
-    message._serialize_properties = lambda: written.replace(old, new)
-    with bundle.channel() as channel:
+    with bundle.channel() as channel, pytest.MonkeyPatch.context() as patch:
         queues.declare(channel)
-        _send(channel, [message], queue)
+        channel.queue_bind(queue, "amq.topic", "#.proj.tasks")
+        channel.confirm_select()
+        for module, writes in ((message, "_serialize_properties"), (amqp.abstract_channel, "dumps")):
+            write = getattr(module, writes)
+            patch.setattr(module, writes, lambda *args, write=write: write(*args).replace(old, new))
+        channel.basic_publish_confirm(message, "amq.topic", "0.proj.tasks", mandatory=True)
