@@ -6,10 +6,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
 
+import amqp
 import pytest
+from kombu.transport.native_delayed_delivery import calculate_routing_key
 
+from proj import queues
 from proj.broker import BrokerNode
-from tests.bundle import Bundle, Worker, eventually, vhost_of
+from tests.bundle import PATIENCE, Bundle, Worker, eventually, vhost_of
 from tests.chaos.publisher import Publisher
 
 
@@ -53,6 +56,28 @@ def test_delayed_message_survives_a_crash_of_the_broker(own: Bundle) -> None:
     own.node.start()
 
     assert executed(own.worker(), "later") >= began + delay
+
+
+def test_delays_that_end_while_the_broker_is_down(own: Bundle) -> None:
+    """One in each delay queue: all go on soon after its start, also what it met before its exchanges."""
+    own.declare()
+    seconds = 6
+    with own.channel() as channel:
+        for level, exchange in enumerate(queues.DELAY_QUEUES):
+            # The queues' own delays are up to four years; the message of the first is over after one second.
+            message = amqp.Message("", delivery_mode=2, expiration=f"{seconds}000")
+            key = calculate_routing_key(2**level, queues.task_queue.name)
+            channel.basic_publish_confirm(message, exchange, key, timeout=PATIENCE)
+    published = time.time()
+    # A queue that was declared in the very second of the crash may come back without a leader (3.10).
+    eventually("a delay is over", lambda: own.depth("proj.tasks"))
+
+    own.node.kill()
+    assert time.time() < published + seconds
+    eventually("all delays are over", lambda: time.time() > published + seconds)
+    own.node.start()
+
+    eventually("all have gone on", lambda: own.depth("proj.tasks") == len(queues.DELAY_QUEUES), 2 * PATIENCE)
 
 
 def test_delayed_message_waits_for_a_queue_that_is_gone(own: Bundle) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from proj import config
+from proj.broker import ADVANCED_CONFIG
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
@@ -169,3 +170,10 @@ def test_the_image_has_the_version_of_the_project() -> None:
 
     assert SERVICES["worker"]["image"] == f"${{WORKER_IMAGE:-proj:{version}}}"
     assert f"#WORKER_IMAGE=proj:{version}" in EXAMPLE
+
+
+def test_the_broker_tries_again_as_soon_as_the_private_node() -> None:
+    """What cannot be said in rabbitmq.conf is the same for both."""
+    advanced = (ROOT / "deploy/rabbitmq/advanced.config").read_text()
+    assert re.sub("^%.*\n", "", advanced, flags=re.M).strip() == ADVANCED_CONFIG
+    assert "/advanced.config:/etc/rabbitmq/advanced.config:ro" in SERVICES["rabbitmq"]["volumes"]
