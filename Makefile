@@ -21,8 +21,12 @@ test: ## Run all tests, against a private RabbitMQ on free ports.
 	@scripts/setup tests
 	@$(PYTHON_IN_VENV) -m pytest --numprocesses=$(TEST_PROCESSES)
 
+.PHONY: test-trixie
+test-trixie: setup ## Run all tests on a bare Debian 13 in a folder, whose RabbitMQ is 4 (for root on Debian).
+	@scripts/on-debian trixie make test
+
 .PHONY: check
-check: setup ## Lint, check types, and run all tests: what continuous integration runs.
+check: setup ## Lint, check types, and run all tests.
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
