@@ -6,6 +6,7 @@ Neither it nor Celery has a place for another reading than the three functions t
 https://github.com/celery/celery/issues/2873.
 """
 
+import re
 from datetime import datetime
 from struct import unpack_from
 from typing import Any
@@ -20,8 +21,7 @@ _decode_arguments = abstract_channel.loads
 def install() -> None:
     """Let this process read every message: bytes that are no UTF-8 as escapes, such as `caf\\xe9`.
 
-    In a routing key, each of them is a question mark. A time in a header that is too late for Python is read
-    as the latest that there is.
+    A time in a header that is too late for Python is read as the latest that there is.
     """
     serialization.PROPERTY_CLASSES[spec.Basic.CLASS_ID] = _read
     serialization._read_item = _read_header
@@ -44,9 +44,7 @@ def _read_escaped(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
         if not flags & 0x8000 >> place:
             continue
         if kind == "s":
-            start = offset + 1
-            offset = start + buffer[offset]
-            properties[name] = bytes(buffer[start:offset]).decode("utf-8", "backslashreplace")
+            properties[name], offset = _read_short(buffer, offset)
         else:
             (properties[name],), offset = serialization.loads(kind, buffer, offset)
     return properties, offset
@@ -62,11 +60,27 @@ def _read_header(buffer: Any, offset: int) -> tuple[Any, int]:
     return value
 
 
-def _read_arguments(kinds: str, buffer: Any, offset: int) -> Any:
-    while True:
-        try:
-            return _decode_arguments(kinds, buffer, offset)
-        except UnicodeDecodeError as error:
-            # Of the same length, so that the rest stays where it is.
-            text = error.object.decode("ascii", "replace").replace("\N{REPLACEMENT CHARACTER}", "?")
-            buffer = bytes(buffer).replace(error.object, text.encode())
+def _read_arguments(kinds: str, buffer: Any, offset: int) -> tuple[list[Any], int]:
+    try:
+        arguments: tuple[list[Any], int] = _decode_arguments(kinds, buffer, offset)
+    except UnicodeDecodeError:
+        return _read_arguments_escaped(kinds, buffer, offset)
+    return arguments
+
+
+def _read_arguments_escaped(kinds: str, buffer: Any, offset: int) -> tuple[list[Any], int]:
+    values: list[Any] = []
+    for others in re.findall("s|[^s]+", kinds):  # together, since bits share a byte
+        if others == "s":
+            value, offset = _read_short(buffer, offset)
+            values.append(value)
+        else:
+            read, offset = _decode_arguments(others, buffer, offset)
+            values += read
+    return values, offset
+
+
+def _read_short(buffer: Any, offset: int) -> tuple[str, int]:
+    start = offset + 1
+    end = start + buffer[offset]
+    return bytes(buffer[start:end]).decode("utf-8", "backslashreplace"), end
