@@ -119,6 +119,11 @@ class Worker:
         self.process.kill()
         assert self.process.wait(PATIENCE) == -signal.SIGKILL
 
+    def terminate(self) -> int:
+        """SIGTERM the worker; its exit code, once its tasks have ended."""
+        self.process.terminate()
+        return self.process.wait(2 * PATIENCE)
+
     def stop(self) -> None:
         if self.process.poll() is None:
             children = self.children()
@@ -300,6 +305,12 @@ class Bundle:
     def depth(self, queue: str) -> int:
         """Messages that are ready in the queue now; the management API would tell up to 5 s late."""
         with self.channel() as channel:
+            return int(queues.look(channel, queue).message_count)
+
+    def kept(self, queue: str) -> int:
+        """Messages in the queue once no worker is left, those among them that one held."""
+        with self.channel() as channel:
+            eventually(f"nobody takes from {queue}", lambda: not queues.look(channel, queue).consumer_count)
             return int(queues.look(channel, queue).message_count)
 
     def unacknowledged(self, queue: str) -> int:

@@ -2,7 +2,7 @@
 
 import json
 
-from tests.bundle import Bundle, eventually
+from tests.bundle import Bundle, Worker, eventually
 
 #: A task that leaves a line in a file for each time it is executed, and can be told to die afterwards.
 ACT = """
@@ -19,10 +19,11 @@ def _acts(bundle: Bundle) -> int:
     return len(path.read_text()) if path.exists() else 0
 
 
-def _handled(bundle: Bundle) -> None:
-    """Wait until no message is left, in the queue or in a worker's hands."""
+def _handled(bundle: Bundle, worker: Worker) -> None:
+    """Wait until the worker has taken all messages, and end it: none is left."""
     eventually("the queue is empty", lambda: bundle.depth("proj.tasks") == 0)
-    eventually("all is acknowledged", lambda: bundle.unacknowledged("proj.tasks") == 0)
+    assert worker.terminate() == 0
+    assert bundle.kept("proj.tasks") == 0
 
 
 def test_message_that_is_published_twice_acts_once(bundle: Bundle) -> None:
@@ -35,7 +36,7 @@ def test_message_that_is_published_twice_acts_once(bundle: Bundle) -> None:
     assert bundle.proj(*enqueue, "--wait", "--timeout", "30").stdout == '"acted"\n'
 
     worker.says("Task already completed successfully")
-    _handled(bundle)
+    _handled(bundle, worker)
     assert _acts(bundle) == 1
     assert bundle.depth("proj.dead") == 0
 
@@ -56,9 +57,10 @@ def test_redelivered_message_whose_success_is_stored_acts_once(bundle: Bundle) -
     eventually("the message is back", lambda: bundle.depth("proj.tasks") == 1)
 
     bundle.heal()
-    bundle.worker(log="other.log").says("Task already completed successfully")
+    other = bundle.worker(log="other.log")
+    other.says("Task already completed successfully")
 
-    _handled(bundle)
+    _handled(bundle, other)
     assert _acts(bundle) == 1
 
 
@@ -81,9 +83,10 @@ def test_window_that_remains(bundle: Bundle) -> None:
     bundle.enqueue("task", "proj.tasks.act", "--id", "twice")
     assert victim.process.wait(30) == -9
 
-    bundle.worker(log="other.log").says("succeeded in")
+    other = bundle.worker(log="other.log")
+    other.says("succeeded in")
 
-    _handled(bundle)
+    _handled(bundle, other)
     assert _acts(bundle) == 2
 
 
@@ -91,9 +94,9 @@ def test_control_without_the_mark_a_message_that_is_published_twice_acts_twice(b
     """The broker's redelivered flag alone does not know of a second publish."""
     bundle.add_task(ACT)
     bundle.switch_off("request.py", "if self.request_dict.get(queues.REPEAT_HEADER):", "if False:")
-    bundle.worker()
+    worker = bundle.worker().ready()
     for _ in range(2):
         bundle.enqueue("task", "proj.tasks.act", "--id", "order-1")
 
-    _handled(bundle)
-    eventually("it acted twice", lambda: _acts(bundle) == 2)
+    _handled(bundle, worker)
+    assert _acts(bundle) == 2
