@@ -1,11 +1,14 @@
 """One delivery to a worker, and what becomes of its message when the task does not just end."""
 
 import logging
+import os
+from functools import partial
 from typing import Any
 
+import click
 from celery import states
 from celery.exceptions import InvalidTaskError, Reject, TimeLimitExceeded, WorkerLostError, WorkerTerminate
-from celery.platforms import EX_FAILURE
+from celery.platforms import EX_FAILURE, EX_OK
 from celery.utils.log import get_logger
 from celery.utils.serialization import create_exception_cls
 from celery.worker import request
@@ -100,6 +103,7 @@ class Request(request.Request):
             super().cancel(pool, signal, emit_retry)
         except NotImplementedError:  # only processes can be ended
             if not emit_retry:
+                _wait_for_no_thread()
                 # With `-P solo` this interrupts the task; the error would be taken for its own.
                 raise WorkerTerminate(EX_FAILURE) from None
 
@@ -156,3 +160,12 @@ class Request(request.Request):
 
     def _say(self, level: int, event: str, words: str, **fields: Any) -> None:
         events.say(log, level, event, self.id, self.name, words, **fields)
+
+
+def _wait_for_no_thread() -> None:
+    """Let the process end with its command, and not wait for a thread that still executes a task.
+
+    Python waits for each; before 3.13 it did not for one that it was interrupted in waiting for.
+    """
+    if context := click.get_current_context(silent=True):  # else a program runs the worker, and ends itself
+        context.find_root().call_on_close(partial(os._exit, EX_OK))

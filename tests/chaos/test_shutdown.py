@@ -39,10 +39,10 @@ def test_sigterm_lets_the_running_task_end_and_takes_no_new_one(bundle: Bundle) 
 def test_what_is_not_done_when_the_grace_is_over_is_given_back(bundle: Bundle, pool: str) -> None:
     """A task that is too long for the grace period is ended, and executed by another worker."""
     worker = bundle.worker("--pool", pool, env={"PROJ_SHUTDOWN_GRACE": "1"}).ready()
-    bundle.proj("enqueue", "sleep-dots", "600", "--id", "long")
+    bundle.enqueue("sleep-dots", "600", "--id", "long")
     worker.started("long")
 
-    worker.terminate()
+    assert worker.terminate() == 0
 
     eventually("the message is back", lambda: bundle.depth("proj.tasks") == 1)
     assert bundle.depth("proj.dead") == 0
