@@ -15,6 +15,7 @@ from celery.utils.log import ColorFormatter, LoggingProxy, get_logger
 from kombu.utils.encoding import safe_str
 
 from proj import config, events
+from proj.printable import printable
 
 log = get_logger(__name__)
 
@@ -89,7 +90,7 @@ class TextFormatter(ColorFormatter):
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  as Python names it
         # Its lines are those that the exception's words have, which may come from anywhere.
-        return "\n".join(map(_escaped, str(super().formatException(ei)).split("\n")))
+        return printable(str(super().formatException(ei)), keep="\n\t")
 
 
 class JsonFormatter(logging.Formatter):
@@ -185,8 +186,4 @@ def _one_line(text: str) -> str:
     """The text with nothing in it that would begin a line, or steer a terminal."""
     if text.isprintable():
         return text
-    return _escaped(" ".join(part for part in map(str.strip, text.splitlines()) if part))
-
-
-def _escaped(line: str) -> str:
-    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in line)
+    return printable(" ".join(part for part in map(str.strip, text.splitlines()) if part), keep="\t")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from proj.cli.printable import indented, printable
 from proj.cli.progress import progress_bar
 from proj.errors import BadInput, ExitCode, ProjError
+from proj.printable import indented, printable
 
 if TYPE_CHECKING:
     from proj.dead_letter import DeadLetter

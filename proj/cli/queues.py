@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from click.core import ParameterSource
 
-from proj.cli.printable import printable
 from proj.errors import ExitCode, ProjError
+from proj.printable import printable
 
 if TYPE_CHECKING:
     from proj.depths import Depth, Reader, Snapshot

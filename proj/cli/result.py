@@ -4,8 +4,8 @@ from dataclasses import asdict
 
 import click
 
-from proj.cli.printable import indented
 from proj.errors import ExitCode, NoResultYet
+from proj.printable import indented
 
 
 @click.command()

@@ -1,9 +1,9 @@
 """What is shown of texts that anyone may have written."""
 
 
-def printable(text: str) -> str:
-    """The text without what would steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def printable(text: str, keep: str = "") -> str:
+    """The text without what would steer a terminal, but for the characters in `keep`."""
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def indented(name: str, text: str, width: int) -> str:
