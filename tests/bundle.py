@@ -299,6 +299,14 @@ class Bundle:
         with kombu.Connection(self.url) as connection, connection.channel() as channel:
             yield channel
 
+    def publish(self, body: object, **options: Any) -> None:
+        """Publish what our publishing would not make, and return when it is in its queue.
+
+        The confirm is waited for: a quorum queue may lose what its publisher goes away from before that.
+        """
+        with kombu.Connection(self.url, transport_options={"confirm_publish": True}) as connection:
+            kombu.Producer(connection).publish(body, mandatory=True, **options)
+
     def has(self, queue: str) -> bool:
         return any(known["name"] == queue for known in self.of_vhost("queues"))
 

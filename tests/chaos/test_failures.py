@@ -262,19 +262,9 @@ def test_killer_of_its_process_is_told_apart_from_an_exception(
 
 def _raw(bundle: Bundle, body: bytes, content_type: str, **headers: object) -> None:
     """Put a message into proj.tasks that our publishing would not make."""
-    import kombu
-
-    with kombu.Connection(bundle.url, transport_options={"confirm_publish": True}) as connection:
-        kombu.Producer(connection).publish(
-            body,
-            exchange="",
-            routing_key="proj.tasks",
-            content_type=content_type,
-            content_encoding="utf-8",
-            headers=headers,
-            delivery_mode=2,
-            mandatory=True,
-        )
+    bundle.publish(
+        body, routing_key="proj.tasks", content_type=content_type, content_encoding="utf-8", headers=headers
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-import kombu
 import psutil
 import pytest
 
@@ -229,7 +228,7 @@ def test_feature_flag_that_is_off(own: Bundle) -> None:
     # The queue that was declared meanwhile keeps its dead letter now, while that has nowhere to go.
     with own.channel() as channel:
         channel.queue_unbind("proj.dead", "proj.dead", "#")
-        kombu.Producer(channel).publish({}, exchange="proj", routing_key="proj.tasks")
-        message = eventually("the message is there", lambda: channel.basic_get("proj.tasks"))
+        own.publish({}, exchange="proj", routing_key="proj.tasks")
+        message = channel.basic_get("proj.tasks")
         channel.basic_reject(message.delivery_tag, requeue=False)
     eventually("it is kept", lambda: own.of_vhost("queues", "/proj.tasks").get("messages_dlx"))

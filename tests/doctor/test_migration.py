@@ -6,8 +6,6 @@ import subprocess
 from pathlib import Path
 from urllib.parse import quote
 
-import kombu
-
 from proj import queues
 from proj.broker import BrokerNode
 from tests.bundle import Bundle, eventually
@@ -22,23 +20,22 @@ def test_migration(own: Bundle) -> None:
     if not (shutil.which("curl") and shutil.which("bash")):
         missing("curl is missing")
     ids = [f"id-{n}" for n in range(20)]
-    with kombu.Connection(own.url, transport_options={"confirm_publish": True}) as connection:
-        channel = connection.default_channel
+    with own.channel() as channel:
         queues.dead_queue(channel).declare()
         queues.task_exchange(channel).declare()
         arguments = {"x-queue-type": "quorum", "x-delivery-limit": 3}
         channel.queue_declare("proj.tasks", durable=True, auto_delete=False, arguments=arguments)
         for key in ("proj.tasks", "#.proj.tasks"):
             channel.queue_bind("proj.tasks", "proj", key)
-        for task_id in ids:
-            kombu.Producer(channel).publish(
-                [[1, 2], {}, {}],
-                exchange="proj",
-                routing_key="proj.tasks",
-                serializer="json",
-                correlation_id=task_id,
-                headers={"task": "proj.tasks.add", "id": task_id},
-            )
+    for task_id in ids:
+        own.publish(
+            [[1, 2], {}, {}],
+            exchange="proj",
+            routing_key="proj.tasks",
+            serializer="json",
+            correlation_id=task_id,
+            headers={"task": "proj.tasks.add", "id": task_id},
+        )
     assert own.depth("proj.tasks") == len(ids)
     assert "docs/migration.md" in about(doctor(own), "queues")["fix"]
     assert own.proj("enqueue", "add", "1", "2").returncode == 69

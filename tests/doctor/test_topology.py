@@ -4,7 +4,7 @@ import kombu
 from kombu.transport.native_delayed_delivery import declare_native_delayed_delivery_exchanges_and_queues
 
 from proj import queues
-from tests.bundle import MANAGEMENT_OFF, Bundle, eventually
+from tests.bundle import MANAGEMENT_OFF, Bundle
 from tests.doctor.findings import about, bad, doctor, follow
 
 
@@ -34,8 +34,7 @@ def test_drifted_queue_with_messages_is_not_to_be_deleted(bundle: Bundle) -> Non
     """It is to be moved."""
     with bundle.channel() as channel:
         channel.queue_declare("proj.dead", durable=True, auto_delete=False)
-        kombu.Producer(channel).publish({}, routing_key="proj.dead")
-        eventually("the message is there", lambda: bundle.depth("proj.dead"))
+    bundle.publish({}, routing_key="proj.dead")
 
     finding = about(doctor(bundle), "queues", "proj.dead", "x-queue-type is classic, not quorum")
     assert finding["fix"] == "move its 1 messages and declare it anew, as docs/migration.md says"

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-import kombu
 import pytest
 
 from tests.bundle import Bundle, Worker, eventually
@@ -242,18 +241,17 @@ def test_what_is_never_executed_is_one_event(bundle: Bundle) -> None:
         (b'{"no": "task"}', {}),
     ]
     worker = bundle.worker().ready()
-    with bundle.channel() as channel:
-        for body, headers in bodies:
-            kombu.Producer(channel).publish(
-                body,
-                exchange="proj",
-                routing_key="proj.tasks",
-                headers=headers,
-                content_type="application/json",
-                content_encoding="utf-8",
-                correlation_id="by-property",
-            )
-    eventually("all are dead", lambda: bundle.depth("proj.dead") == 5)
+    for body, headers in bodies:
+        bundle.publish(
+            body,
+            exchange="proj",
+            routing_key="proj.tasks",
+            headers=headers,
+            content_type="application/json",
+            content_encoding="utf-8",
+            correlation_id="by-property",
+        )
+    eventually("all are dead", lambda: bundle.depth("proj.dead") == 5, seen=worker.text)
 
     dead = [line for line in _objects(worker.text()) if line["event"] == "dead_lettered"]
 

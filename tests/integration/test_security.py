@@ -130,13 +130,11 @@ def test_producer_and_worker_can_do_their_work(bundle: Bundle, users: Users) -> 
 
 def test_an_operator_redrives_dead_letters(bundle: Bundle, users: Users) -> None:
     """Lists, shows and redrives with no right to the work queue but to send to it."""
-    with bundle.channel() as channel:
-        kombu.Producer(channel).publish(
-            [[1, 2], {}, {}],
-            exchange=queues.dead_exchange.name,
-            headers={"id": "order-1", "task": "proj.tasks.add"},
-        )
-    eventually("the dead letter is there", lambda: bundle.depth(DEAD) == 1)
+    bundle.publish(
+        [[1, 2], {}, {}],
+        exchange=queues.dead_exchange.name,
+        headers={"id": "order-1", "task": "proj.tasks.add"},
+    )
 
     for command in ("dead show order-1", "dead redrive order-1"):
         done = bundle.proj(*command.split(), env=users.env("proj-operator"))
