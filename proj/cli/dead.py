@@ -136,7 +136,7 @@ def redrive(ids: tuple[str, ...], everything: bool, dry_run: bool, **choice: Any
     )
     left = ", ".join(f"{why} ({count})" for why, count in sorted(report.left.items()))
     word = "would be redriven" if dry_run else "redriven"
-    click.echo(f"{report.done} {word}" + (f", {report.left.total()} left: {left}" if left else ""), err=True)
+    _say(f"{report.done} {word}" + (f", {report.left.total()} left: {left}" if left else ""), ids, report)
     if report.undeliverable:
         raise click.exceptions.Exit(ExitCode.UNREACHABLE)
     if report.left:
@@ -162,7 +162,7 @@ def drop(ids: tuple[str, ...], everything: bool, dry_run: bool, yes: bool, **cho
     )
     if not (dry_run or yes):
         raise click.UsageError(f"{report.done} dead letters would be gone for good; say --yes to drop them")
-    click.echo(f"{report.done} {'would be dropped' if dry_run else 'dropped'}", err=True)
+    _say(f"{report.done} {'would be dropped' if dry_run else 'dropped'}", ids, report)
     _check_all_met(ids, report, choice["limit"])
 
 
@@ -175,6 +175,11 @@ def _wanted(ids: tuple[str, ...], task: str | None, reason: str | None, **_: Any
     from proj.dead_letter import Wanted
 
     return Wanted(set(ids) if ids else None, task, reason)
+
+
+def _say(text: str, ids: tuple[str, ...], report: "Report") -> None:
+    if report.ids or not ids:  # else there is only the error to tell
+        click.echo(text, err=True)
 
 
 def _check_all_met(ids: tuple[str, ...], report: "Report", limit: int | None) -> None:
