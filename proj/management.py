@@ -113,7 +113,8 @@ class Management:
             return ManagementUnavailable(
                 f"the management API at {self.url} refused user {self.user!r}: "
                 "its password is wrong, or it lacks the tag 'monitoring'",
-                f"{_CHECK}, or: rabbitmqctl set_user_tags {self.user} monitoring",
+                "name a user that may ask it in PROJ_MANAGEMENT_URL, or: "
+                f"rabbitmqctl set_user_tags {self.user} monitoring",
             )
         if error.code == http.HTTPStatus.NOT_FOUND:
             return ManagementUnavailable(
