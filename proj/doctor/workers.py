@@ -15,6 +15,9 @@ from proj.doctor.subject import Subject
 from proj.enqueue import own_tasks
 from proj.remote_control import PATIENCE, RemoteControl
 
+#: Seconds for the heartbeats that are asked for: they come at once, and by themselves every 2 seconds.
+_BEAT_PATIENCE: Final = 3.0
+
 _START: Final = "start one with: celery -A proj worker --loglevel=INFO"
 
 
@@ -99,7 +102,6 @@ def _clocks(subject: Subject) -> dict[str, float]:
     ahead: dict[str, float] = {}
     if not subject.workers:
         return ahead
-    deadline = time.monotonic() + PATIENCE
 
     def beat(event: dict[str, Any], _message: Any) -> None:
         ahead[event["hostname"]] = event["timestamp"] - time.time()
@@ -108,6 +110,7 @@ def _clocks(subject: Subject) -> dict[str, float]:
         queue = subject.app.events.Receiver(channel, routing_key="worker.heartbeat").queue
         with channel.Consumer([queue], callbacks=[beat], no_ack=True, accept=["json"]):
             subject.app.control.broadcast("heartbeat", connection=subject.broker)
+            deadline = time.monotonic() + _BEAT_PATIENCE
             with suppress(TimeoutError):
                 while ahead.keys() < subject.workers.keys():
                     subject.broker.drain_events(timeout=max(0.01, deadline - time.monotonic()))
