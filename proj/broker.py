@@ -28,10 +28,10 @@ from proj.errors import BrokerNodeError
 FREE_PORTS: Final = range(20_000, 25_000)
 
 #: Seconds for a node to be ready. It takes 4 to 10 on two cores; a busy machine takes several times that.
-START_TIMEOUT: Final = 90.0
+START_TIMEOUT: Final = 180.0
 
 #: Seconds for one command of `rabbitmqctl`: it starts an Erlang machine, half a second to 5 on two cores.
-CTL_TIMEOUT: Final = 60.0
+CTL_TIMEOUT: Final = 120.0
 
 #: Folders of RabbitMQ's scripts that are not on every PATH: Debian and Ubuntu, Homebrew on Apple and on
 #: Intel processors, the generic build and the Docker image.

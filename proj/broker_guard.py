@@ -45,7 +45,7 @@ GUARD_SLACK: Final = 10.0
 PROBE_TIMEOUT: Final = 5.0
 
 #: Seconds for epmd to accept connections: a few milliseconds are usual.
-EPMD_TIMEOUT: Final = 10.0
+EPMD_TIMEOUT: Final = 30.0
 
 #: Seconds between two looks at a condition that nobody signals.
 POLL_INTERVAL: Final = 0.05
