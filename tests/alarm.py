@@ -20,8 +20,8 @@ ALARMS_ON = "rabbit_alarm:get_alarms()."
 def alarm(node: BrokerNode, kind: str) -> Iterator[None]:
     """Let the broker believe that it runs out of `kind`: it then reads nothing from whoever publishes."""
     on, off = ALARMS[kind]
-    node.ctl(*on)
     try:
+        node.ctl(*on)
         eventually(f"the {kind} alarm is on", lambda: kind in node.ctl("eval", ALARMS_ON))
         yield
     finally:

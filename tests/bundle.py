@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -28,10 +29,21 @@ from proj import queues
 from proj.broker import BrokerNode
 
 #: Seconds that a condition may take before the test gives up: a busy machine is slow, a fault is for ever.
-PATIENCE = 30
+PATIENCE = 120
 
 #: Seconds that a command may take.
-COMMAND_TIMEOUT = 60
+COMMAND_TIMEOUT = 300
+
+#: A task that lasts until its gate, a file, is there.
+GATED_TASK = """
+    @app.task(name="proj.tasks.gated")
+    def gated(gate: str) -> None:
+        from pathlib import Path
+        log.info("Received %r", gate)
+        while not Path(gate).exists():
+            time.sleep(0.05)
+        log.info("Done after %r", gate)
+"""
 
 #: The address of a management API that is off.
 MANAGEMENT_OFF = {"PROJ_MANAGEMENT_URL": "http://127.0.0.1:1"}
@@ -117,12 +129,16 @@ class Worker:
     def kill(self) -> None:
         """SIGKILL the worker, as the system does when memory runs out, and prove that it is gone."""
         self.process.kill()
-        assert self.process.wait(PATIENCE) == -signal.SIGKILL
+        assert self.ends() == -signal.SIGKILL
 
     def terminate(self) -> int:
         """SIGTERM the worker; its exit code, once its tasks have ended."""
         self.process.terminate()
-        return self.process.wait(2 * PATIENCE)
+        return self.ends()
+
+    def ends(self) -> int:
+        """Its exit code, once it has ended by itself."""
+        return self.process.wait(PATIENCE)
 
     def stop(self) -> None:
         if self.process.poll() is None:
@@ -191,22 +207,31 @@ class Bundle:
     def proj_on_terminal(self, *args: str) -> tuple[subprocess.CompletedProcess[bytes], bytes]:
         """Run the console script with a terminal as its stderr; the second is what that was sent."""
         ours, theirs = pty.openpty()
-        done = subprocess.run(
-            [BIN / "proj", *args],
-            cwd=self.folder,
-            env=self.env | {"TERM": "xterm"},
-            stdout=subprocess.PIPE,
-            stderr=theirs,
-            timeout=COMMAND_TIMEOUT,
-        )
-        os.close(theirs)
-        drawn = b""
-        # Linux raises at the end of a terminal.
-        with suppress(OSError):
-            while chunk := os.read(ours, 65536):
-                drawn += chunk
-        os.close(ours)
-        return done, drawn
+        drawn = bytearray()
+
+        def read() -> None:
+            # Linux raises at the end of a terminal.
+            with suppress(OSError):
+                while chunk := os.read(ours, 65536):
+                    drawn.extend(chunk)
+
+        # Meanwhile: a terminal that nobody reads is full after some seconds of a progress bar.
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            done = subprocess.run(
+                [BIN / "proj", *args],
+                cwd=self.folder,
+                env=self.env | {"TERM": "xterm"},
+                stdout=subprocess.PIPE,
+                stderr=theirs,
+                timeout=COMMAND_TIMEOUT,
+            )
+        finally:
+            os.close(theirs)
+            reader.join()
+            os.close(ours)
+        return done, bytes(drawn)
 
     def python(self, code: str) -> Any:
         """Run Python code of a user in a process of its own; what it prints last is taken for JSON."""
@@ -256,10 +281,10 @@ class Bundle:
     def worker(self, *options: str, env: dict[str, str] | None = None, log: str = "worker.log") -> Worker:
         """Start a worker of one slot, which is ended with the test."""
         path = self.folder / log
-        command = [BIN / "celery", "-A", "proj", "worker", "--loglevel=INFO", "--concurrency=1", *options]
+        program = str(BIN / "celery")
         with path.open("wb") as output:
             process = subprocess.Popen(
-                command,
+                [program, "-A", "proj", "worker", "--loglevel=INFO", "--concurrency=1", *options],
                 cwd=self.folder,
                 env=self.env | (env or {}),
                 stdin=subprocess.DEVNULL,
@@ -337,7 +362,7 @@ class Bundle:
         def back() -> bool:
             with self.channel() as channel:
                 state = queues.look(channel, queue)
-            return state.consumer_count > 0 or state.message_count >= len(messages)
+            return bool(state.consumer_count or state.message_count >= len(messages))
 
         eventually(f"the messages are back in {queue}", back)
         return messages

@@ -6,8 +6,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+from proj import broker
 from proj.broker import BrokerNode, find_server_dir
 from proj.errors import BrokerNodeError
 from tests.bundle import Bundle, vhost_of
@@ -15,6 +17,15 @@ from tests.missing import missing
 
 #: No test talks to a broker that it did not start: a process that is told of none gets this one.
 NO_BROKER_URL = "amqp://a-test-that-needs-a-broker-asks-for-a-bundle.invalid"
+
+#: Test processes whose nodes have ports of their own.
+_PROCESSES = 16
+
+# The same examples everywhere, and no time decides.
+hypothesis.settings.register_profile(
+    "tests", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,6 +39,16 @@ def _clean_environment() -> Iterator[None]:
             if name.startswith(("CELERY_", "AMQP_", "PROJ_", "FLOWER_", "RABBITMQ_")):
                 patch.delenv(name)
         patch.setenv("CELERY_BROKER_URL", NO_BROKER_URL)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ports_of_this_process(worker_id: str) -> Iterator[None]:
+    """So that no test process beside this one takes the ports of a node that is down for a moment."""
+    number = int(worker_id.removeprefix("gw") or 0) if worker_id != "master" else 0
+    some = len(broker.FREE_PORTS) // _PROCESSES
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(broker, "FREE_PORTS", broker.FREE_PORTS[number % _PROCESSES * some :][:some])
         yield
 
 

@@ -2,11 +2,9 @@
 
 import os
 import pwd
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ import psutil
 import psycopg
 
 from tests.bundle import PATIENCE, eventually
+from tests.ports import free_port
 
 HOST: Final = "127.0.0.1"
 
@@ -64,7 +63,7 @@ class Postgres:
                     shutil.chown(path, SERVANT)
             self._spawn("initdb", "-U", "admin", f"--pwfile={password}", "-A", "scram-sha-256", "--no-sync")
             assert self._ended() == 0, self._log()
-            self.port = _free_port()
+            self.port = free_port(FREE_PORTS)
             self.start()
         except BaseException:
             self.__exit__()
@@ -83,7 +82,7 @@ class Postgres:
             assert self._process is not None
             assert self._process.poll() is None, self._log()
             with suppress(psycopg.OperationalError):
-                return self.execute("SELECT true")
+                return bool(self.execute("SELECT true"))
             return False
 
         eventually("PostgreSQL answers", answers)
@@ -165,11 +164,3 @@ def find_server_dir() -> Path | None:
 
 def _version(folder: Path) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", str(folder))]
-
-
-def _free_port() -> int:
-    for port in random.sample(FREE_PORTS, len(FREE_PORTS)):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind((HOST, port))
-            return port
-    raise AssertionError(f"no port of {FREE_PORTS} is free")

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from proj.broker import BrokerNode
 from tests.browser.flower import LOGIN, PASSWORD, Flower
-from tests.bundle import PATIENCE, Bundle, Worker
+from tests.bundle import GATED_TASK, PATIENCE, Bundle, Worker
 from tests.missing import missing
 
 #: Names of the browser on PATH, and its place on macOS.
@@ -92,6 +92,7 @@ def site(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         bundle.management("PUT", "permissions/site/anna", rights)
         bundle.env["CELERY_BROKER_URL"] = bundle.url.replace("guest:guest", LOGIN)
         bundle.add_task(FAILING_TASK)
+        bundle.add_task(GATED_TASK)
         flower = Flower(bundle, env={"FLOWER_BASIC_AUTH": LOGIN})
         try:
             worker = bundle.worker("-n", "w@site")

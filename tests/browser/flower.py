@@ -40,7 +40,7 @@ class Flower:
         self, bundle: Bundle, *options: str, env: dict[str, str] | None = None, app: str = "proj"
     ) -> None:
         self.log = bundle.folder / f"flower-{next(_number)}.log"
-        command = [BIN / "celery", "-A", app, "flower", "--port=0", *options]
+        command = [str(BIN / "celery"), "-A", app, "flower", "--port=0", *options]
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,

@@ -8,8 +8,8 @@ from flower.urls import handlers
 from tornado.web import RequestHandler
 
 from tests.browser.conftest import Site
-from tests.browser.flower import LOGIN, PASSWORD, Flower
-from tests.bundle import Bundle
+from tests.browser.flower import LOGIN, PASSWORD, Answer, Flower
+from tests.bundle import Bundle, eventually
 
 Start = Callable[..., Flower]
 
@@ -66,7 +66,20 @@ def test_read_only_refuses_everything_that_does_something(site: Site) -> None:
 
 def test_metrics_are_read_with_the_login(site: Site) -> None:
     """As Prometheus does, with its `basic_auth`."""
-    assert 'flower_worker_online{worker="w@site"} 1.0' in site.flower.get("/metrics", LOGIN).text
+    online = 'flower_worker_online{worker="w@site"} 1.0'
+    eventually("it has heard of the worker", lambda: online in site.flower.get("/metrics", LOGIN).text)
+
+
+def shown(site: Site, path: str) -> str:
+    """A page; Flower waits but a second for workers and broker, and answers with an error then."""
+    answers: list[Answer] = []
+
+    def is_shown() -> bool:
+        answers.append(site.flower.get(path, LOGIN))
+        return answers[-1].status == 200
+
+    eventually(f"{path} is shown", is_shown, seen=lambda: answers[-1].text)
+    return answers[-1].text
 
 
 def test_no_password_is_told(site: Site) -> None:
@@ -75,9 +88,7 @@ def test_no_password_is_told(site: Site) -> None:
         *("/", "/workers?json=1", "/tasks", "/broker", "/worker/w@site", "/metrics"),
         *("/api/workers?refresh=1&workername=w@site", "/api/queues/length", "/api/tasks"),
     ):
-        answer = site.flower.get(path, LOGIN)
-        assert answer.status == 200, path
-        assert PASSWORD not in answer.text, path
+        assert PASSWORD not in shown(site, path), path
     assert "Broker: amqp://anna:**@" in site.flower.text()
     assert PASSWORD not in site.flower.text()
 

@@ -9,7 +9,7 @@ from playwright.sync_api import Error, Page, expect
 
 from tests.browser.conftest import Site
 from tests.browser.flower import LOGIN, PASSWORD, SAVE_INTERVAL, Flower
-from tests.bundle import PATIENCE, Bundle, eventually
+from tests.bundle import Bundle, eventually
 
 Start = Callable[..., Flower]
 
@@ -19,6 +19,16 @@ def browse_as(page: Page, login: str) -> None:
     page.context.set_extra_http_headers({"Authorization": f"Basic {token}"})
 
 
+def show_worker(page: Page, url: str) -> None:
+    """Open the page of a worker, once that has answered Flower within the second that it waits."""
+
+    def is_known() -> bool:
+        answer = page.goto(url)
+        return answer is not None and answer.ok
+
+    eventually("the worker's page is there", is_known)
+
+
 def test_a_task_is_seen_from_its_start_to_its_end(site: Site, page: Page) -> None:
     """The page of the workers follows by itself; that of the task tells its arguments and how it ended."""
     browse_as(page, LOGIN)
@@ -26,13 +36,14 @@ def test_a_task_is_seen_from_its_start_to_its_end(site: Site, page: Page) -> Non
     expect(page.locator("#workers-online")).to_have_text("1")
     expect(page.locator("#workers-table tbody tr")).to_contain_text("w@site")
     before = int(page.locator("#workers-succeeded").inner_text())
-    site.bundle.enqueue("sleep-dots", "a dot a second....", "--id", "dots")
+    site.bundle.enqueue("task", "proj.tasks.gated", '"a gate"', "--id", "gated")
     expect(page.locator("#workers-active")).to_have_text("1")
     task = page.context.new_page()
-    task.goto(f"{site.flower.url}/task/dots")
+    task.goto(f"{site.flower.url}/task/gated")
     expect(task.locator(".badge")).to_have_text("STARTED")
-    expect(task.locator("#task-page")).to_contain_text("a dot a second....")
+    expect(task.locator("#task-page")).to_contain_text("a gate")
 
+    (site.bundle.folder / "a gate").touch()
     expect(page.locator("#workers-succeeded")).to_have_text(str(before + 1))
     task.reload()
     expect(task.locator(".badge")).to_have_text("SUCCESS")
@@ -70,17 +81,16 @@ def test_read_only_has_no_button_that_stops_a_worker(
 ) -> None:
     """It is the default. The control: when it is asked for, the button is there and works."""
     browse_as(page, LOGIN)
-    page.goto(f"{site.flower.url}/worker/w@site")
-    expect(page.locator("main")).to_contain_text("w@site")
+    show_worker(page, f"{site.flower.url}/worker/w@site")
     expect(page.locator("#worker-shutdown")).to_have_count(0)
 
     monitor = flower(f"--basic-auth={LOGIN}", "--read-only=false")
     worker = bundle.worker("-n", "w@host").ready()
-    page.goto(f"{monitor.url}/worker/w@host")
+    show_worker(page, f"{monitor.url}/worker/w@host")
     page.locator("#worker-group").click()
     page.on("dialog", lambda dialog: dialog.accept())
     page.locator("#worker-shutdown").click()
-    assert worker.process.wait(PATIENCE) == 0
+    assert worker.ends() == 0
     assert site.worker.process.poll() is None
 
 

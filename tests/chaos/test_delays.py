@@ -45,11 +45,13 @@ def executed(worker: Worker, task_id: str) -> float:
 def test_delayed_message_survives_a_crash_of_the_broker(own: Bundle) -> None:
     """The broker is killed while it holds the message: it is executed all the same, and not too early."""
     # A queue that was declared in the very second of the crash may come back without a leader (3.10).
-    enqueue(own, "first", "--countdown", "1")
-    eventually("the delay queues work", lambda: own.depth("proj.tasks") == 1)
-    # The broker takes about as long to come back, so the room for a busy machine costs nothing.
-    delay = 10
-    began = enqueue(own, "later", "--countdown", str(delay))
+    with Publisher(own) as publisher:
+        assert publisher.publish(task_id="first", countdown=1).kind == "confirmed"
+        eventually("the delay queues work", lambda: own.depth("proj.tasks") == 1)
+        # The broker takes about as long to come back, so the room for a busy machine costs nothing.
+        began, delay = time.time(), 10
+        later = publisher.publish(1, 2, task="proj.tasks.add", task_id="later", countdown=delay)
+        assert later.kind == "confirmed"
 
     own.node.kill()
     assert time.time() < began + delay
@@ -61,11 +63,11 @@ def test_delayed_message_survives_a_crash_of_the_broker(own: Bundle) -> None:
 def test_delays_that_end_while_the_broker_is_down(own: Bundle) -> None:
     """One in each delay queue: all go on soon after its start, also what it met before its exchanges."""
     own.declare()
-    seconds = 6
+    seconds = 12
     with own.channel() as channel:
         for level, exchange in enumerate(queues.DELAY_QUEUES):
             # The queues' own delays are up to four years; the message of the first is over after one second.
-            message = amqp.Message("", delivery_mode=2, expiration=f"{seconds}000")
+            message = amqp.Message(str(level), delivery_mode=2, expiration=f"{seconds}000")
             key = calculate_routing_key(2**level, queues.task_queue.name)
             channel.basic_publish_confirm(message, exchange, key, timeout=PATIENCE)
     published = time.time()
@@ -77,26 +79,31 @@ def test_delays_that_end_while_the_broker_is_down(own: Bundle) -> None:
     eventually("all delays are over", lambda: time.time() > published + seconds)
     own.node.start()
 
-    eventually("all have gone on", lambda: own.depth("proj.tasks") == len(queues.DELAY_QUEUES), 2 * PATIENCE)
+    levels = {str(level) for level, _ in enumerate(queues.DELAY_QUEUES)}
+    # One may come twice, whose arrival was not on the disk yet.
+    eventually("all have gone on", lambda: own.depth("proj.tasks") >= len(levels), 2 * PATIENCE)
+    eventually("each of them", lambda: {message["payload"] for message in own.peek("proj.tasks")} == levels)
 
 
 def test_delayed_message_waits_for_a_queue_that_is_gone(own: Bundle) -> None:
     """When the work queue is missing as the delay ends, the message is kept until there is one again."""
     # Milliseconds after which the broker tries again, for queues that are declared from now on.
     own.node.ctl("eval", "application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 1000).")
-    began = enqueue(own, "early", "--countdown", "2")
+    own.declare()
     own.management("DELETE", f"queues/{quote(own.vhost)}/proj.tasks")
-    eventually("its delay is over", lambda: time.time() > began + 3)
+    key = calculate_routing_key(2, queues.task_queue.name)
+    own.publish({}, exchange="celery_delayed_27", routing_key=key, headers={"id": "early"})
+    confirmed = time.time()
+    eventually("its delay is over", lambda: time.time() > confirmed + 3)
     assert not own.has("proj.tasks")
 
     # Declares the queue, and binds it to the end of all delays.
     enqueue(own, "next", "--countdown", "1")
 
-    eventually("both arrive", lambda: own.depth("proj.tasks") == 2)
-    assert {message["properties"]["headers"]["id"] for message in own.peek("proj.tasks")} == {
-        "early",
-        "next",
-    }
+    # One may come twice, whose arrival was not told in that second.
+    eventually("both arrive", lambda: own.depth("proj.tasks") >= 2)
+    found = {message["properties"]["headers"]["id"] for message in own.peek("proj.tasks")}
+    assert found == {"early", "next"}
 
 
 def test_delayed_messages_hold_no_slot(bundle: Bundle) -> None:
@@ -130,7 +137,7 @@ def test_countdown_is_not_too_short(bundle: Bundle, countdown: float) -> None:
 @pytest.mark.parametrize("zone", ["", "+00:00", "+05:30"])
 def test_eta_is_not_too_early(bundle: Bundle, zone: str) -> None:
     """The moment that was given, in its zone, or in UTC without one."""
-    moment = datetime.now(UTC) + timedelta(seconds=6.25)
+    moment = datetime.now(UTC) + timedelta(seconds=15.25)
     offset = timedelta(hours=5, minutes=30) if zone == "+05:30" else timedelta()
     enqueue(bundle, "later", "--eta", f"{(moment + offset).replace(tzinfo=None).isoformat()}{zone}")
     # Rounding to whole milliseconds is the log's.
@@ -141,12 +148,12 @@ def test_delays_end_in_their_order(bundle: Bundle) -> None:
     """What was published last and waits least is executed first: accurate to the second."""
     with Publisher(bundle) as publisher:
         # The first one declares the delay queues, which takes a second or two.
-        for countdown in (60, 7, 5, 3, 1):
+        for countdown in (60, 13, 9, 5, 1):
             assert publisher.publish(task_id=f"after-{countdown}", countdown=countdown).kind == "confirmed"
     worker = bundle.worker()
-    worker.says("after-7]: Done")
-    assert [line.id for line in worker.lines("Done after")] == ["after-1", "after-3", "after-5", "after-7"]
-    assert [line.id for line in worker.lines("received")][-1] == "after-7"
+    worker.says("after-13]: Done")
+    assert [line.id for line in worker.lines("Done after")] == ["after-1", "after-5", "after-9", "after-13"]
+    assert [line.id for line in worker.lines("received")][-1] == "after-13"
 
 
 def test_long_delay_is_in_the_queue_of_its_highest_bit(bundle: Bundle) -> None:

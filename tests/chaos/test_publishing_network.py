@@ -10,7 +10,6 @@ from tests.chaos.proxy import Network, Proxy
 from tests.chaos.publisher import (
     ID,
     REPEAT,
-    SLACK,
     TIMEOUT,
     Outcome,
     Publisher,
@@ -45,7 +44,7 @@ def test_message_that_is_lost(bundle: Bundle, proxy: Proxy) -> None:
 def test_ctrl_c_while_publishing(bundle: Bundle, proxy: Proxy) -> None:
     """It is not called enqueued, nor not enqueued."""
     proxy.network = Network.SWALLOWS_ALL
-    command = [BIN / "proj", "enqueue", "add", "1", "2", "--id", "mine"]
+    command = [str(BIN / "proj"), "enqueue", "add", "1", "2", "--id", "mine"]
     env = bundle.env | {"PROJ_PUBLISH_TIMEOUT": "60"}
     with subprocess.Popen(command, cwd=bundle.folder, env=env, stderr=subprocess.PIPE, text=True) as process:
         eventually("it publishes", lambda: proxy.happened[Network.SWALLOWS_ALL])
@@ -81,7 +80,7 @@ import socket
 look_up = socket.getaddrinfo
 def slow(host, *args, **options):
     if host == "no-answer.invalid":
-        time.sleep({4 * TIMEOUT})
+        time.sleep({3 * TIMEOUT})
         host = "127.0.0.1"
     return look_up(host, *args, **options)
 socket.getaddrinfo = slow
@@ -90,7 +89,7 @@ socket.getaddrinfo = slow
     if protected:
         check(outcome, "BrokerUnreachable", "no-answer.invalid", "does not answer in time")
     else:
-        assert outcome.seconds > TIMEOUT + SLACK
+        assert outcome.seconds > 3 * TIMEOUT
 
 
 def test_connections_that_are_all_in_use(bundle: Bundle) -> None:
@@ -144,7 +143,7 @@ def _slow(bundle: Bundle, proxy: Proxy) -> Outcome:
     proxy.network, proxy.delay = Network.SLOW, TIMEOUT / 4
     with Publisher(bundle) as publisher:
         outcome = publisher.publish()
-    assert proxy.happened[Network.SLOW] >= TIMEOUT / proxy.delay
+    assert proxy.happened[Network.SLOW] >= 2, "none came in time"
     return outcome
 
 
@@ -156,4 +155,4 @@ def test_broker_that_answers_slowly(bundle: Bundle, proxy: Proxy) -> None:
 def test_control_slow_broker_without_the_cut(bundle: Bundle, proxy: Proxy) -> None:
     """With timeouts of the socket alone, the same takes as long as it takes."""
     bundle.switch_off("deadline.py", "    timer.start()\n", "")
-    assert _slow(bundle, proxy).seconds > TIMEOUT + SLACK
+    assert _slow(bundle, proxy).seconds > TIMEOUT + proxy.delay

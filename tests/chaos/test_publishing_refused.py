@@ -23,6 +23,9 @@ def _fill(bundle: Bundle, publisher: Publisher) -> Outcome:
         outcome = publisher.publish(task_id=str(number))
         if outcome.kind != "confirmed":
             break
+        if number == 0:
+            # The broker tells publishers that the queue is full when it has one message too many.
+            eventually("the queue is full", lambda: bundle.depth("proj.tasks") >= 2)
     return outcome
 
 

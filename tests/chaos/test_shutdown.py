@@ -2,6 +2,7 @@
 
 import collections
 import json
+from functools import partial
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.bundle import Bundle, Worker, eventually
 NAP = """
     @app.task(name="proj.tasks.nap", pydantic=True)
     def nap(number: int) -> int:
-        time.sleep(0.3)
+        time.sleep(0.6)
         with open("naps", "a") as file:
             file.write(f"{number} ")
         return number
@@ -28,6 +29,7 @@ def test_sigterm_lets_the_running_task_end_and_takes_no_new_one(bundle: Bundle) 
     assert worker.terminate() == 0
 
     assert [line.id for line in worker.lines("Done after")] == ["first"]
+    eventually("the others are back", lambda: bundle.depth("proj.tasks") == 2)
     assert [message["properties"]["headers"]["id"] for message in bundle.peek("proj.tasks")] == [
         "second",
         "third",
@@ -65,7 +67,7 @@ from proj.tasks import nap
 for number in range({n * part}, {(n + 1) * part}): nap.delay(number)
 print(0)
 """)
-        eventually("it is at work", lambda worker=worker: worker.lines("received"))
+        eventually("it is at work", partial(worker.lines, "received"))
         assert bundle.depth("proj.tasks"), "no task waits"
         assert worker.terminate() == 0
         new.append(bundle.worker(log=f"new{n}.log").ready())
@@ -89,7 +91,7 @@ def test_task_that_may_take_longer_than_the_broker_waits_is_refused_at_the_start
 
     worker = bundle.worker()
 
-    assert worker.process.wait(30) == 2
+    assert worker.ends() == 2
     for part in ("time_limit of proj.tasks.long", "consumer_timeout", "1800", "PROJ_CONSUMER_TIMEOUT"):
         assert part in worker.text()
     assert "Traceback" not in worker.text()

@@ -1,6 +1,7 @@
 """A node that counts often, and a virtual host that a worker has prepared."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,13 +35,11 @@ def own(own_node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) ->
 def _node_is_not_new(request: pytest.FixtureRequest) -> None:
     """For some seconds after its start, a node does not know its memory and disk."""
     for name in {"bundle", "own"} & set(request.fixturenames):
-        on = request.getfixturevalue(name)
-        eventually(
-            "the node knows its memory and disk",
-            lambda on=on: all(
-                {"mem_used", "disk_free"} <= each.keys() for each in on.management("GET", "nodes")
-            ),
-        )
+        eventually("the node knows its memory and disk", partial(_is_known, request.getfixturevalue(name)))
+
+
+def _is_known(on: Bundle) -> bool:
+    return all({"mem_used", "disk_free"} <= node.keys() for node in on.management("GET", "nodes"))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.bundle import BIN, Bundle
+from tests.bundle import BIN, Bundle, eventually
 
 Findings = list[dict[str, Any]]
 
@@ -24,6 +24,18 @@ def doctor(bundle: Bundle, env: dict[str, str] | None = None) -> Findings:
 def bad(found: Findings) -> list[tuple[str, str]]:
     """Level and check of what is not well."""
     return [(each["level"], each["check"]) for each in found if each["level"] not in {"ok", "info"}]
+
+
+def finds(bundle: Bundle, *expected: tuple[str, str]) -> Findings:
+    """What the command says once it is this that is not well: who stalls for a second is told too."""
+    found: Findings = []
+
+    def as_expected() -> bool:
+        found[:] = doctor(bundle)
+        return bad(found) == list(expected)
+
+    eventually(f"the doctor finds {expected}", as_expected, seen=lambda: json.dumps(found, indent=1))
+    return found
 
 
 def about(found: Findings, check: str, *words: str) -> dict[str, Any]:
@@ -50,10 +62,14 @@ def follow(bundle: Bundle, finding: dict[str, Any]) -> None:
             case "celery" if "worker" in arguments:
                 bundle.worker(log=f"mending-{time.monotonic()}.log").ready()
             case "celery":
-                done = bundle.run(BIN / "celery", *arguments)
-                assert done.returncode == 0, done
+                control(bundle, *arguments)
             case _:
                 raise AssertionError(f"nothing to run: {finding}")
+
+
+def control(bundle: Bundle, *arguments: str) -> None:
+    """Run `celery`, until a worker has answered: one that stalls for a second is not waited for."""
+    eventually("a worker answers", lambda: bundle.run(BIN / "celery", *arguments).returncode == 0)
 
 
 def results(bundle: Bundle) -> int:

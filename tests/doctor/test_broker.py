@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -20,7 +21,7 @@ import psutil
 import pytest
 
 from tests.bundle import MANAGEMENT_OFF, PATIENCE, Bundle, eventually
-from tests.doctor.findings import Findings, about, bad, doctor, follow, known_policies
+from tests.doctor.findings import Findings, about, bad, doctor, finds, follow, known_policies
 
 
 def test_broker_that_is_out_of_reach(bundle: Bundle) -> None:
@@ -112,7 +113,7 @@ def other_clock(management_url: str, ahead: float) -> Iterator[str]:
             request = urllib.request.Request(
                 management_url + self.path, headers={"Authorization": self.headers["Authorization"]}
             )
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 self.send_response_only(200)
                 self.send_header("Date", formatdate(time.time() + ahead, usegmt=True))
                 self.end_headers()
@@ -128,13 +129,15 @@ def other_clock(management_url: str, ahead: float) -> Iterator[str]:
         thread.join()
 
 
-@pytest.mark.parametrize(("ahead", "expected"), [(-60, "60 s behind this"), (60, "60 s ahead of this")])
-def test_clock_of_the_broker(bundle: Bundle, ahead: float, expected: str) -> None:
+@pytest.mark.parametrize(("ahead", "word"), [(-60, "behind"), (60, "ahead of")])
+def test_clock_of_the_broker(bundle: Bundle, ahead: float, word: str) -> None:
     """It is compared with this machine's."""
     with other_clock(bundle.node.management_url, ahead) as url:
-        finding = about(doctor(bundle, env={"PROJ_MANAGEMENT_URL": url}), "clock", expected)
+        finding = about(doctor(bundle, env={"PROJ_MANAGEMENT_URL": url}), "clock", f"s {word} this machine's")
 
     assert finding["level"] == "warning"
+    # HTTP tells whole seconds, and the answer was on its way.
+    assert abs(int(re.findall(r"(\d+) s", finding["what"])[0]) - 60) < 5
 
 
 def node_knows(bundle: Bundle, condition: Callable[[dict[str, Any]], bool]) -> None:
@@ -205,7 +208,7 @@ def test_frozen_broker(own: Bundle) -> None:
     finally:
         os.kill(own.node.pid, signal.SIGCONT)
     about(found, "reachable", "does not answer in time")
-    assert seconds < PATIENCE
+    assert seconds < 30
 
 
 def test_feature_flag_that_is_off(own: Bundle) -> None:
@@ -224,7 +227,7 @@ def test_feature_flag_that_is_off(own: Bundle) -> None:
 
     assert finding["level"] == "error"
     eventually("no policy is known", lambda: not known_policies(own))
-    assert bad(doctor(own)) == [("warning", "present_workers")]
+    finds(own, ("warning", "present_workers"))
     # The queue that was declared meanwhile keeps its dead letter now, while that has nowhere to go.
     with own.channel() as channel:
         channel.queue_unbind("proj.dead", "proj.dead", "#")

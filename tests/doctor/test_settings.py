@@ -5,7 +5,7 @@ from pathlib import Path
 
 from proj import queues
 from tests.bundle import Bundle
-from tests.doctor.findings import about, bad, doctor, results
+from tests.doctor.findings import about, bad, doctor, finds, results
 
 
 def test_settings_that_break_the_promise(declared: Bundle) -> None:
@@ -26,7 +26,7 @@ def test_settings_that_break_the_promise(declared: Bundle) -> None:
         (Path(queues.__file__).parent / "tasks.py").read_text()
     )
     declared.heal()
-    assert bad(doctor(declared)) == [("warning", "present_workers")]
+    finds(declared, ("warning", "present_workers"))
 
 
 def test_result_store_that_cannot_be_written(bundle: Bundle) -> None:

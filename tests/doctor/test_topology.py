@@ -5,7 +5,7 @@ from kombu.transport.native_delayed_delivery import declare_native_delayed_deliv
 
 from proj import queues
 from tests.bundle import MANAGEMENT_OFF, Bundle
-from tests.doctor.findings import about, bad, doctor, follow
+from tests.doctor.findings import about, doctor, finds, follow
 
 
 def test_drifted_queue_and_exchange(bundle: Bundle) -> None:
@@ -27,7 +27,7 @@ def test_drifted_queue_and_exchange(bundle: Bundle) -> None:
     follow(bundle, queue)
     follow(bundle, exchange)
     bundle.worker().ready()
-    assert bad(doctor(bundle)) == []
+    finds(bundle)
 
 
 def test_drifted_queue_with_messages_is_not_to_be_deleted(bundle: Bundle) -> None:
@@ -46,25 +46,25 @@ def test_what_is_unbound_or_gone_is_mended_by_a_worker(declared: Bundle) -> None
         channel.queue_unbind("proj.dead", "proj.dead", "#")
         channel.queue_unbind("proj.tasks", "proj", "proj.tasks")
         channel.exchange_unbind("proj", queues.DELAY_EXCHANGE, "#.proj.tasks")
-    unbound = doctor(declared)
+    unbound = finds(
+        declared,
+        ("error", "bindings"),
+        ("error", "bindings"),
+        ("error", "delay_routes"),
+        ("warning", "present_workers"),
+    )
     with declared.channel() as channel:
         channel.queue_delete("celery_delayed_5")
         channel.exchange_delete("proj.dead")
     gone = doctor(declared)
 
-    assert bad(unbound) == [
-        ("error", "bindings"),
-        ("error", "bindings"),
-        ("error", "delay_routes"),
-        ("warning", "present_workers"),
-    ]
     about(unbound, "bindings", "proj.dead is not bound")
     about(unbound, "bindings", "proj.tasks is not bound")
     about(unbound, "delay_routes", "no way to proj")
     about(gone, "exchanges", "proj.dead is not there")
     finding = about(gone, "delays", "celery_delayed_5")
     follow(declared, finding)
-    assert bad(doctor(declared)) == []
+    finds(declared)
 
 
 def test_delay_queues_of_another_application(bundle: Bundle) -> None:

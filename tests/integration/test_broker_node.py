@@ -35,13 +35,16 @@ from tests.missing import missing
 REPOSITORY = Path(__file__).parents[2]
 
 #: Seconds in which the processes of a killed node are gone: usually tenths of one.
-GONE_TIMEOUT = 20.0
+GONE_TIMEOUT = 60.0
 
 #: No other node is in the way of one that is told this.
 FREE_PORTS = ("--port", 0, "--management-port", 0, "--metrics-port", 0)
 
+#: Nodes that start beside each other; more would keep each other waiting.
+AT_ONCE = 3
+
 #: Seconds for one call of the command line; `start` and `stop` wait for RabbitMQ.
-CLI_TIMEOUT = 100.0
+CLI_TIMEOUT = 300.0
 
 #: RabbitMQ logs this when it stops in good order, and not when it is killed.
 STOPPED = "stopped TCP listener"
@@ -78,7 +81,7 @@ def node(shared_node: BrokerNode, monkeypatch: pytest.MonkeyPatch) -> BrokerNode
 
 @pytest.fixture(scope="module")
 def done(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> dict[object, Future[Any]]:
-    """What takes seconds and does not need the shared node, all at once: RabbitMQ mostly waits."""
+    """What takes seconds and does not need the shared node, beside each other: RabbitMQ mostly waits."""
     ends = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
     steps: dict[object, Any] = {end: partial(run_and_end, end) for end in ends} | {
         step: step
@@ -90,7 +93,7 @@ def done(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> dict[objec
             start_on_broken_tables,
         )
     }
-    with ThreadPoolExecutor(len(steps)) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         return {name: pool.submit(step, tmp_path_factory.mktemp("done")) for name, step in steps.items()}
 
 
@@ -123,7 +126,7 @@ def left(found: Sequence[psutil.Process]) -> list[psutil.Process]:
 
 
 def connect(info: NodeInfo) -> amqp.Connection:
-    return amqp.Connection(f"127.0.0.1:{info.port}", connect_timeout=5, read_timeout=10)
+    return amqp.Connection(f"127.0.0.1:{info.port}", connect_timeout=30, read_timeout=30)
 
 
 def start_cli(*arguments: object) -> subprocess.Popen[str]:
@@ -148,7 +151,7 @@ def test_start_returns_when_amqp_and_management_answer(node: BrokerNode) -> None
     with connect(node.info) as connection:
         assert connection.server_properties["product"] == "RabbitMQ"
     for url in (node.management_url, node.info.metrics_url):
-        with urllib.request.urlopen(url, timeout=5) as page:
+        with urllib.request.urlopen(url, timeout=60) as page:
             assert page.status == 200
     assert node.url == f"amqp://guest:guest@127.0.0.1:{node.info.port}//"
 

@@ -4,17 +4,18 @@ import json
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from tests.bundle import BIN, Bundle, eventually
+from tests.bundle import BIN, COMMAND_TIMEOUT, Bundle, eventually
 
 
 def _ids(bundle: Bundle) -> list[str]:
     return [message["properties"]["headers"]["id"] for message in bundle.peek("proj.tasks")]
 
 
-def _arguments(bundle: Bundle) -> list[list[object]]:
+def _arguments(bundle: Bundle) -> list[list[Any]]:
     return [json.loads(message["payload"])[0] for message in bundle.peek("proj.tasks")]
 
 
@@ -92,7 +93,7 @@ def test_wait_prints_results_in_the_order_of_the_messages(bundle: Bundle) -> Non
     """`--wait` prints a result a line, and with `--json` all that is known of it."""
     bundle.worker()
 
-    done = bundle.proj("enqueue", "add", "1", "2", "--count", "3", "--wait", "--timeout", "30")
+    done = bundle.proj("enqueue", "add", "1", "2", "--count", "3", "--wait")
     assert (done.returncode, done.stdout, done.stderr) == (0, "3\n" * 3, "")
 
     done = bundle.proj("enqueue", "add", "1", "2", "--id", "full", "--wait", "--json")
@@ -110,7 +111,7 @@ def test_wait_and_result_exit_1_for_a_failed_task(bundle: Bundle) -> None:
     """A task that failed is told in one line, and its traceback by `proj result`."""
     bundle.worker(env={"PROJ_TASK_SOFT_TIME_LIMIT": "1"})
 
-    done = bundle.proj("enqueue", "sleep-dots", "600", "--id", "slow", "--wait", "--timeout", "30")
+    done = bundle.proj("enqueue", "sleep-dots", "600", "--id", "slow", "--wait")
     assert (done.returncode, done.stdout) == (1, "")
     assert (
         done.stderr
@@ -134,7 +135,7 @@ def test_result_that_only_celerys_json_can_carry_is_text(bundle: Bundle) -> None
     bundle.worker()
     shown = {"amount": "9.90", "due": "2026-11-30T12:00:00"}
 
-    enqueue = ("enqueue", "task", "proj.tasks.price", "--id", "it", "--wait", "--timeout", "30")
+    enqueue = ("enqueue", "task", "proj.tasks.price", "--id", "it", "--wait")
     for command in (enqueue, (*enqueue, "--json"), ("result", "it", "--json"), ("result", "it")):
         done = bundle.proj(*command)
         assert (done.returncode, done.stderr) == (0, ""), command
@@ -152,7 +153,7 @@ def test_wait_is_for_the_message_and_not_for_one_that_failed_before(bundle: Bund
     """)
     worker = bundle.worker()
     enqueue = ("enqueue", "task", "proj.tasks.mended", '"x"', "--id", "it", "--wait", "--timeout")
-    assert bundle.proj(*enqueue, "30").returncode == 1
+    assert bundle.proj(*enqueue, "90").returncode == 1
     worker.stop()
 
     done = bundle.proj(*enqueue, "1")
@@ -160,7 +161,7 @@ def test_wait_is_for_the_message_and_not_for_one_that_failed_before(bundle: Bund
 
     (bundle.folder / "mended").touch()
     bundle.worker(log="next.log")
-    done = bundle.proj(*enqueue, "30")
+    done = bundle.proj(*enqueue, "90")
     assert (done.returncode, done.stdout, done.stderr) == (0, '"x"\n', "")
 
 
@@ -184,7 +185,7 @@ def test_result_of_an_id_that_nothing_is_stored_for_is_75(bundle: Bundle) -> Non
 
 def test_reader_that_has_had_enough_keeps_no_message_back(bundle: Bundle) -> None:
     """Of `--count`, all are enqueued, also when nobody reads their ids to the end."""
-    command = [BIN / "proj", "enqueue", "add", "1", "2", "--count", "100"]
+    command = [str(BIN / "proj"), "enqueue", "add", "1", "2", "--count", "100"]
     process = subprocess.Popen(
         command, cwd=bundle.folder, env=bundle.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -193,14 +194,14 @@ def test_reader_that_has_had_enough_keeps_no_message_back(bundle: Bundle) -> Non
     process.stdout.readline()
     process.stdout.close()
 
-    assert process.wait(30) == 0, process.stderr.read()
+    assert process.wait(COMMAND_TIMEOUT) == 0, process.stderr.read()
     process.stderr.close()
     assert bundle.depth("proj.tasks") == 100
 
 
 def test_ctrl_c_while_waiting_is_130(bundle: Bundle) -> None:
     """Ctrl-C ends the wait, not the message."""
-    command = [BIN / "proj", "enqueue", "add", "1", "2", "--wait"]
+    command = [str(BIN / "proj"), "enqueue", "add", "1", "2", "--wait"]
     process = subprocess.Popen(
         command, cwd=bundle.folder, env=bundle.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -209,7 +210,7 @@ def test_ctrl_c_while_waiting_is_130(bundle: Bundle) -> None:
 
     process.send_signal(signal.SIGINT)
 
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=COMMAND_TIMEOUT)
     assert process.returncode == 130
     (task_id,) = _ids(bundle)
     assert f"proj result {task_id}" in stderr.decode()
@@ -234,7 +235,7 @@ def test_ctrl_c_while_a_result_is_read(bundle: Bundle) -> None:
 
 def test_wait_shows_a_progress_bar_on_a_terminal_only(bundle: Bundle) -> None:
     """The bar is drawn on a terminal's stderr; stdout has the results alone."""
-    bundle.worker()
+    bundle.worker().ready()
     done, drawn = bundle.proj_on_terminal("enqueue", "add", "1", "2", "--count", "2", "--wait")
 
     assert done.stdout == b"3\n3\n"
@@ -264,7 +265,7 @@ def test_own_task_needs_a_function_and_nothing_else(bundle: Bundle) -> None:
     """)
     bundle.worker()
 
-    done = bundle.proj("enqueue", "task", "proj.tasks.shout", '"hey"', "2", "--wait", "--timeout", "30")
+    done = bundle.proj("enqueue", "task", "proj.tasks.shout", '"hey"', "2", "--wait")
     assert (done.returncode, done.stdout) == (0, '"HEY!!"\n'), done.stderr
     done = bundle.proj("enqueue", "task", "proj.tasks.shout", "1")
     assert done.returncode == 65

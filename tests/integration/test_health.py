@@ -12,7 +12,7 @@ import pytest
 
 from proj import heartbeat
 from proj.broker import BrokerNode
-from tests.bundle import Bundle, eventually
+from tests.bundle import GATED_TASK, Bundle, eventually
 from tests.refusal import refuses
 
 POOLS = ["prefork", "threads", "solo"]
@@ -36,8 +36,9 @@ BLOCK = """
 
 def _promise_soon(bundle: Bundle) -> None:
     """Let the workers promise their beats within seconds, so that no test waits for long."""
-    bundle.switch_off("worker_heartbeat.py", "TURN: Final = 10.0", "TURN: Final = 3.0")
-    bundle.switch_off("worker_heartbeat.py", "CONNECT: Final = 80.0", "CONNECT: Final = 3.0")
+    bundle.declare()
+    bundle.switch_off("worker_heartbeat.py", "TURN: Final = 10.0", "TURN: Final = 6.0")
+    bundle.switch_off("worker_heartbeat.py", "CONNECT: Final = 80.0", "CONNECT: Final = 6.0")
 
 
 def _health(bundle: Bundle, *options: str) -> tuple[int, str]:
@@ -70,11 +71,12 @@ def test_worker_from_its_start_to_its_end(bundle: Bundle, pool: str) -> None:
         69,
         f"not live: no worker runs with the state folder {bundle.folder}/state",
     )
+    bundle.add_task(GATED_TASK)
     worker = bundle.worker("-P", pool).ready()
     eventually("the worker is ready", lambda: _is(bundle, "ready"))
     (first,) = _workers(bundle)
     eventually("it beats again", lambda: _workers(bundle)[0]["beat"] > first["beat"])
-    bundle.enqueue("sleep-dots", "6", "--id", "last")
+    bundle.enqueue("task", "proj.tasks.gated", '"a gate"', "--id", "last")
     worker.started("last")
     assert _is(bundle, "ready")
 
@@ -84,7 +86,8 @@ def test_worker_from_its_start_to_its_end(bundle: Bundle, pool: str) -> None:
     code, line = _health(bundle, "--live")
     assert worker.lines("Done after") == []
     assert code == 0, line
-    assert worker.process.wait(30) == 0
+    (bundle.folder / "a gate").touch()
+    assert worker.ends() == 0
     assert [line.id for line in worker.lines("Done after")] == ["last"]
     assert not _is(bundle, "live")
     assert os.listdir(bundle.folder / "state" / heartbeat.FOLDER) == []
@@ -93,7 +96,7 @@ def test_worker_from_its_start_to_its_end(bundle: Bundle, pool: str) -> None:
 def test_worker_that_is_told_to_end_by_a_message_is_stopping(bundle: Bundle) -> None:
     """As by `celery control shutdown`, for which there is no signal of the system."""
     worker = bundle.worker("-P", "threads").ready()
-    bundle.enqueue("sleep-dots", "6", "--id", "last")
+    bundle.enqueue("sleep-dots", "600", "--id", "last")
     worker.started("last")
 
     bundle.python("from proj import app; app.control.shutdown(); print(0)")
@@ -210,7 +213,7 @@ def test_broker_that_is_down_makes_no_worker_dead(bundle: Bundle, tmp_path: Path
         assert _is(bundle, "live")
         assert not _is(bundle, "ready")
         overdue = min(worker["due"] for worker in first)
-        return min(worker["beat"] for worker in _workers(bundle)) > overdue
+        return bool(min(worker["beat"] for worker in _workers(bundle)) > overdue)
 
     eventually("what both promised is over", promises_are_over)
     node.start()
@@ -298,10 +301,13 @@ def test_disk_that_is_full_makes_no_worker_dead(bundle: Bundle, small_disk: Path
     worker = bundle.worker(env=QUICK).ready()
     eventually("it is ready", lambda: _is(bundle, "ready"))
 
-    with (small_disk / "all else").open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    assert shutil.disk_usage(small_disk).free == 0
+    def is_full() -> bool:
+        with (small_disk / "all else").open("ab", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        return shutil.disk_usage(small_disk).free == 0
+
+    eventually("the disk is full", is_full)
     (before,) = _workers(bundle)
 
     if protected:
@@ -317,9 +323,7 @@ def test_state_folder_that_is_taken_away_is_made_again(bundle: Bundle) -> None:
     """A worker that lives is found again, with its next beat."""
     bundle.worker().ready()
     folder = bundle.folder / "state" / heartbeat.FOLDER
-    for file in folder.iterdir():
-        file.unlink()
-    folder.rmdir()
+    folder.rename(folder.with_name("away"))
 
     eventually("the worker is live", lambda: _is(bundle, "live"))
 

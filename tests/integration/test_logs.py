@@ -52,7 +52,7 @@ def _way(lines: Iterable[dict[str, Any]], task_id: str) -> list[str]:
 
 def _end(worker: Worker) -> None:
     worker.process.send_signal(signal.SIGTERM)
-    assert worker.process.wait(30) == 0
+    assert worker.ends() == 0
 
 
 def test_one_id_shows_the_whole_way_of_a_message(bundle: Bundle) -> None:
@@ -206,7 +206,8 @@ def test_every_end_of_an_attempt_is_one_event(bundle: Bundle) -> None:
 from proj.tasks import add, wild
 for action in {list(ENDS)}:
     # A process that is killed is missed within seconds, and has its task's time limit until then.
-    limits = {{"soft_time_limit": 1, "time_limit": 2}} if "sleep" in action else {{}}
+    hard = 2 if action == "sleep_on()" else 60
+    limits = {{"soft_time_limit": 1, "time_limit": hard}} if "sleep" in action else {{}}
     wild.apply_async((action,), task_id=action, **limits)
 add.delay(1, 2)
 print(0)
@@ -277,7 +278,7 @@ def test_message_that_is_given_back_and_its_duplicate_are_told(bundle: Bundle) -
     eventually("it is started again", lambda: worker.text().count("Received '600'") == 2)
     for name in (signal.SIGTERM, signal.SIGQUIT):
         os.kill(worker.process.pid, name)
-    worker.process.wait(30)
+    worker.ends()
 
     lines = _objects(worker.text())
     assert _way(lines, "long") == ["received", "given_back", "received", "given_back"]
@@ -285,6 +286,7 @@ def test_message_that_is_given_back_and_its_duplicate_are_told(bundle: Bundle) -
     assert [line["reason"] for line in of_it if "reason" in line] == ["connection_lost", "shutdown"]
     assert [line.get("redelivered") for line in of_it if line["event"] == "received"] == [None, True]
 
+    eventually("the message is back", lambda: bundle.depth("proj.tasks") == 1)
     with bundle.channel() as channel:
         channel.queue_purge("proj.tasks")
     other = bundle.worker(log="other.log")

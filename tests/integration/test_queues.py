@@ -5,6 +5,7 @@ import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ def look(bundle: Bundle, *names: str, env: dict[str, str] | None = None) -> dict
 
 def number(bundle: Bundle, queue: str, what: str, env: dict[str, str] | None = None) -> Any:
     return look(bundle, env=env)["queues"][queue][what]
+
+
+def counts_are(bundle: Bundle, counts: tuple[int, int, int], source: str, env: dict[str, str]) -> bool:
+    """Whether so many are ready, unacknowledged, and consumers, and the second is told by that source."""
+    seen = look(bundle, env=env)
+    row = seen["queues"]["proj.tasks"]
+    told = row["ready"], row["unacknowledged"], row["consumers"]
+    return bool(told == counts and seen["unacknowledged_from"] == source)
 
 
 def hold_one(bundle: Bundle, *worker: str) -> None:
@@ -77,10 +86,8 @@ def test_message_that_a_worker_holds_is_unacknowledged(bundle: Bundle) -> None:
         ({}, "management", "unacknowledged, rates: from the management API"),
         (MANAGEMENT_OFF, "workers", "unacknowledged: from the workers"),
     ):
-        seen = look(bundle, env=env)
-        row = seen["queues"]["proj.tasks"]
-        assert (row["ready"], row["unacknowledged"], row["consumers"]) == (2, 1, 1)
-        assert seen["unacknowledged_from"] == source
+        # A worker that stalls for a second is not waited for.
+        eventually("it is told", partial(counts_are, bundle, (2, 1, 1), source, env))
         assert words in bundle.proj("queues", env=env).stderr
     assert number(bundle, "proj.dead", "unacknowledged", env=MANAGEMENT_OFF) is None
 
@@ -108,11 +115,13 @@ def test_worker_that_does_not_answer_is_no_zero(bundle: Bundle) -> None:
     hold_one(bundle, "-P", "solo")
     bundle.worker(log="other.log").ready()
 
-    seen = look(bundle, env=MANAGEMENT_OFF)
+    def one_answers() -> bool:
+        seen = look(bundle, env=MANAGEMENT_OFF)
+        assert seen["queues"]["proj.tasks"]["consumers"] == 2
+        assert seen["queues"]["proj.tasks"]["unacknowledged"] is None
+        return "1 of 2 workers answer" in " ".join(seen["problems"])
 
-    assert seen["queues"]["proj.tasks"]["consumers"] == 2
-    assert seen["queues"]["proj.tasks"]["unacknowledged"] is None
-    assert "1 of 2 workers answer" in " ".join(seen["problems"])
+    eventually("the other one answers", one_answers)
 
 
 def test_delayed_messages_are_counted_in_one_row(bundle: Bundle) -> None:
@@ -234,8 +243,10 @@ def test_rates_are_those_of_the_work(bundle: Bundle) -> None:
     A worker that holds nothing says so: its 0 is no unknown.
     """
     bundle.worker().ready()
-    assert number(bundle, "proj.tasks", "unacknowledged", env=MANAGEMENT_OFF) == 0
-    assert number(bundle, "proj.tasks", "in") == 0
+    eventually(
+        "it holds none", lambda: number(bundle, "proj.tasks", "unacknowledged", env=MANAGEMENT_OFF) == 0
+    )
+    eventually("it is at rest", lambda: number(bundle, "proj.tasks", "in") == 0)
     seen: dict[str, float] = {}
 
     def moving() -> bool:

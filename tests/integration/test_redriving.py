@@ -316,7 +316,7 @@ def test_redrive_that_is_not_confirmed_is_75(bundle: Bundle) -> None:
     """While the broker's memory alarm is on it confirms nothing: then nothing is lost, in bounded time."""
     dead.expire(bundle, 3)
     with alarm(bundle.node, "memory"):
-        done = bundle.proj("dead", "redrive", "--all", env={"PROJ_PUBLISH_TIMEOUT": "1"})
+        done = bundle.proj("dead", "redrive", "--all", env={"PROJ_PUBLISH_TIMEOUT": "5"})
 
     assert (done.returncode, done.stdout) == (75, "")
     assert "while its memory or its disk is short; no dead letter is lost" in done.stderr
@@ -429,7 +429,7 @@ def test_every_other_one_is_dropped_at_once(bundle: Bundle) -> None:
 
 def test_dropping_many_leaves_none(bundle: Bundle) -> None:
     """More messages than a chunk, or than a window, are all acknowledged when the command ends."""
-    count = 2 * dead_letters.CHUNK + dead_letters.WINDOW + 1
+    count = 2 * dead_letters.CHUNK + redriving.WINDOW + 1
     dead.expire_many(bundle, count)
 
     done = bundle.proj("dead", "drop", "--all", "--yes")

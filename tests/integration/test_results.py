@@ -105,7 +105,7 @@ def test_values_come_back_as_they_were(bundle: Bundle, store: str, request: pyte
 import json
 from proj.tasks import echo
 results = [echo.apply_async((value,), task_id=f"echo-{{n}}") for n, value in enumerate({VALUES!r})]
-print(json.dumps([result.get(timeout=30) for result in results]))
+print(json.dumps([result.get(timeout=90) for result in results]))
 """)
 
     assert returned == VALUES
@@ -161,7 +161,8 @@ def test_failure_that_names_what_is_no_text_is_stored(
 
 def test_many_writers_lose_nothing(bundle: Bundle) -> None:
     """Four processes of two workers store 800 results in one new file, and none finds it locked."""
-    workers = [_worker(bundle, "--concurrency=2", log=f"{n}.log") for n in "ab"]
+    bundle.switch_off("result_store.py", "SQLITE_BUSY_TIMEOUT: Final = 5", "SQLITE_BUSY_TIMEOUT: Final = 60")
+    workers = [_worker(bundle, "--concurrency=2", log=f"{n}.log").ready() for n in "ab"]
     bundle.python("""
 from proj.tasks import add
 for n in range(800): add.delay(n, 1)
@@ -200,12 +201,12 @@ def test_file_that_is_deleted_under_a_worker(bundle: Bundle, protected: bool) ->
     if not protected:
         bundle.switch_off("result_store.py", "raise DisconnectionError", "str")
     _worker(bundle)
-    first = bundle.proj("enqueue", "add", "1", "2", "--id", "first", "--wait", "--timeout", "30")
+    first = bundle.proj("enqueue", "add", "1", "2", "--id", "first", "--wait")
     assert first.stdout == "3\n", first.stderr
 
     _remove(bundle)
 
-    timeout = "30" if protected else "3"
+    timeout = "90" if protected else "3"
     done = bundle.proj("enqueue", "add", "2", "3", "--id", "second", "--wait", "--timeout", timeout)
     assert (done.returncode, done.stdout) == ((0, "5\n") if protected else (75, ""))
     assert _outcome(bundle, "first")["state"] == "PENDING"
@@ -281,7 +282,7 @@ def _strike(bundle: Bundle, fault: Fault, target: Any, said: str, *options: str)
             return "x" * count
     """)
     worker = _worker(bundle, *options)
-    done = bundle.proj("enqueue", "add", "1", "2", "--wait", "--timeout", "30")
+    done = bundle.proj("enqueue", "add", "1", "2", "--wait")
     assert done.stdout == "3\n", done.stderr
     mend = fault(target)
     try:
@@ -303,7 +304,7 @@ def _is_kept(bundle: Bundle, worker: Worker) -> None:
     assert dead["properties"]["headers"]["id"] == "struck"
     assert [line.id for line in worker.lines("Writing")] == ["struck"]
     assert "[struck] succeeded" not in worker.text()
-    done = bundle.proj("enqueue", "add", "2", "3", "--wait", "--timeout", "30")
+    done = bundle.proj("enqueue", "add", "2", "3", "--wait")
     assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
     assert (bundle.depth("proj.tasks"), bundle.depth("proj.dead")) == (0, 1)
 
@@ -370,11 +371,11 @@ def test_postgresql_that_hangs(bundle: Bundle, database: Database, protected: bo
     if not protected:
         bundle.switch_off("deadline.py", "timer.start()", "pass")
     worker = _worker(bundle)
-    first = bundle.proj("enqueue", "add", "1", "2", "--wait", "--timeout", "30")
+    first = bundle.proj("enqueue", "add", "1", "2", "--wait")
     assert first.stdout == "3\n", first.stderr
 
     with database.server.frozen(database.name):
-        timeout = "30" if protected else "6"
+        timeout = "90" if protected else "6"
         done = bundle.proj("enqueue", "add", "2", "3", "--wait", "--timeout", timeout)
         assert (done.returncode, done.stdout) == ((0, "5\n") if protected else (75, "")), done.stderr
         eventually("it is executed", lambda: len(worker.lines("Result of")) == 2)
@@ -398,6 +399,7 @@ def test_success_that_is_lost(bundle: Bundle) -> None:
 
 def test_worker_waits_for_its_store(bundle: Bundle, database: Database) -> None:
     """With its database down a worker starts, keeps the one result it has, and stores it later."""
+    bundle.switch_off("result_store.py", "STORE_PATIENCE: Final = 30", "STORE_PATIENCE: Final = 300")
     database.server.stop()
     try:
         worker = _worker(bundle)
@@ -518,7 +520,7 @@ def test_worker_ends_at_a_url_of_no_store(bundle: Bundle) -> None:
     """At its start, before it takes a message whose result it could not store."""
     worker = bundle.worker(env={"CELERY_RESULT_BACKEND": f"db+postgres://app:{PASSWORD}@host/name"})
 
-    assert worker.process.wait(30) == 2
+    assert worker.ends() == 2
     assert "CELERY_RESULT_BACKEND cannot be used: " in worker.text()
     assert "no database 'postgres'" in worker.text()
     assert PASSWORD not in worker.text()

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import random
 import socket
 import ssl
 import threading
@@ -16,13 +15,14 @@ from urllib.parse import quote
 import pytest
 import trustme
 
-from proj.broker import FREE_PORTS, BrokerNode
+from proj.broker import BrokerNode
 from proj.config import Settings
 from proj.errors import ManagementUnavailable
 from proj.management import Management
 from tests.bundle import Bundle, eventually
 from tests.chaos.proxy import Network, Proxy
 from tests.chaos.publisher import SLACK, Publisher
+from tests.ports import free_port
 
 HOST = "127.0.0.1"
 
@@ -59,7 +59,7 @@ def secured(
     certificate = ca.issue_cert("localhost", HOST)
     certificate.private_key_pem.write_to_path(str(folder / "key.pem"))
     certificate.cert_chain_pems[0].write_to_path(str(folder / "cert.pem"))
-    port, management_port = _free_ports()
+    port, management_port = _two_ports()
     files = {"cacertfile": ca_file, "certfile": folder / "cert.pem", "keyfile": folder / "key.pem"}
     config = [
         f"listeners.ssl.1 = {HOST}:{port}",
@@ -78,15 +78,11 @@ def secured(
     node.kill()
 
 
-def _free_ports() -> tuple[int, int]:
-    with contextlib.ExitStack() as probes:
-        found: list[int] = []
-        for port in random.sample(FREE_PORTS, len(FREE_PORTS)):
-            with contextlib.suppress(OSError):
-                found.append(probes.enter_context(socket.create_server((HOST, port))).getsockname()[1])
-            if len(found) == 2:
-                break
-        return found[0], found[1]
+def _two_ports() -> tuple[int, int]:
+    first = second = free_port()
+    while second == first:
+        second = free_port()
+    return first, second
 
 
 @pytest.fixture
@@ -172,9 +168,9 @@ def test_all_programs_use_it(own: Bundle) -> None:
     """Worker, publishing now and later, waiting, dead letters and the management API."""
     worker = own.worker().ready()
     for options in ((), ("--countdown", "1")):
-        done = own.proj("enqueue", "add", "2", "3", *options, "--wait", "--timeout", "30")
+        done = own.proj("enqueue", "add", "2", "3", *options, "--wait")
         assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
-    assert own.proj("enqueue", "add", "1", "1", "--expires", "1").returncode == 0
+    assert own.proj("enqueue", "add", "1", "1", "--expires", "60").returncode == 0
     eventually("all is executed", lambda: worker.text().count("succeeded in") == 3)
     done = own.proj("dead", "list")
     assert (done.returncode, done.stderr) == (0, "No dead letters.\n")
@@ -271,7 +267,7 @@ def test_a_worker_ends_at_a_wrong_certificate(bundle: Bundle, ca: trustme.CA) ->
     """As at a wrong password: with one line, for waiting mends neither."""
     with Impostor(ca.issue_cert(HOST), bundle.node.info.port) as between:
         worker = bundle.worker(env={"CELERY_BROKER_URL": url(bundle, between.port)})
-        assert worker.process.wait(30) == 69
+        assert worker.ends() == 69
     assert worker.text().count("is from no authority that is trusted here") == 1
     assert "Traceback" not in worker.text()
 

@@ -6,6 +6,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from proj import config
 from proj.errors import ConfigError
@@ -84,7 +85,7 @@ def test_any_user_password_and_vhost_survive_the_url(user: str, password: str, v
         amqp_host="h",
         amqp_port=1,
         amqp_user=user,
-        amqp_password=config.SecretStr(password),
+        amqp_password=SecretStr(password),
         amqp_vhost=vhost,
     )
 

@@ -29,13 +29,21 @@ def _beat(**changes: object) -> Heartbeat:
     return beat._replace(**changes)  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def standing_clock(monkeypatch: pytest.MonkeyPatch) -> float:
+    """The time, which does not go on between a beat and its judgement."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    return now
+
+
 def _judge(*beats: Heartbeat, ready: bool = False, worker: str | None = None) -> heartbeat.Verdict:
     return heartbeat.judge(list(beats), ready=ready, worker=worker, state_dir="/state")
 
 
-def test_promise_decides() -> None:
+def test_promise_decides(standing_clock: float) -> None:
     """A worker is live until its next beat is overdue."""
-    late = _beat(beat=time.monotonic() - 9, due=time.monotonic() - 4)
+    late = _beat(beat=standing_clock - 9, due=standing_clock - 4)
 
     assert _judge(_beat()) == (True, "live: worker w1@host beat 0.0 s ago")
     assert _judge(late) == (
@@ -44,6 +52,7 @@ def test_promise_decides() -> None:
     )
 
 
+@pytest.mark.usefixtures("standing_clock")
 @pytest.mark.parametrize(
     ("state", "words"),
     [
@@ -120,11 +129,10 @@ def test_one_of_many_is_enough_to_be_unhealthy() -> None:
     )
 
 
-def test_all_that_are_well_are_told_in_one_line() -> None:
+def test_all_that_are_well_are_told_in_one_line(standing_clock: float) -> None:
     """With the oldest beat of them."""
-    assert (
-        _judge(_beat(), _beat(beat=time.monotonic() - 2)).why == "live: 2 workers, the oldest beat 2.0 s ago"
-    )
+    beats = _beat(), _beat(beat=standing_clock - 2)
+    assert _judge(*beats).why == "live: 2 workers, the oldest beat 2.0 s ago"
 
 
 def test_beat_is_read_as_it_was_written(tmp_path: Path) -> None:
