@@ -26,7 +26,7 @@ from proj.errors import ConfigError
 #: `consumer_timeout`. With late acknowledgement a task must end before that.
 CONSUMER_TIMEOUT: Final = 30 * 60
 
-#: Seconds for one TCP connection to the broker to be made.
+#: Seconds that a node of the broker has to answer while there is another one to try.
 CONNECT_TIMEOUT: Final = 4
 
 #: Share of letters that an unknown `PROJ_…` name and a known one have in common before it is taken for

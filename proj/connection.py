@@ -24,22 +24,26 @@ ALARM: Final = "for it takes no messages while its memory or its disk is short"
 _blocked: Final = WeakSet[Connection]()
 
 
-def connect(connection: Connection, deadline: float, patience: float) -> None:
+def connect(connection: Connection, deadline: float) -> None:
     """Connect to the first of the nodes that answers, before the deadline (of `time.monotonic`).
 
-    To find its address, TCP, TLS and each step of AMQP's handshake may take `patience` seconds. Raises what
-    the last node raised, or `TimeoutError`.
+    The last node may take all the time that is left. One before it may take `CONNECT_TIMEOUT` seconds to find
+    its address, for TCP, TLS, and each step of AMQP's handshake. Raises what the last node raised, or
+    `TimeoutError`.
     """
     nodes = max(1, len(connection.alt))
     for node in range(1, nodes + 1):
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        connection.connect_timeout = min(patience, left)
+        connection.connect_timeout = left if node == nodes else min(CONNECT_TIMEOUT, left)
         try:
             _resolve(connection.hostname, connection.connect_timeout)
-            connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
-        except connection.recoverable_connection_errors:
+            with cut_at(deadline, connection):
+                connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+        except connection.recoverable_connection_errors as error:
+            if time.monotonic() >= deadline:
+                raise TimeoutError from error
             if node == nodes:
                 raise
             connection.maybe_switch_next()
@@ -87,7 +91,7 @@ def bounded(connection: Connection, timeout: float) -> Iterator[None]:
     try:
         if not is_alive(connection):
             abandon(connection)
-            connect(connection, deadline, CONNECT_TIMEOUT)
+            connect(connection, deadline)
         with cut_at(deadline, connection):
             yield
     except broker_errors.ERRORS as error:

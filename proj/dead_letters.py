@@ -266,7 +266,7 @@ def _reading() -> Iterator[_Reader]:
 
     broker = app.connection_for_write()
     try:
-        connection.connect(broker, time.monotonic() + _patience(), broker.connect_timeout)
+        connection.connect(broker, time.monotonic() + _patience())
         reader = _Reader(broker)
         yield reader
         reader.give_back()

@@ -237,8 +237,7 @@ def _attempt(
     broker = producer.connection
     try:
         with connection.cut_at(deadline, broker):
-            patience = app.conf.broker_connection_timeout
-            _prepare(producer, deadline, patience, delayed=bool(options["countdown"]))
+            _prepare(producer, deadline, delayed=bool(options["countdown"]))
             return _confirm(name, send, producer, options)
     except BaseException:
         # Its peer may not be listening, and an answer that is still to come would be taken for that to
@@ -247,13 +246,13 @@ def _attempt(
         raise
 
 
-def _prepare(producer: Any, deadline: float, patience: float, *, delayed: bool) -> None:
+def _prepare(producer: Any, deadline: float, *, delayed: bool) -> None:
     """Connect and declare. What fails here fails before a message is sent."""
     broker = producer.connection
     try:
         if not connection.is_alive(broker):
             connection.abandon(broker)
-            connection.connect(broker, deadline, patience)
+            connection.connect(broker, deadline)
             producer.revive(broker)
         _declare(producer, delayed=delayed)
         if time.monotonic() >= deadline:

@@ -12,7 +12,7 @@ from celery import Celery
 from kombu import Connection, Exchange, Queue
 
 from proj import broker_errors, connection
-from proj.config import CONNECT_TIMEOUT, Settings
+from proj.config import Settings
 from proj.errors import BrokerUnreachable, ManagementUnavailable, ProjError
 from proj.management import Management
 from proj.remote_control import RemoteControl
@@ -41,10 +41,8 @@ class Subject:
         self._answers: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
-        deadline = time.monotonic() + PATIENCE
         try:
-            with connection.cut_at(deadline, self.broker):
-                connection.connect(self.broker, deadline, CONNECT_TIMEOUT)
+            connection.connect(self.broker, time.monotonic() + PATIENCE)
         except broker_errors.ERRORS as error:
             self.unreachable = broker_errors.explain(error, self.broker)
         return self

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from proj.config import CONNECT_TIMEOUT
 from tests.bundle import BIN, COMMAND_TIMEOUT, Bundle, eventually
 from tests.chaos.proxy import Network, Proxy
 from tests.chaos.publisher import (
@@ -54,6 +55,18 @@ def test_ctrl_c_while_publishing(bundle: Bundle, proxy: Proxy) -> None:
     assert process.returncode == 130
     assert "0 are enqueued, and one more may be; to repeat it with --id mine is safe" in stderr
     assert stderr.endswith("Interrupted.\n")
+
+
+def test_broker_that_greets_late(bundle: Bundle, proxy: Proxy) -> None:
+    """The only broker there is has all the time of a publish for its first answer."""
+    proxy.network, proxy.delay = Network.SLOW, CONNECT_TIMEOUT + 1
+    command = [str(BIN / "proj"), "enqueue", "add", "1", "2"]
+    env = bundle.env | {"PROJ_PUBLISH_TIMEOUT": "60"}
+    with subprocess.Popen(command, cwd=bundle.folder, env=env) as process:
+        eventually("it waits for an answer", lambda: proxy.happened[Network.SLOW])
+        proxy.network = Network.WORKS
+        assert process.wait(COMMAND_TIMEOUT) == 0
+    assert bundle.depth("proj.tasks") == 1
 
 
 @pytest.mark.parametrize("network", [Network.SWALLOWS_ANSWERS, Network.SWALLOWS_ALL])

@@ -32,7 +32,8 @@ def test_broker_down(bundle: Bundle, closed_port: int) -> None:
 
 
 def test_broker_that_takes_connections_and_says_nothing(bundle: Bundle) -> None:
-    """A port that something else listens at ends within the connection's time."""
+    """A port that something else listens at is given up in the time that a publish has."""
+    bundle.env["PROJ_PUBLISH_TIMEOUT"] = "2"
     with socket.create_server(("127.0.0.1", 0)) as mute:
         port = mute.getsockname()[1]
         _refuses(bundle, 69, "does not answer in time", CELERY_BROKER_URL=f"amqp://127.0.0.1:{port}")

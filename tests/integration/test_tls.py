@@ -26,7 +26,7 @@ from tests.ports import free_port
 
 HOST = "127.0.0.1"
 
-#: Seconds in which a publish ends; and one that a confirm takes although to connect may not take as long.
+#: Seconds in which a publish ends; and that a confirm takes, longer than the first of two nodes has to greet.
 TIMEOUT, SLOW = 3, 4.5
 
 
