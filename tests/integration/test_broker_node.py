@@ -1,6 +1,5 @@
 """The private RabbitMQ node: where it listens, how it ends, and that nothing of it stays behind."""
 
-import json
 import os
 import re
 import shutil
@@ -9,13 +8,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -27,27 +22,16 @@ import vine
 
 from proj import broker
 from proj.broker import BrokerNode
-from proj.broker_guard import NODE_NAME, POLL_INTERVAL, NodeInfo
-from proj.errors import BrokerNodeError, ExitCode
-from tests.bundle import PACKAGE
+from proj.broker_guard import NODE_NAME, NodeInfo
+from proj.errors import BrokerNodeError
+from tests.bundle import COMMAND_TIMEOUT, PACKAGE
+from tests.integration.node_processes import STOPPED, alive, left, logged_since, processes
 from tests.missing import missing
 
 REPOSITORY = Path(__file__).parents[2]
 
-#: Seconds in which the processes of a killed node are gone: usually tenths of one.
-GONE_TIMEOUT = 60.0
-
-#: No other node is in the way of one that is told this.
-FREE_PORTS = ("--port", 0, "--management-port", 0, "--metrics-port", 0)
-
 #: Nodes that start beside each other; more would keep each other waiting.
 AT_ONCE = 3
-
-#: Seconds for one call of the command line; `start` and `stop` wait for RabbitMQ.
-CLI_TIMEOUT = 300.0
-
-#: RabbitMQ logs this when it stops in good order, and not when it is killed.
-STOPPED = "stopped TCP listener"
 
 #: Settings for some other RabbitMQ that a developer may have in the environment.
 OTHER_SETTINGS = {
@@ -82,68 +66,18 @@ def node(shared_node: BrokerNode, monkeypatch: pytest.MonkeyPatch) -> BrokerNode
 @pytest.fixture(scope="module")
 def done(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> dict[object, Future[Any]]:
     """What takes seconds and does not need the shared node, beside each other: RabbitMQ mostly waits."""
-    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
-    steps: dict[object, Any] = {end: partial(run_and_end, end) for end in ends} | {
-        step: step
-        for step in (
-            stop_with_a_message,
-            start_status_stop,
-            start_as_an_ordinary_user,
-            start_with_an_unknown_setting,
-            start_on_broken_tables,
-        )
-    }
+    steps = (
+        stop_with_a_message,
+        start_as_an_ordinary_user,
+        start_with_an_unknown_setting,
+        start_on_broken_tables,
+    )
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        return {name: pool.submit(step, tmp_path_factory.mktemp("done")) for name, step in steps.items()}
-
-
-def processes(info: NodeInfo) -> list[psutil.Process]:
-    """Guard, epmd, RabbitMQ and its helpers."""
-    guard = psutil.Process(info.guard_pid)
-    found = [guard, *guard.children(recursive=True)]
-    names = {process.name() for process in found}
-    assert {"epmd", "beam.smp", "erl_child_setup"} <= names, names
-    return found
-
-
-def alive(found: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Those that still execute; who is only waiting for an init to read his exit status does not."""
-
-    def is_alive(process: psutil.Process) -> bool:
-        with suppress(psutil.NoSuchProcess):
-            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        return False
-
-    return list(filter(is_alive, found))
-
-
-def left(found: Sequence[psutil.Process]) -> list[psutil.Process]:
-    """Those that still execute after `GONE_TIMEOUT`; returns as soon as there are none."""
-    deadline = time.monotonic() + GONE_TIMEOUT
-    while (stayed := alive(found)) and time.monotonic() < deadline:
-        time.sleep(POLL_INTERVAL)
-    return stayed
+        return {step: pool.submit(step, tmp_path_factory.mktemp("done")) for step in steps}
 
 
 def connect(info: NodeInfo) -> amqp.Connection:
     return amqp.Connection(f"127.0.0.1:{info.port}", connect_timeout=30, read_timeout=30)
-
-
-def start_cli(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "proj", "broker", *map(str, arguments)],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def cli(*arguments: object) -> tuple[int, str, str]:
-    with start_cli(*arguments) as process:
-        stdout, stderr = process.communicate(timeout=CLI_TIMEOUT)
-    return process.returncode, stdout, stderr
 
 
 def test_start_returns_when_amqp_and_management_answer(node: BrokerNode) -> None:
@@ -297,107 +231,6 @@ def test_killing_the_guard_takes_the_node_down(node: BrokerNode) -> None:
     assert broker.running(node.data_dir) is None
 
 
-@dataclass(frozen=True)
-class Run:
-    """A `proj broker run` that was ended by a signal."""
-
-    printed: dict[str, str]
-    exit_code: int
-    stderr: str
-    left: list[psutil.Process]
-    #: What RabbitMQ logged after the signal.
-    log: str
-
-
-def logged_since(info: NodeInfo, start: int) -> str:
-    return info.log.read_bytes()[start:].decode()
-
-
-def run_and_end(end: signal.Signals, folder: Path) -> Run:
-    with start_cli("run", "--dir", folder, *FREE_PORTS) as process:
-        try:
-            assert process.stdout is not None
-            lines = [process.stdout.readline() for _ in range(7)]
-            assert all(lines), process.communicate(timeout=CLI_TIMEOUT)
-            info = broker.running(folder)
-            assert info is not None
-            found = processes(info)
-            log_start = info.log.stat().st_size
-            os.killpg(process.pid, end)  # to the whole group, as a terminal does for Ctrl-C
-            _, stderr = process.communicate(timeout=CLI_TIMEOUT)
-        finally:
-            process.kill()
-    stayed = left(found) if end == signal.SIGKILL else alive(found)
-    return Run(dict(map(str.split, lines)), process.returncode, stderr, stayed, logged_since(info, log_start))
-
-
-@pytest.mark.parametrize(
-    ("end", "exit_code"),
-    [
-        (signal.SIGINT, ExitCode.INTERRUPTED),
-        (signal.SIGTERM, ExitCode.DONE),
-        (signal.SIGKILL, -signal.SIGKILL),
-    ],
-)
-def test_run_leaves_nothing_behind(
-    done: dict[object, Future[Run]], end: signal.Signals, exit_code: int
-) -> None:
-    """However `proj broker run` is ended, even by SIGKILL, its node stops in good order and all is gone."""
-    run = done[end].result()
-    assert run.exit_code == exit_code
-    assert run.left == []
-    assert "Traceback" not in run.stderr
-    assert STOPPED in run.log
-
-
-def test_run_prints_where_everything_is(done: dict[object, Future[Run]]) -> None:
-    """`proj broker run` prints the AMQP and management URLs, the data folder and the log, no password."""
-    printed = done[signal.SIGTERM].result().printed
-    assert list(printed) == ["state", "amqp", "management", "metrics", "data", "log", "pid"]
-    assert printed["amqp"].startswith("amqp://127.0.0.1:")
-    assert printed["management"].startswith("http://127.0.0.1:")
-    assert printed["metrics"].startswith("http://127.0.0.1:")
-    assert Path(printed["log"]).parent == Path(printed["data"])
-
-
-def test_start_status_stop(done: dict[object, Future[None]]) -> None:
-    """`start` leaves a node that `status` finds and `stop` ends; both are right when there is none."""
-    done[start_status_stop].result()
-
-
-def start_status_stop(folder: Path) -> None:
-    code, stdout, _ = cli("status", "--dir", folder)
-    assert (code, stdout.split()[:2]) == (ExitCode.UNREACHABLE, ["state", "stopped"])
-    arguments = ("start", "--dir", folder, *FREE_PORTS)
-    code, stdout, stderr = cli(*arguments)
-    assert code == ExitCode.DONE, stderr
-    info = broker.running(folder)
-    assert info is not None
-    found = processes(info)
-    try:
-        assert f"amqp        {info.safe_url}\n" in stdout
-        code, stdout, _ = cli("status", "--json", "--dir", folder)
-        assert code == ExitCode.DONE
-        assert json.loads(stdout) == {
-            "state": "running",
-            "amqp": info.safe_url,
-            "management": info.management_url,
-            "metrics": info.metrics_url,
-            "data": str(folder),
-            "log": str(info.log),
-            "pid": info.pid,
-        }
-        code, stdout, stderr = cli(*arguments)
-        assert (code, stdout) == (ExitCode.UNREACHABLE, "")
-        assert stderr.startswith("Error: a node runs already on")
-        assert stderr.count("\n") == 1
-    finally:
-        code, _, stderr = cli("stop", "--dir", folder)
-    assert (code, stderr) == (ExitCode.DONE, f"Stopped the node on {folder}.\n")
-    assert alive(found) == []
-    assert cli("stop", "--dir", folder) == (ExitCode.DONE, "", f"No node runs on {folder}.\n")
-
-
 def test_message_survives_an_orderly_stop(done: dict[object, Future[None]]) -> None:
     """A persistent message in a durable queue is there after a stop and a start, on the same ports."""
     done[stop_with_a_message].result()
@@ -496,7 +329,7 @@ def start_as_an_ordinary_user(_: Path) -> None:
             env={"PYTHONPATH": folder, "PATH": os.environ["PATH"]},
             capture_output=True,
             text=True,
-            timeout=CLI_TIMEOUT,
+            timeout=COMMAND_TIMEOUT,
             **identity,
         )
     assert ended.returncode == 0, ended.stderr

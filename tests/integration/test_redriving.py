@@ -1,4 +1,4 @@
-"""`proj dead redrive` and `drop`: what is meant goes back or away, once, and the rest stays in order."""
+"""`proj dead redrive`: what is meant goes back, once, and the rest stays in order."""
 
 import json
 import signal
@@ -15,9 +15,6 @@ from tests.integration import dead
 
 #: A time that is over.
 LONG_AGO = "2020-01-01T00:00:00+00:00"
-
-
-# --- Redriving
 
 
 def test_redriven_message_waits_for_a_worker_as_it_was(bundle: Bundle) -> None:
@@ -388,52 +385,3 @@ def test_redrive_shows_a_progress_bar_on_a_terminal(bundle: Bundle) -> None:
     assert (done.returncode, done.stdout) == (0, b"")
     assert b"redriving" in drawn
     assert b"3 redriven" in drawn
-
-
-# --- Dropping
-
-
-def test_drop_needs_yes(bundle: Bundle) -> None:
-    """Without `--yes` nothing is dropped, and the number is told."""
-    dead.expire(bundle, 3)
-
-    done = bundle.proj("dead", "drop", "--all")
-
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "3 dead letters would be gone for good; say --yes" in done.stderr
-    assert bundle.depth("proj.dead") == 3
-
-
-def test_drop_deletes_what_is_chosen(bundle: Bundle) -> None:
-    """Ids, filters and `--limit` choose what is dropped; the rest stays in order."""
-    ids = dead.expire(bundle, 6)
-
-    assert bundle.proj("dead", "drop", ids[1], "--yes").stderr == "1 dropped\n"
-    assert dead.ids(bundle) == [ids[0], *ids[2:]]
-    assert bundle.proj("dead", "drop", "--all", "--reason", "maxlen", "--yes").stderr == "0 dropped\n"
-    assert bundle.proj("dead", "drop", "--all", "--limit", "2", "--yes").stderr == "2 dropped\n"
-    assert dead.ids(bundle) == ids[3:]
-    assert bundle.proj("dead", "drop", "--all", "--yes").stderr == "3 dropped\n"
-    assert bundle.depth("proj.dead") == 0
-    assert bundle.depth("proj.tasks") == 0
-
-
-def test_every_other_one_is_dropped_at_once(bundle: Bundle) -> None:
-    """Of hundreds that are acknowledged one by one, none comes back."""
-    ids = dead.expire(bundle, 300)
-
-    assert bundle.proj("dead", "drop", *ids[1::2], "--yes").stderr == "150 dropped\n"
-
-    assert dead.ids(bundle, "--limit", "1000") == ids[0::2]
-
-
-def test_dropping_many_leaves_none(bundle: Bundle) -> None:
-    """More messages than a chunk, or than a window, are all acknowledged when the command ends."""
-    count = 2 * dead_letters.CHUNK + redriving.WINDOW + 1
-    dead.expire_many(bundle, count)
-
-    done = bundle.proj("dead", "drop", "--all", "--yes")
-
-    assert (done.returncode, done.stderr) == (0, f"{count} dropped\n")
-    assert bundle.depth("proj.dead") == 0
-    assert dead.take(bundle, "proj.dead") == []
