@@ -1,24 +1,16 @@
 """Results last, and a result store that fails loses no task: SQLite and PostgreSQL, each with its faults."""
 
 import json
-import os
 import sqlite3
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.bundle import Bundle, Worker, eventually
-from tests.missing import missing
-from tests.postgres import INSTALL_HINT, PASSWORD, Postgres, find_server_dir
-from tests.refusal import refuses
-
-#: Seconds that a command may take to tell that the store fails, on a machine that is very busy.
-READING_TAKES = 40
+from tests.integration import stores
+from tests.integration.stores import Database, Fault
 
 #: A result of so many letters does not fit into the store of `_impatient`.
 TOO_MANY = 1_000_000
@@ -35,44 +27,6 @@ VALUES = [
     [],
     {"": {"nested": [[1, {"ключ": None}], "x" * 10_000]}},
 ]
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    """A server: a skip on a laptop without PostgreSQL, a failure in CI."""
-    server_dir = find_server_dir()
-    if server_dir is None:
-        missing(INSTALL_HINT)
-    with Postgres(server_dir) as server:
-        server.execute(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'")
-        yield server
-
-
-class Database:
-    """A database of its own, which the bundle's programs use as result store."""
-
-    def __init__(self, server: Postgres, bundle: Bundle) -> None:
-        self.server = server
-        self.name = f"results_{uuid.uuid4().hex}"
-        server.execute(f"CREATE DATABASE {self.name} OWNER app")
-        bundle.env["CELERY_RESULT_BACKEND"] = "db+" + server.url(self.name, "app")
-
-    def execute(self, statement: str) -> Any:
-        return self.server.execute(statement, self.name)
-
-
-@pytest.fixture
-def database(postgres: Postgres, bundle: Bundle) -> Database:
-    return Database(postgres, bundle)
-
-
-def _file(bundle: Bundle) -> Path:
-    return bundle.folder / "state" / "results.sqlite3"
-
-
-def _remove(bundle: Bundle) -> None:
-    for path in _file(bundle).parent.glob("results.sqlite3*"):
-        path.unlink()
 
 
 def _worker(bundle: Bundle, *options: str, log: str = "worker.log") -> Worker:
@@ -173,7 +127,7 @@ print(0)
         return sum(worker.text().count(" succeeded in ") for worker in workers)
 
     eventually("all are done", lambda: succeeded() == 800)
-    with closing(sqlite3.connect(_file(bundle))) as connection:
+    with closing(sqlite3.connect(stores.file(bundle))) as connection:
         stored = connection.execute("SELECT result FROM celery_taskmeta WHERE status = 'SUCCESS'").fetchall()
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert sorted(int(value) for (value,) in stored) == list(range(1, 801))
@@ -204,7 +158,7 @@ def test_file_that_is_deleted_under_a_worker(bundle: Bundle, protected: bool) ->
     first = bundle.proj("enqueue", "add", "1", "2", "--id", "first", "--wait")
     assert first.stdout == "3\n", first.stderr
 
-    _remove(bundle)
+    stores.remove(bundle)
 
     timeout = "90" if protected else "3"
     done = bundle.proj("enqueue", "add", "2", "3", "--id", "second", "--wait", "--timeout", timeout)
@@ -215,24 +169,9 @@ def test_file_that_is_deleted_under_a_worker(bundle: Bundle, protected: bool) ->
 
 # --- A store that fails when a task has ended
 
-#: Makes a fault, and returns what mends it.
-Fault = Callable[[Any], Callable[[], object]]
-
-
-def _folder_in_its_place(bundle: Bundle) -> Callable[[], object]:
-    _remove(bundle)
-    _file(bundle).mkdir()
-    return _file(bundle).rmdir
-
-
-def _garbage(bundle: Bundle) -> Callable[[], object]:
-    _remove(bundle)
-    _file(bundle).write_bytes(os.urandom(8192))
-    return _file(bundle).unlink
-
 
 def _locked(bundle: Bundle) -> Callable[[], object]:
-    other = sqlite3.connect(_file(bundle), isolation_level=None)
+    other = sqlite3.connect(stores.file(bundle), isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     return other.close
 
@@ -312,8 +251,8 @@ def _is_kept(bundle: Bundle, worker: Worker) -> None:
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (_folder_in_its_place, "unable to open database file"),
-        (_garbage, "file is not a database"),
+        (stores.folder_in_its_place, "unable to open database file"),
+        (stores.garbage, "file is not a database"),
         (_locked, "database is locked"),
         (_full, "database or disk is full"),
     ],
@@ -390,7 +329,7 @@ def test_success_that_is_lost(bundle: Bundle) -> None:
     _impatient(bundle)
     bundle.switch_off("result_store.py", "if state == states.SUCCESS:", "if False:")
 
-    worker = _strike(bundle, _folder_in_its_place, bundle, "unable to open database file")
+    worker = _strike(bundle, stores.folder_in_its_place, bundle, "unable to open database file")
 
     assert "[struck] succeeded" in worker.text()
     assert (bundle.depth("proj.tasks"), bundle.depth("proj.dead")) == (0, 0)
@@ -417,111 +356,3 @@ def test_worker_waits_for_its_store(bundle: Bundle, database: Database) -> None:
     assert [_outcome(bundle, n)["result"] for n in "12"] == [2, 3]
     assert [line.id for line in worker.lines("Result of")] == ["1", "2"]
     assert bundle.depth("proj.dead") == 0
-
-
-# --- Reading
-
-
-def _refuses(bundle: Bundle, code: int, *parts: str, command: tuple[str, ...] = ("result", "any")) -> None:
-    """A command ends with one line, in seconds, and no password in it."""
-    begin = time.monotonic()
-    refuses(bundle, code, *parts, command=command)
-    assert time.monotonic() - begin < READING_TAKES
-
-
-def test_task_that_is_under_way_is_looked_up_once(bundle: Bundle) -> None:
-    """All that is told of it is of one moment."""
-    looks = bundle.python("""
-from proj import app, results
-looks, read = [], app.backend.get_task_meta
-def counted(*args, **options):
-    looks.append(1)
-    return read(*args, **options)
-app.backend.get_task_meta = counted
-assert results.outcome("any").state == "PENDING"
-print(len(looks))
-""")
-
-    assert looks == 1
-
-
-@pytest.mark.parametrize(
-    ("fault", "said", "command"),
-    [
-        (_folder_in_its_place, "unable to open database file", ("result", "any")),
-        (_garbage, "file is not a database", ("enqueue", "add", "1", "2", "--wait")),
-    ],
-)
-def test_reading_from_sqlite_that_fails(
-    bundle: Bundle, fault: Fault, said: str, command: tuple[str, ...]
-) -> None:
-    """A file that is none, or holds something else, is told in one line that names it."""
-    _file(bundle).parent.mkdir()
-    fault(bundle)
-
-    _refuses(bundle, 69, "cannot be read: " + said, str(_file(bundle)), command=command)
-
-
-def test_reading_from_sqlite_that_is_locked(bundle: Bundle) -> None:
-    """A writer does not keep a reader waiting; whoever has the file for itself alone does, for seconds."""
-    assert bundle.proj("result", "any").returncode == 75
-    with closing(sqlite3.connect(_file(bundle), isolation_level=None)) as other:
-        other.execute("BEGIN EXCLUSIVE")
-        assert bundle.proj("result", "any").returncode == 75
-        other.execute("ROLLBACK")
-        other.execute("PRAGMA locking_mode = EXCLUSIVE")
-        other.execute("DELETE FROM celery_taskmeta")
-        _refuses(bundle, 69, "database is locked")
-
-
-def test_reading_from_sqlite_that_is_read_only(bundle: Bundle) -> None:
-    """What needs no writing is read."""
-    assert bundle.proj("result", "any").returncode == 75
-    bundle.env["CELERY_RESULT_BACKEND"] = f"db+sqlite:///file:{_file(bundle)}?mode=ro&uri=true"
-
-    assert bundle.proj("result", "any").returncode == 75
-
-
-def test_reading_from_postgresql_that_fails(bundle: Bundle, database: Database) -> None:
-    """A server that is down, or mute, or that refuses is told with its address."""
-    server, url = database.server, bundle.env["CELERY_RESULT_BACKEND"]
-    address = f"postgresql://app:**@127.0.0.1:{server.port}/{database.name}"
-
-    with server.paused():
-        _refuses(bundle, 69, "timeout expired", address)
-    bundle.env["CELERY_RESULT_BACKEND"] = url.replace("app:", "nobody:")
-    _refuses(bundle, 69, "password authentication failed", "nobody:**@")
-    bundle.env["CELERY_RESULT_BACKEND"] = url
-    server.stop()
-    try:
-        _refuses(bundle, 69, "Connection refused", address)
-    finally:
-        server.start()
-
-
-@pytest.mark.parametrize(
-    ("url", "said"),
-    [
-        (f"postgresql://app:{PASSWORD}@host/name", "begins with db+"),
-        (f"db+postgres://app:{PASSWORD}@host/name", "no database 'postgres'"),
-        (f"db+postgresql+psycopg3://app:{PASSWORD}@host/name", "no database 'postgresql+psycopg3'"),
-        (f"db+postgresql+psycopg://app:{PASSWORD}/@host/name", "such as db+postgresql://"),
-        (f"db+firebird://app:{PASSWORD}@host/name", "no database 'firebird'"),
-    ],
-)
-def test_url_of_no_store(bundle: Bundle, url: str, said: str) -> None:
-    """A URL that is nearly right is told in one line, with what is right."""
-    bundle.env["CELERY_RESULT_BACKEND"] = url
-
-    _refuses(bundle, 2, "CELERY_RESULT_BACKEND cannot be used: ", said)
-
-
-def test_worker_ends_at_a_url_of_no_store(bundle: Bundle) -> None:
-    """At its start, before it takes a message whose result it could not store."""
-    worker = bundle.worker(env={"CELERY_RESULT_BACKEND": f"db+postgres://app:{PASSWORD}@host/name"})
-
-    assert worker.ends() == 2
-    assert "CELERY_RESULT_BACKEND cannot be used: " in worker.text()
-    assert "no database 'postgres'" in worker.text()
-    assert PASSWORD not in worker.text()
-    assert "Traceback" not in worker.text()
