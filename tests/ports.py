@@ -2,6 +2,7 @@
 
 import random
 import socket
+from contextlib import suppress
 
 from proj import broker
 from proj.broker_guard import HOST
@@ -14,10 +15,7 @@ def free_port(ports: range | None = None) -> int:
     """
     ports = ports or broker.FREE_PORTS
     for port in random.sample(ports, len(ports)):
-        with socket.socket() as probe:
-            try:
-                probe.bind((HOST, port))
-                return port
-            except OSError:
-                continue
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
     raise AssertionError(f"no port of {ports} is free")

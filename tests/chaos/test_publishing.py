@@ -2,8 +2,8 @@
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from urllib.parse import quote
 
@@ -32,10 +32,10 @@ def freeze(node: BrokerNode) -> Iterator[None]:
         os.kill(node.pid, signal.SIGCONT)
 
 
-FAULTS = {
+FAULTS: dict[str, Callable[[BrokerNode], AbstractContextManager[None]]] = {
     "memory": partial(alarm, kind="memory"),
     "disk": partial(alarm, kind="disk"),
-    "frozen": partial(freeze),
+    "frozen": freeze,
 }
 
 

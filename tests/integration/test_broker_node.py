@@ -28,8 +28,6 @@ from tests.bundle import COMMAND_TIMEOUT, PACKAGE
 from tests.integration.node_processes import STOPPED, alive, left, logged_since, processes
 from tests.missing import missing
 
-REPOSITORY = Path(__file__).parents[2]
-
 #: Nodes that start beside each other; more would keep each other waiting.
 AT_ONCE = 3
 

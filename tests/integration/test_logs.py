@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.bundle import Bundle, Worker, eventually
+from tests.bundle import Bundle, eventually
 
 JSON = {"PROJ_LOG_FORMAT": "json"}
 
@@ -50,11 +50,6 @@ def _way(lines: Iterable[dict[str, Any]], task_id: str) -> list[str]:
     return [line["event"] for line in lines if line.get("task_id") == task_id and line["event"] != "log"]
 
 
-def _end(worker: Worker) -> None:
-    worker.process.send_signal(signal.SIGTERM)
-    assert worker.ends() == 0
-
-
 def test_one_id_shows_the_whole_way_of_a_message(bundle: Bundle) -> None:
     """From its publisher through a retry, death and redrive to its end, in the JSON of four programs."""
     bundle.env |= JSON
@@ -62,7 +57,7 @@ def test_one_id_shows_the_whole_way_of_a_message(bundle: Bundle) -> None:
     first = bundle.worker("-n", "first@here", log="first.log")
     published = bundle.proj("enqueue", "task", "proj.tasks.moody", "--id", "it").stderr
     eventually("it is dead", lambda: bundle.has("proj.dead") and bundle.depth("proj.dead"))
-    _end(first)
+    assert first.terminate() == 0
     bundle.add_task("""
         @app.task(name="proj.tasks.moody", pydantic=True)
         def mended() -> int:
@@ -74,7 +69,7 @@ def test_one_id_shows_the_whole_way_of_a_message(bundle: Bundle) -> None:
     redriven, counted = bundle.proj("dead", "redrive", "it").stderr.splitlines()
     second = bundle.worker("-n", "second@here", log="second.log")
     second.says('"event": "succeeded"')
-    _end(second)
+    assert second.terminate() == 0
 
     lines = _objects(published, first.text(), redriven, second.text())
     assert _way(lines, "it") == [
@@ -216,7 +211,7 @@ print(0)
         f"all have ended; the worker said:\n{worker.text()}",
         lambda: worker.text().count('"event": "succeeded"') == 3,
     )
-    _end(worker)
+    assert worker.terminate() == 0
 
     lines = _objects(worker.text())
     assert {action: _way(lines, action) for action in ENDS} == ENDS
@@ -339,7 +334,7 @@ def test_log_file_and_level_are_celerys(bundle: Bundle) -> None:
     worker = bundle.worker("--logfile=%n-%i.log", "--loglevel=WARNING", "-n", "w@here")
     bundle.enqueue("task", "proj.tasks.moody", "--id", "it")
     eventually("it is dead", lambda: bundle.has("proj.dead") and bundle.depth("proj.dead"))
-    _end(worker)
+    assert worker.terminate() == 0
 
     texts = {path.name: path.read_text() for path in bundle.folder.glob("w-*.log")}
 

@@ -81,12 +81,11 @@ def test_message_that_a_worker_holds_is_unacknowledged(bundle: Bundle) -> None:
     hold_one(bundle)
     bundle.enqueue("add", "1", "2", "--count", "2")
 
-    eventually("it is unacknowledged", lambda: number(bundle, "proj.tasks", "unacknowledged") == 1)
     for env, source, words in (
         ({}, "management", "unacknowledged, rates: from the management API"),
         (MANAGEMENT_OFF, "workers", "unacknowledged: from the workers"),
     ):
-        # A worker that stalls for a second is not waited for.
+        # The management API is up to 5 s late, and a worker that stalls for a second is not waited for.
         eventually("it is told", partial(counts_are, bundle, (2, 1, 1), source, env))
         assert words in bundle.proj("queues", env=env).stderr
     assert number(bundle, "proj.dead", "unacknowledged", env=MANAGEMENT_OFF) is None
