@@ -19,6 +19,9 @@ from proj.result_store import store_error
 #: Seconds between two looks for a result. Each is a query; Celery's half a second makes short tasks wait.
 POLL_INTERVAL: Final = 0.1
 
+#: Seconds that one wait of Celery's lasts, after which whoever waits is asked whether to go on.
+WAIT_INTERVAL: Final = 0.5
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -63,7 +66,7 @@ def wait(
     on_interval: Callable[[], None] | None = None,
     failed_before: object = None,
 ) -> Outcome:
-    """The outcome of this task, once it has ended; `on_interval` is called after each look.
+    """The outcome of this task, once it has ended; `on_interval` is called every `WAIT_INTERVAL` of the wait.
 
     `failed_before` is the `failure` that was stored before the message was published: it is not how that
     ended. Raises `NoResultYet` when it has not ended within `timeout` seconds, and `ResultStoreError`.
@@ -75,15 +78,20 @@ def wait(
         time.sleep(POLL_INTERVAL)
         if on_interval:
             on_interval()
-    left = None if timeout is None else max(POLL_INTERVAL, deadline - time.monotonic())
     result = _result(task_id)
-    try:
-        result.get(timeout=left, interval=POLL_INTERVAL, on_interval=on_interval, propagate=False)
-    except celery.exceptions.TimeoutError:
-        raise _not_yet(task_id, timeout) from None
-    except Exception as error:
-        raise store_error(error) from error
-    return _read(result)
+    while True:
+        # Celery has an `on_interval` too, and calls it once: a promise's callbacks are called once.
+        left = max(POLL_INTERVAL, deadline - time.monotonic())
+        try:
+            result.get(timeout=min(left, WAIT_INTERVAL), interval=POLL_INTERVAL, propagate=False)
+            return _read(result)
+        except celery.exceptions.TimeoutError:
+            if time.monotonic() > deadline:
+                raise _not_yet(task_id, timeout) from None
+        except Exception as error:
+            raise store_error(error) from error
+        if on_interval:
+            on_interval()
 
 
 def _not_yet(task_id: str, timeout: float | None) -> NoResultYet:

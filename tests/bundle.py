@@ -199,6 +199,21 @@ class Bundle:
         """Run the installed console script to its end."""
         return self.run(BIN / "proj", *args, env=env)
 
+    def start(self, *args: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start the installed console script, which is ended with the test."""
+        process = subprocess.Popen(
+            [BIN / "proj", *args],
+            cwd=self.folder,
+            env=self.env | (env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._cleanup.enter_context(process)
+        self._cleanup.callback(process.kill)
+        return process
+
     def enqueue(self, *args: str) -> None:
         """Run `proj enqueue`, which must not fail."""
         done = self.proj("enqueue", *args)

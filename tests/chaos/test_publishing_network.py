@@ -1,12 +1,11 @@
 """A publish over a network that swallows, cuts or delays ends in time, and says what it knows."""
 
 import signal
-import subprocess
 
 import pytest
 
 from proj.config import CONNECT_TIMEOUT
-from tests.bundle import BIN, COMMAND_TIMEOUT, Bundle, eventually
+from tests.bundle import COMMAND_TIMEOUT, Bundle, eventually
 from tests.chaos.proxy import Network, Proxy
 from tests.chaos.publisher import (
     ID,
@@ -45,13 +44,11 @@ def test_message_that_is_lost(bundle: Bundle, proxy: Proxy) -> None:
 def test_ctrl_c_while_publishing(bundle: Bundle, proxy: Proxy) -> None:
     """It is not called enqueued, nor not enqueued."""
     proxy.network = Network.SWALLOWS_ALL
-    command = [str(BIN / "proj"), "enqueue", "add", "1", "2", "--id", "mine"]
-    env = bundle.env | {"PROJ_PUBLISH_TIMEOUT": "60"}
-    with subprocess.Popen(command, cwd=bundle.folder, env=env, stderr=subprocess.PIPE, text=True) as process:
-        eventually("it publishes", lambda: proxy.happened[Network.SWALLOWS_ALL])
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=COMMAND_TIMEOUT)
+    process = bundle.start("enqueue", "add", "1", "2", "--id", "mine", env={"PROJ_PUBLISH_TIMEOUT": "60"})
+    eventually("it publishes", lambda: proxy.happened[Network.SWALLOWS_ALL])
+    process.send_signal(signal.SIGINT)
 
+    _, stderr = process.communicate(timeout=COMMAND_TIMEOUT)
     assert process.returncode == 130
     assert "0 are enqueued, and one more may be; to repeat it with --id mine is safe" in stderr
     assert stderr.endswith("Interrupted.\n")
@@ -60,12 +57,11 @@ def test_ctrl_c_while_publishing(bundle: Bundle, proxy: Proxy) -> None:
 def test_broker_that_greets_late(bundle: Bundle, proxy: Proxy) -> None:
     """The only broker there is has all the time of a publish for its first answer."""
     proxy.network, proxy.delay = Network.SLOW, CONNECT_TIMEOUT + 1
-    command = [str(BIN / "proj"), "enqueue", "add", "1", "2"]
-    env = bundle.env | {"PROJ_PUBLISH_TIMEOUT": "60"}
-    with subprocess.Popen(command, cwd=bundle.folder, env=env) as process:
-        eventually("it waits for an answer", lambda: proxy.happened[Network.SLOW])
-        proxy.network = Network.WORKS
-        assert process.wait(COMMAND_TIMEOUT) == 0
+    process = bundle.start("enqueue", "add", "1", "2", env={"PROJ_PUBLISH_TIMEOUT": "60"})
+    eventually("it waits for an answer", lambda: proxy.happened[Network.SLOW])
+    proxy.network = Network.WORKS
+
+    assert process.wait(COMMAND_TIMEOUT) == 0
     assert bundle.depth("proj.tasks") == 1
 
 

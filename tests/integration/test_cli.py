@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import sys
 from typing import Any
 
@@ -185,35 +184,32 @@ def test_result_of_an_id_that_nothing_is_stored_for_is_75(bundle: Bundle) -> Non
 
 def test_reader_that_has_had_enough_keeps_no_message_back(bundle: Bundle) -> None:
     """Of `--count`, all are enqueued, also when nobody reads their ids to the end."""
-    command = [str(BIN / "proj"), "enqueue", "add", "1", "2", "--count", "100"]
-    process = subprocess.Popen(
-        command, cwd=bundle.folder, env=bundle.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = bundle.start("enqueue", "add", "1", "2", "--count", "100")
     assert process.stdout
     assert process.stderr
     process.stdout.readline()
     process.stdout.close()
 
     assert process.wait(COMMAND_TIMEOUT) == 0, process.stderr.read()
-    process.stderr.close()
     assert bundle.depth("proj.tasks") == 100
 
 
 def test_ctrl_c_while_waiting_is_130(bundle: Bundle) -> None:
-    """Ctrl-C ends the wait, not the message."""
-    command = [str(BIN / "proj"), "enqueue", "add", "1", "2", "--wait"]
-    process = subprocess.Popen(
-        command, cwd=bundle.folder, env=bundle.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    """Ctrl-C ends the wait at any time of it, and not the message."""
+    bundle.switch_off(
+        "cli/interrupt.py",
+        "    def let_go() -> None:\n",
+        "    def let_go() -> None:\n        open('asked', 'w').close()\n",
     )
-    # To publish needs no result store.
-    eventually("it waits for the result", (bundle.folder / "state/results.sqlite3").exists)
+    process = bundle.start("enqueue", "add", "1", "2", "--wait")
+    eventually("it has been asked whether to wait on", (bundle.folder / "asked").exists)
 
     process.send_signal(signal.SIGINT)
 
     _, stderr = process.communicate(timeout=COMMAND_TIMEOUT)
     assert process.returncode == 130
     (task_id,) = _ids(bundle)
-    assert f"proj result {task_id}" in stderr.decode()
+    assert f"proj result {task_id}" in stderr
 
 
 def test_ctrl_c_while_a_result_is_read(bundle: Bundle) -> None:
