@@ -207,6 +207,7 @@ def _print_results(ids: list[str], timeout: float | None, as_json: bool, failed_
                 else:
                     click.echo(f"Error: {ended.task}[{task_id}] failed: {ended.error}", err=True)
                 advance()
+                let_go()
     except KeyboardInterrupt:
         click.echo(f"The messages stay enqueued; look again with: proj result {ids[0]}", err=True)
         raise

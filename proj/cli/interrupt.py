@@ -24,7 +24,9 @@ def kept() -> Iterator[Callable[[], None]]:
         if pressed:
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, keep)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # as a shell sets it for what a script runs in the background
+        signal.signal(signal.SIGINT, keep)
     try:
         yield let_go
     finally:

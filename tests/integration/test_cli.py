@@ -212,6 +212,35 @@ def test_ctrl_c_while_waiting_is_130(bundle: Bundle) -> None:
     assert f"proj result {task_id}" in stderr
 
 
+def test_ctrl_c_between_results(bundle: Bundle) -> None:
+    """It is taken also when each result is there at the first look, so that nothing is waited for."""
+    bundle.worker().ready()
+    process = bundle.start("enqueue", "add", "1", "2", "--count", "300", "--wait")
+    assert process.stdout
+    assert process.stdout.readline() == "3\n"
+
+    process.send_signal(signal.SIGINT)
+
+    stdout, stderr = process.communicate(timeout=COMMAND_TIMEOUT)
+    assert process.returncode == 130
+    assert stdout.count("3\n") < 299
+    assert "The messages stay enqueued" in stderr
+
+
+@pytest.mark.parametrize(("first", "code"), [("trap '' INT; ", 0), ("", 130)], ids=["", "control"])
+def test_ctrl_c_that_is_switched_off_stays_so(bundle: Bundle, first: str, code: int) -> None:
+    """A shell switches it off for what a script runs in the background."""
+    bundle.worker()
+    bundle.switch_off(
+        "cli/interrupt.py",
+        "    def let_go() -> None:\n",
+        "    def let_go() -> None:\n        signal.raise_signal(signal.SIGINT)\n",
+    )
+    done = bundle.run("sh", "-c", f"{first}exec '{BIN}/proj' enqueue add 1 2 --wait")
+
+    assert done.returncode == code, done.stderr
+
+
 def test_ctrl_c_while_a_result_is_read(bundle: Bundle) -> None:
     """It is told in the same lines, without the traceback of what was at work."""
     bundle.switch_off(
