@@ -96,7 +96,7 @@ class Task(celery.Task):
         serializer = options.get("serializer") or self.serializer
         checks.check_serializer(self.name, serializer, self.app.conf.accept_content)
         options["countdown"] = checks.delay(options.pop("countdown", None), options.pop("eta", None))
-        options["expires"] = checks.lifetime(options.get("expires"))
+        options["expires"] = checks.lifetime(options.get("expires", self.expires))
         # Unless said for this message, the limits are those of the worker: the message would carry the
         # publisher's settings, of which the worker's broker may know nothing.
         options.setdefault("time_limit", None)

@@ -155,10 +155,11 @@ def _enqueue(
     logs.write_events()
     found = find_task(name)
     failed_before = _failure(task_id) if wait and task_id is not None else None
+    said = {option: value for option, value in options.items() if value is not None}
     ids: list[str] = []
     try:
         for _ in range(count):
-            ids.append(found.apply_async(draw_args(), kwargs, task_id=task_id, **options).id)
+            ids.append(found.apply_async(draw_args(), kwargs, task_id=task_id, **said).id)
             if not wait:
                 _print_id(ids[-1], name, as_json)
     except KeyboardInterrupt:

@@ -70,6 +70,25 @@ def test_message_in_the_queue_is_persistent_json(bundle: Bundle) -> None:
     assert message["properties"]["headers"]["timelimit"] == ["undefined", "undefined"]
 
 
+def test_task_says_how_long_its_messages_are_wanted(bundle: Bundle) -> None:
+    """The `expires` of a task holds for each of its messages that has none of its own."""
+    bundle.add_task("""
+        @app.task(name="proj.tasks.news", expires=3600)
+        def news() -> None: ...
+    """)
+    bundle.enqueue("task", "proj.tasks.news")
+    bundle.enqueue("task", "proj.tasks.news", "--expires", "60")
+    bundle.python("from proj.tasks import news; news.delay(); news.apply_async(expires=None); print(0)")
+
+    messages = bundle.peek("proj.tasks")
+    assert [message["properties"].get("expiration") for message in messages] == [
+        "3600000",
+        "60000",
+        "3600000",
+        None,
+    ]
+
+
 def test_two_plain_workers_of_one_machine_both_run(bundle: Bundle) -> None:
     """Two workers that were given no name do not take each other's."""
     first = bundle.worker(log="first.log").ready()
