@@ -105,11 +105,11 @@ class _Patient:
             log.error("State %s of task %s is not stored: %s", state, task_id, _reason(error), extra=said)
             return result
 
-    def get_task_meta(self, task_id: str, cache: bool = True) -> Any:
+    def get_task_meta(self, task_id: str, *args: Any, **kwargs: Any) -> Any:
         """Read it. Raises `BackendGetMetaError`, which Celery expects when it looks for a stored success."""
         self._deadline = time.monotonic() + PATIENCE
         try:
-            return super().get_task_meta(task_id, cache)  # type: ignore[misc]
+            return super().get_task_meta(task_id, *args, **kwargs)  # type: ignore[misc]
         except Exception as error:
             if not super().exception_safe_to_retry(error):  # type: ignore[misc]
                 raise  # not the store's

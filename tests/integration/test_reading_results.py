@@ -39,6 +39,22 @@ print(len(looks))
     assert looks == 1
 
 
+def test_result_that_comes_by_message_is_ready(bundle: Bundle) -> None:
+    """Whoever enqueued a task may ask again and again whether its result has come over `rpc://`."""
+    bundle.env["CELERY_RESULT_BACKEND"] = "rpc://"
+    bundle.worker("--without-mingle", "--without-gossip")
+
+    seen = bundle.python("""
+import json, time
+from proj.tasks import add
+result = add.delay(1, 2)
+while not result.ready(): time.sleep(0.05)
+print(json.dumps([result.ready(), result.state, result.get(timeout=90)]))
+""")
+
+    assert seen == [True, "SUCCESS", 3]
+
+
 @pytest.mark.parametrize(
     ("fault", "said", "command"),
     [
