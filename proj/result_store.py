@@ -240,23 +240,40 @@ def _tune_postgresql(engine: Any) -> None:
         options.setdefault("connect_timeout", CONNECT_TIMEOUT)
         options.setdefault("tcp_user_timeout", CONNECT_TIMEOUT * 1000)
 
-    @event.listens_for(engine, "checkout")
-    def before_use(connection: Any, record: Any, _proxy: Any) -> None:
-        record.info["bound"] = bound = ExitStack()
+    _bound_all_use(engine)
+
+
+def _bound_all_use(engine: Any) -> None:
+    from sqlalchemy import event
+
+    # By connection, since SQLAlchemy forgets all else of one that fails while it is new.
+    bounds: dict[Any, ExitStack] = {}
+
+    def end(connection: Any, *_: Any) -> None:
+        bounds.pop(connection, ExitStack()).close()
+
+    def begin(connection: Any, *_: Any) -> None:
+        end(connection)
+        bounds[connection] = bound = ExitStack()
         bound.enter_context(_bounded(connection))
 
-    @event.listens_for(engine, "checkin")
-    def after_use(_connection: Any, record: Any) -> None:
-        record.info.pop("bound", ExitStack()).close()
+    # Before all others: SQLAlchemy asks a new connection questions of its own, long before the checkout.
+    event.listen(engine, "connect", begin, insert=True)
+    event.listen(engine, "checkout", begin)
+    event.listen(engine, "checkin", end)
 
-    ping = engine.dialect.do_ping
+    # Neither a ping before a use nor the end of a connection that fails while it is new is told by an event.
+    ping, close = engine.dialect.do_ping, engine.dialect.do_close
 
     def bounded_ping(connection: Any) -> bool:
         with _bounded(connection):
             return bool(ping(connection))
 
-    # A connection is tried before each use, and no event tells of that.
-    engine.dialect.do_ping = bounded_ping
+    def ending_close(connection: Any) -> None:
+        end(connection)
+        close(connection)
+
+    engine.dialect.do_ping, engine.dialect.do_close = bounded_ping, ending_close
 
 
 @contextmanager

@@ -1,14 +1,18 @@
 """Reading results from a store that fails, or is none: one line, in seconds, and no password in it."""
 
 import sqlite3
+import subprocess
 import time
 from contextlib import closing
 
 import pytest
+from sqlalchemy import NullPool, create_engine
+from sqlalchemy.exc import OperationalError
 
-from tests.bundle import Bundle
+from proj import result_store
+from tests.bundle import Bundle, eventually
 from tests.integration import stores
-from tests.integration.stores import Database, Fault
+from tests.integration.stores import Database, Fault, LoginOnly
 from tests.postgres import PASSWORD
 from tests.refusal import refuses
 
@@ -107,6 +111,43 @@ def test_reading_from_postgresql_that_fails(bundle: Bundle, database: Database) 
         _refuses(bundle, 69, "Connection refused", address)
     finally:
         server.start()
+
+
+def test_reading_from_postgresql_that_answers_no_question(bundle: Bundle) -> None:
+    """A server that takes the login and says nothing after it is told with its address."""
+    with LoginOnly() as server:
+        bundle.env["CELERY_RESULT_BACKEND"] = "db+" + server.url
+
+        _refuses(bundle, 69, "server closed the connection", f"app:**@{server.address}")
+
+    assert server.asked
+
+
+def test_postgresql_that_answers_no_question_is_waited_for(bundle: Bundle) -> None:
+    """The control for the server that says nothing: with a new connection not bounded, it is waited for."""
+    bundle.switch_off("result_store.py", "ANSWER_TIMEOUT: Final = 10", "ANSWER_TIMEOUT: Final = 2")
+    bundle.switch_off("result_store.py", 'event.listen(engine, "connect", begin, insert=True)', "pass")
+    with LoginOnly() as server:
+        reader = bundle.start("result", "any", env={"CELERY_RESULT_BACKEND": "db+" + server.url})
+        eventually("it is asked", lambda: server.asked)
+
+        with pytest.raises(subprocess.TimeoutExpired):
+            reader.wait(6)
+
+
+def test_postgresql_that_refuses_the_first_question_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that fails while it is new is closed at once, and nobody waits to cut it."""
+    monkeypatch.setattr(result_store, "ANSWER_TIMEOUT", 1000)
+    with LoginOnly(LoginOnly.REFUSAL) as server:
+        engine = create_engine(server.url, poolclass=NullPool)
+        result_store.tune_engine(engine)
+
+        # The error is kept, and with it whatever its traceback keeps.
+        with pytest.raises(OperationalError) as refused:
+            engine.connect()
+
+        eventually("the connection is closed", lambda: server.left == 1)
+        assert "no server today" in str(refused.value)
 
 
 @pytest.mark.parametrize(
