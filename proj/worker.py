@@ -17,7 +17,7 @@ from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
 from celery.worker import consumer
 
-from proj import broker_errors, celery_lines, config, events, logs, queues
+from proj import broker_errors, celery_lines, config, connection, events, logs, queues
 from proj.errors import ConfigError, ExitCode, ProjError
 from proj.worker_heartbeat import HeartbeatStep, beating
 
@@ -71,12 +71,17 @@ class Consumer(consumer.Consumer):
             )
             raise WorkerShutdown(int(ExitCode.UNREACHABLE)) from None
 
-    def connect(self) -> Any:
+    def connection_for_read(self, heartbeat: int | None = None) -> Any:
         """Connect, and declare the topology each time: the broker may be a new, empty one."""
-        conn = super().connect()
-        with _ending_on_refusal(conn):
-            queues.ensure(conn)
-            queues.ensure_delays(conn)
+        conn = super().connection_for_read(heartbeat)
+        try:
+            with _ending_on_refusal(conn):
+                queues.ensure(conn)
+                queues.ensure_delays(conn)
+        except BaseException:
+            # Celery's event loop does not know it yet; later it would take its end for that of the next one.
+            connection.abandon(conn)
+            raise
         return conn
 
     def connection_for_write(self, url: str | None = None, heartbeat: int | None = None) -> Any:

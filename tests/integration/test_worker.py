@@ -196,6 +196,24 @@ def test_worker_outlives_a_connection_that_only_the_broker_believes_in(bundle: B
         assert "Traceback" not in worker.text()
 
 
+def test_worker_leaves_no_connection_behind_when_it_connects_anew(bundle: Bundle) -> None:
+    """As when an answer is late: the end of the old one would later be taken for the loss of the new one."""
+    bundle.switch_off(
+        "worker.py",
+        "queues.ensure(conn)\n",
+        "queues.ensure(conn)\n                if not self.restart_count: raise TimeoutError('late')\n",
+    )
+    worker = bundle.worker()
+    worker.says("late. Trying to reconnect...")
+    worker.ready()
+
+    def channels() -> list[int]:
+        """Of each connection; the management API tells up to 5 s late, and at first nothing."""
+        return [each.get("channels", 0) for each in bundle.of_vhost("vhosts", "/connections")]
+
+    eventually("each is in use", lambda: channels() and all(channels()), seen=lambda: str(channels()))
+
+
 def test_second_worker_of_the_same_name_ends(bundle: Bundle) -> None:
     """With one line that says so; the first goes on."""
     bundle.worker("-n", "twin@here").ready()
