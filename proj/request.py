@@ -1,8 +1,8 @@
 """One delivery to a worker, and what becomes of its message when the task does not just end."""
 
+import atexit
 import logging
 import os
-from functools import partial
 from typing import Any
 
 import click
@@ -168,4 +168,10 @@ def _wait_for_no_thread() -> None:
     Python waits for each; before 3.13 it did not for one that it was interrupted in waiting for.
     """
     if context := click.get_current_context(silent=True):  # else a program runs the worker, and ends itself
-        context.find_root().call_on_close(partial(os._exit, EX_OK))
+        context.find_root().call_on_close(_exit)
+
+
+def _exit() -> None:
+    # What Python does before it ends, besides waiting: the worker's heartbeat is removed, Celery's files too.
+    atexit._run_exitfuncs()
+    os._exit(EX_OK)

@@ -2,10 +2,12 @@
 
 import collections
 import json
+import os
 from functools import partial
 
 import pytest
 
+from proj import heartbeat
 from tests.bundle import Bundle, Worker, eventually
 
 #: A task of a fraction of a second, which leaves its number in a file each time it is executed.
@@ -39,8 +41,11 @@ def test_sigterm_lets_the_running_task_end_and_takes_no_new_one(bundle: Bundle) 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_what_is_not_done_when_the_grace_is_over_is_given_back(bundle: Bundle, pool: str) -> None:
-    """A task that is too long for the grace period is ended, and executed by another worker."""
-    worker = bundle.worker("--pool", pool, env={"PROJ_SHUTDOWN_GRACE": "1"}).ready()
+    """Another worker executes a task that is too long; the first leaves no file that says that it runs."""
+    worker = bundle.worker("--pool", pool, "--pidfile=pid", env={"PROJ_SHUTDOWN_GRACE": "1"}).ready()
+    heartbeats = bundle.folder / "state" / heartbeat.FOLDER
+    assert os.listdir(heartbeats)
+    assert (bundle.folder / "pid").exists()
     bundle.enqueue("sleep-dots", "600", "--id", "long")
     worker.started("long")
 
@@ -49,6 +54,8 @@ def test_what_is_not_done_when_the_grace_is_over_is_given_back(bundle: Bundle, p
     eventually("the message is back", lambda: bundle.depth("proj.tasks") == 1)
     assert bundle.depth("proj.dead") == 0
     assert "Traceback" not in worker.text()
+    assert os.listdir(heartbeats) == []
+    assert not (bundle.folder / "pid").exists()
     assert json.loads(bundle.proj("result", "long", "--json").stdout)["state"] != "FAILURE"
     bundle.worker(log="next.log").started("long")
 
