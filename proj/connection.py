@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 from weakref import WeakSet
 
 from celery import Celery
 from kombu import Connection, pools
+from kombu.transport import pyamqp
 
 from proj import broker_errors
 from proj.config import CONNECT_TIMEOUT
@@ -37,11 +38,15 @@ def connect(connection: Connection, deadline: float) -> None:
         if left <= 0:
             raise TimeoutError
         connection.connect_timeout = left if node == nodes else min(CONNECT_TIMEOUT, left)
+        connection.transport.Connection = _Shown  # each node has a transport of its own
         try:
             _resolve(connection.hostname, connection.connect_timeout)
             with cut_at(deadline, connection):
                 connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+            if time.monotonic() >= deadline:
+                raise TimeoutError
         except connection.recoverable_connection_errors as error:
+            abandon(connection)
             if time.monotonic() >= deadline:
                 raise TimeoutError from error
             if node == nodes:
@@ -122,6 +127,21 @@ def keep_from_children(app: Celery) -> None:
         app._after_fork()
 
     os.register_at_fork(after_in_child=forget)
+
+
+class _Shown(pyamqp.Connection):
+    """A connection that can be cut while it is being made."""
+
+    def connect(self, callback: Any = None) -> Any:
+        # Kombu does the same, after the handshake.
+        self.client._connection = self
+        try:
+            return super().connect(callback)
+        except BaseException:
+            # Py-amqp closes it after an `OSError` only, and kombu would take it for connected.
+            abandon(self.client)
+            self.client._connection = None
+            raise
 
 
 def _listen_for_alarms(connection: Connection) -> None:

@@ -20,6 +20,7 @@ class Network(enum.Enum):
     SWALLOWS_ALL = "what either side says is lost, and nobody is told"
     CUTS_AT_ANSWER = "the next answer is lost, and its connection cut; then it is `afterwards`"
     SLOW = "each answer takes `delay` seconds"
+    TRICKLES = "each byte of an answer takes `delay` seconds"
 
 
 class Proxy:
@@ -28,7 +29,7 @@ class Proxy:
     def __init__(self, broker_port: int, port: int = 0) -> None:
         self.network = Network.WORKS
         self.afterwards = Network.WORKS
-        #: Seconds, of `Network.SLOW`.
+        #: Seconds, of `Network.SLOW` and `Network.TRICKLES`.
         self.delay = 0.0
         #: How often each kind of network did what it does; the proof that a fault has happened.
         self.happened: Counter[Network] = Counter()
@@ -82,8 +83,17 @@ class Proxy:
                     case Network.SLOW, True:
                         self.happened[network] += 1
                         time.sleep(self.delay)
+                    case Network.TRICKLES, True:
+                        self.happened[network] += 1
+                        self._trickle(data, target)
+                        continue
                 target.sendall(data)
         _cut(*({source, target} - self._unnoticed))
+
+    def _trickle(self, data: bytes, target: socket.socket) -> None:
+        for byte in data:
+            time.sleep(self.delay)
+            target.sendall(bytes([byte]))
 
 
 def _cut(*sockets: socket.socket) -> None:

@@ -1,15 +1,23 @@
 """A publish over a network that swallows, cuts or delays ends in time, and says what it knows."""
 
 import signal
+import socket
+import threading
+import time
+from contextlib import ExitStack
 
+import kombu
 import pytest
+from amqp.exceptions import UnexpectedFrame
 
+from proj import connection
 from proj.config import CONNECT_TIMEOUT
-from tests.bundle import COMMAND_TIMEOUT, Bundle, eventually
+from tests.bundle import COMMAND_TIMEOUT, PATIENCE, Bundle, eventually
 from tests.chaos.proxy import Network, Proxy
 from tests.chaos.publisher import (
     ID,
     REPEAT,
+    SLACK,
     TIMEOUT,
     Outcome,
     Publisher,
@@ -19,6 +27,9 @@ from tests.chaos.publisher import (
     hurry,
     ids,
 )
+
+#: A frame of AMQP without its last byte.
+_HALF_A_HEARTBEAT = bytes([8, 0, 0, 0, 0, 0, 0])
 
 
 def test_confirm_that_is_lost(bundle: Bundle, proxy: Proxy) -> None:
@@ -147,21 +158,87 @@ def test_connection_cut_before_the_confirm_and_nobody_answers_then(bundle: Bundl
     assert ids(bundle) == ["before", "mine"]
 
 
-def _slow(bundle: Bundle, proxy: Proxy) -> Outcome:
+def _slow(bundle: Bundle, proxy: Proxy, network: Network, delay: float) -> Outcome:
     # Connecting takes three answers, and declaring many more.
-    proxy.network, proxy.delay = Network.SLOW, TIMEOUT / 4
+    proxy.network, proxy.delay = network, delay
     with Publisher(bundle) as publisher:
         outcome = publisher.publish()
-    assert proxy.happened[Network.SLOW] >= 2, "none came in time"
+    assert proxy.happened[network]
     return outcome
 
 
-def test_broker_that_answers_slowly(bundle: Bundle, proxy: Proxy) -> None:
+@pytest.mark.parametrize(
+    ("network", "delay"),
+    [(Network.SLOW, TIMEOUT / 4), (Network.SLOW, TIMEOUT * 0.9), (Network.TRICKLES, TIMEOUT / 2)],
+    ids=["while it declares", "while it connects", "byte by byte"],
+)
+def test_broker_that_answers_slowly(bundle: Bundle, proxy: Proxy, network: Network, delay: float) -> None:
     """Each answer comes in time, and all of them together do not: the time is bounded as a whole."""
-    check(_slow(bundle, proxy), "BrokerUnreachable", "does not answer in time")
+    check(_slow(bundle, proxy, network, delay), "BrokerUnreachable", "does not answer in time")
 
 
-def test_control_slow_broker_without_the_cut(bundle: Bundle, proxy: Proxy) -> None:
+@pytest.mark.parametrize(
+    ("file", "protection", "delay"),
+    [
+        ("deadline.py", "            cut()\n", TIMEOUT / 4),
+        # When this fails, kombu has learnt to show a connection before its handshake.
+        ("connection.py", "        self.client._connection = self\n", TIMEOUT * 0.9),
+    ],
+    ids=["none", "none while it connects"],
+)
+def test_control_slow_broker_without_the_cut(
+    bundle: Bundle, proxy: Proxy, file: str, protection: str, delay: float
+) -> None:
     """With timeouts of the socket alone, the same takes as long as it takes."""
-    bundle.switch_off("deadline.py", "    timer.start()\n", "")
-    assert _slow(bundle, proxy).seconds > TIMEOUT + proxy.delay
+    indent = protection[: -len(protection.lstrip())]
+    bundle.switch_off(file, protection, f"{indent}pass\n")
+    assert _slow(bundle, proxy, Network.SLOW, delay).seconds > TIMEOUT + delay
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["", "control"])
+def test_name_with_addresses_that_do_not_answer(bundle: Bundle, protected: bool) -> None:
+    """All addresses of a broker's name together have the time of a publish; cut once, each has it."""
+    hurry(bundle)
+    if not protected:
+        bundle.switch_off("deadline.py", "left = _AGAIN", "left = threading.TIMEOUT_MAX")
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, ExitStack() as waiting:
+        port = server.getsockname()[1]
+        for _ in range(4):  # more than there is room for: Linux then swallows who wants to connect
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+        bundle.env["CELERY_BROKER_URL"] = bundle.url_at(port).replace("127.0.0.1", "cluster.invalid")
+        many_addresses = """
+import socket
+look_up = socket.getaddrinfo
+def look_up_many(host, *args, **options):
+    return look_up("127.0.0.1", *args, **options) * 8
+socket.getaddrinfo = look_up_many
+"""
+        outcome = delay_after(bundle, many_addresses)
+    if protected:
+        check(outcome, "BrokerUnreachable", "cluster.invalid", "does not answer in time")
+    else:
+        assert outcome.seconds > TIMEOUT + SLACK
+
+
+def test_connection_that_failed_is_not_taken_for_one() -> None:
+    """A server that is no broker is not connected to, though its socket is open when that is found out."""
+
+    def talk_rubbish() -> None:
+        client, _ = server.accept()
+        with client:
+            assert client.recv(8)[:4] == b"AMQP"
+            client.sendall(_HALF_A_HEARTBEAT + b"X")
+            ended.wait(PATIENCE)
+
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=talk_rubbish, daemon=True).start()
+        broker = kombu.Connection(f"amqp://127.0.0.1:{server.getsockname()[1]}")
+        try:
+            with pytest.raises(UnexpectedFrame):
+                connection.connect(broker, time.monotonic() + PATIENCE)
+            assert not broker.connected
+        finally:
+            ended.set()
