@@ -66,7 +66,10 @@ def is_blocked(connection: Connection) -> bool:
 
 
 def is_alive(connection: Connection) -> bool:
-    """False when the connection is known to be of no use: closed by the broker since it was used last."""
+    """False when the connection is known to be of no use: closed by the broker since it was used last.
+
+    While half a frame is there, it waits for the rest: call it inside of `cut_at`.
+    """
     try:
         while connection.connected:
             connection.drain_events(timeout=0)
@@ -94,10 +97,10 @@ def bounded(connection: Connection, timeout: float) -> Iterator[None]:
     """
     deadline = time.monotonic() + timeout
     try:
-        if not is_alive(connection):
-            abandon(connection)
-            connect(connection, deadline)
         with cut_at(deadline, connection):
+            if not is_alive(connection):
+                abandon(connection)
+                connect(connection, deadline)
             yield
     except broker_errors.ERRORS as error:
         abandon(connection)

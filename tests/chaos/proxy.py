@@ -47,6 +47,11 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         _cut(*self._sockets)
 
+    def say(self, data: bytes) -> None:
+        """Say something to the programs in the broker's name."""
+        for client, _ in self._pairs:
+            client.sendall(data)
+
     def cut_for_programs(self) -> None:
         """Cut all connections that there are, on the programs' side only: the broker does not notice."""
         pairs, self._pairs = self._pairs, []

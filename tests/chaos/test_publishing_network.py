@@ -1,5 +1,6 @@
 """A publish over a network that swallows, cuts or delays ends in time, and says what it knows."""
 
+import select
 import signal
 import socket
 import threading
@@ -12,6 +13,7 @@ from amqp.exceptions import UnexpectedFrame
 
 from proj import connection
 from proj.config import CONNECT_TIMEOUT
+from proj.errors import BrokerUnreachable
 from tests.bundle import COMMAND_TIMEOUT, PATIENCE, Bundle, eventually
 from tests.chaos.proxy import Network, Proxy
 from tests.chaos.publisher import (
@@ -242,3 +244,16 @@ def test_connection_that_failed_is_not_taken_for_one() -> None:
             assert not broker.connected
         finally:
             ended.set()
+
+
+def test_half_a_frame_on_a_connection_that_is_used_again(bundle: Bundle, proxy: Proxy) -> None:
+    """Whether the connection is alive is found out in bounded time, too."""
+    with kombu.Connection(bundle.url_at(proxy.port)) as broker:
+        with connection.bounded(broker, PATIENCE):
+            sock = broker.connection.sock
+        proxy.say(_HALF_A_HEARTBEAT)
+        eventually("it arrives", lambda: select.select([sock], [], [], 0)[0])
+        began = time.monotonic()
+        with pytest.raises(BrokerUnreachable, match="in time"), connection.bounded(broker, TIMEOUT):
+            pass
+    assert time.monotonic() < began + TIMEOUT + SLACK
