@@ -29,8 +29,7 @@ def connect(connection: Connection, deadline: float) -> None:
     """Connect to the first of the nodes that answers, before the deadline (of `time.monotonic`).
 
     The last node may take all the time that is left. One before it may take `CONNECT_TIMEOUT` seconds to find
-    its address, for TCP, TLS, and each step of AMQP's handshake. Raises what the last node raised, or
-    `TimeoutError`.
+    its address, and as long to connect. Raises what the last node raised, or `TimeoutError`.
     """
     nodes = max(1, len(connection.alt))
     for node in range(1, nodes + 1):
@@ -41,9 +40,10 @@ def connect(connection: Connection, deadline: float) -> None:
         connection.transport.Connection = _Shown  # each node has a transport of its own
         try:
             _resolve(connection.hostname, connection.connect_timeout)
-            with cut_at(deadline, connection):
+            until = min(deadline, time.monotonic() + connection.connect_timeout)
+            with cut_at(until, connection):
                 connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= until:
                 raise TimeoutError
         except connection.recoverable_connection_errors as error:
             abandon(connection)

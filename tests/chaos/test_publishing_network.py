@@ -224,6 +224,15 @@ socket.getaddrinfo = look_up_many
         assert outcome.seconds > TIMEOUT + SLACK
 
 
+def test_first_node_that_answers_byte_by_byte(bundle: Bundle, proxy: Proxy) -> None:
+    """It has as long as one that does not answer; the second node has the message."""
+    proxy.network, proxy.delay = Network.TRICKLES, CONNECT_TIMEOUT / 2
+    nodes = f"{bundle.url_at(proxy.port)};{bundle.url}"
+    with Publisher(bundle, CELERY_BROKER_URL=nodes, PROJ_PUBLISH_TIMEOUT="60") as publisher:
+        check(publisher.publish(), "confirmed")
+    assert proxy.happened[Network.TRICKLES]
+
+
 def test_connection_that_failed_is_not_taken_for_one() -> None:
     """A server that is no broker is not connected to, though its socket is open when that is found out."""
 
