@@ -43,3 +43,5 @@ class Transport(pyamqp.SSLTransport):
 # Kombu finds transports by the scheme of a URL, and its pools make connections of a class of their own: no
 # subclass of `kombu.Connection` would reach them.
 kombu.transport.TRANSPORT_ALIASES["amqps"] = f"{__name__}:{Transport.__name__}"
+# It keeps what it has found, such as for a program that used the scheme before it imported this one.
+kombu.transport._transport_cache.pop("amqps", None)

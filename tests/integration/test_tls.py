@@ -263,6 +263,19 @@ def test_kombu_itself_does_not_look_at_the_name(bundle: Bundle, ca: trustme.CA, 
         assert bundle.proj("enqueue", "add", "1", "2").returncode == 0
 
 
+def test_a_program_that_used_tls_before_is_checked_too(bundle: Bundle) -> None:
+    """What kombu has kept of the scheme does not win over the checks."""
+    bundle.env["CELERY_BROKER_URL"] = "amqps://localhost"
+    used = bundle.python("""
+import json, kombu
+kombu.Connection("amqps://localhost").get_transport_cls()
+from proj import app
+print(json.dumps(app.connection_for_write().get_transport_cls().__module__))
+""")
+
+    assert used == "proj.transport"
+
+
 def test_a_worker_ends_at_a_wrong_certificate(bundle: Bundle, ca: trustme.CA) -> None:
     """As at a wrong password: with one line, for waiting mends neither."""
     with Impostor(ca.issue_cert(HOST), bundle.node.info.port) as between:
