@@ -1,7 +1,10 @@
-"""Kombu's transport for `amqps://`, with all checks of a certificate.
+"""Kombu's transports, whose timeouts hold in the middle of a frame, and which check all of a certificate.
 
-By default py-amqp wants a certificate of an authority that the system trusts, and does not look for whom it
-is: whoever owns any certificate could play the broker.
+Py-amqp 5.4 lets a timeout end a read only before the first bytes of a frame. When the broker falls silent
+after them it reads again, for ever; and with no timeout at all, as before each publish, without a pause.
+
+By default it wants a certificate of an authority that the system trusts, and does not look for whom it is:
+whoever owns any certificate could play the broker.
 """
 
 import ssl
@@ -18,8 +21,27 @@ class Untrusted(IrrecoverableConnectionError):
     """The broker's certificate is not accepted; to try again mends nothing. `__cause__` says why."""
 
 
+class _Connection(pyamqp.Connection):
+    """Raises `TimeoutError` wherever a read ends with its timeout; the next one goes on from there."""
+
+    def Transport(self, *args: Any, **options: Any) -> Any:  # noqa: N802  (py-amqp's name)
+        wire = super().Transport(*args, **options)
+        read = wire._read
+        # Each part of a frame is read like its first: what was read before is kept in any case.
+        wire._read = lambda size, initial=False: read(size, True)
+        return wire
+
+
+class PlainTransport(pyamqp.Transport):
+    """For `amqp://`."""
+
+    Connection = _Connection
+
+
 class Transport(pyamqp.SSLTransport):
     """Checks that a certificate is valid, from a trusted authority, and for the host of the URL."""
+
+    Connection = _Connection
 
     def establish_connection(self) -> Any:
         """Connect. Raises `Untrusted`, and what kombu raises."""
@@ -42,6 +64,8 @@ class Transport(pyamqp.SSLTransport):
 
 # Kombu finds transports by the scheme of a URL, and its pools make connections of a class of their own: no
 # subclass of `kombu.Connection` would reach them.
+for _scheme in ("amqp", "pyamqp"):
+    kombu.transport.TRANSPORT_ALIASES[_scheme] = f"{__name__}:{PlainTransport.__name__}"
 kombu.transport.TRANSPORT_ALIASES["amqps"] = f"{__name__}:{Transport.__name__}"
 # It keeps what it has found, such as for a program that used the scheme before it imported this one.
 kombu.transport._transport_cache.pop("amqps", None)

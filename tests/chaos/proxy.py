@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
+from struct import pack
 from typing import Self
 
 #: Bytes that are read at once; larger than any answer of the broker that a publish waits for.
@@ -19,6 +20,7 @@ class Network(enum.Enum):
     SWALLOWS_ANSWERS = "what the broker says is lost, and nobody is told"
     SWALLOWS_ALL = "what either side says is lost, and nobody is told"
     CUTS_AT_ANSWER = "the next answer is lost, and its connection cut; then it is `afterwards`"
+    ENDS_IN_A_FRAME = "of the next answer that is a `method` the beginning arrives, and nothing after it"
     SLOW = "each answer takes `delay` seconds"
     TRICKLES = "each byte of an answer takes `delay` seconds"
 
@@ -31,6 +33,8 @@ class Proxy:
         self.afterwards = Network.WORKS
         #: Seconds, of `Network.SLOW` and `Network.TRICKLES`.
         self.delay = 0.0
+        #: Its class and its number, of `Network.ENDS_IN_A_FRAME`.
+        self.method = (0, 0)
         #: How often each kind of network did what it does; the proof that a fault has happened.
         self.happened: Counter[Network] = Counter()
         self._broker_port = broker_port
@@ -85,6 +89,12 @@ class Proxy:
                         self.happened[network] += 1
                         self.network = self.afterwards
                         break
+                    case Network.ENDS_IN_A_FRAME, True:
+                        before, method, _ = data.partition(pack(">HH", *self.method))
+                        if method:
+                            self.happened[network] += 1
+                            self.network = Network.SWALLOWS_ANSWERS
+                            data = before + method
                     case Network.SLOW, True:
                         self.happened[network] += 1
                         time.sleep(self.delay)

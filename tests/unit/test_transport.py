@@ -1,0 +1,79 @@
+"""A broker that falls silent in the middle of a frame, and what a timeout is then."""
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import amqp
+import pytest
+import trustme
+
+from proj import transport
+
+#: A method of eight bytes, on the connection's own channel.
+FRAME = b"\x01\x00\x00\x00\x00\x00\x08" + b"12345678" + b"\xce"
+
+
+@contextmanager
+def connected(connection: type[Any], *, tls: bool) -> Iterator[tuple[Any, Callable[[bytes], None]]]:
+    """What reads frames for such a connection, with a timeout of 0.1 s; and what sends it bytes."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    peers: list[socket.socket] = []
+
+    def accept() -> None:
+        peer, _ = server.accept()
+        peers.append(context.wrap_socket(peer, server_side=True) if tls else peer)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        host = f"127.0.0.1:{server.getsockname()[1]}"
+        options = {"cert_reqs": ssl.CERT_NONE} if tls else False
+        wire = connection().Transport(host, connect_timeout=60, ssl=options, read_timeout=0.1)
+        wire.connect()
+        accepting.join()
+    with peers[0] as peer:
+        yield wire, peer.sendall
+        wire.sock.close()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("size", [3, 7, 10, len(FRAME) - 1])
+def test_timeout_in_a_frame(size: int, tls: bool) -> None:
+    """It ends the read, with no timeout at all too; what was read is not lost."""
+    with connected(transport._Connection, tls=tls) as (wire, send):
+        send(FRAME[:size])
+        if not tls:  # whose timeout is set by kombu's transport
+            with pytest.raises(TimeoutError):
+                wire.read_frame()
+        for timeout in (0.1, 0, 0):
+            with pytest.raises(TimeoutError), wire.having_timeout(timeout):
+                wire.read_frame()
+        send(FRAME[size:] + FRAME)
+        with wire.having_timeout(60):
+            assert [wire.read_frame(), wire.read_frame()] == [(1, 0, b"12345678")] * 2
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_py_amqp_itself_reads_again(tls: bool) -> None:
+    """When this fails, it has learnt what `_Connection` does, and that can go."""
+    with connected(amqp.Connection, tls=tls) as (wire, send):
+        receive, reads = wire._quick_recv, count()
+
+        def receive_or_end(size: int) -> bytes:
+            if next(reads) > 1000:
+                raise EOFError
+            return bytes(receive(size))
+
+        send(FRAME[:10])
+        with wire.having_timeout(60):
+            wire._read_buffer = wire._read(10)
+        wire._quick_recv = receive_or_end
+        with pytest.raises(EOFError), wire.having_timeout(0):
+            wire.read_frame()
