@@ -12,9 +12,8 @@ from weakref import WeakSet
 
 from celery import Celery
 from kombu import Connection, pools
-from kombu.transport import pyamqp
 
-from proj import broker_errors
+from proj import broker_errors, transport
 from proj.config import CONNECT_TIMEOUT
 from proj.deadline import cut_after
 
@@ -132,7 +131,7 @@ def keep_from_children(app: Celery) -> None:
     os.register_at_fork(after_in_child=forget)
 
 
-class _Shown(pyamqp.Connection):
+class _Shown(transport.Connection):
     """A connection that can be cut while it is being made."""
 
     def connect(self, callback: Any = None) -> Any:

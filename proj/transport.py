@@ -21,7 +21,7 @@ class Untrusted(IrrecoverableConnectionError):
     """The broker's certificate is not accepted; to try again mends nothing. `__cause__` says why."""
 
 
-class _Connection(pyamqp.Connection):
+class Connection(pyamqp.Connection):
     """Raises `TimeoutError` wherever a read ends with its timeout; the next one goes on from there."""
 
     def Transport(self, *args: Any, **options: Any) -> Any:  # noqa: N802  (py-amqp's name)
@@ -35,13 +35,13 @@ class _Connection(pyamqp.Connection):
 class PlainTransport(pyamqp.Transport):
     """For `amqp://`."""
 
-    Connection = _Connection
+    Connection = Connection
 
 
 class Transport(pyamqp.SSLTransport):
     """Checks that a certificate is valid, from a trusted authority, and for the host of the URL."""
 
-    Connection = _Connection
+    Connection = Connection
 
     def establish_connection(self) -> Any:
         """Connect. Raises `Untrusted`, and what kombu raises."""
@@ -64,8 +64,10 @@ class Transport(pyamqp.SSLTransport):
 
 # Kombu finds transports by the scheme of a URL, and its pools make connections of a class of their own: no
 # subclass of `kombu.Connection` would reach them.
-for _scheme in ("amqp", "pyamqp"):
-    kombu.transport.TRANSPORT_ALIASES[_scheme] = f"{__name__}:{PlainTransport.__name__}"
-kombu.transport.TRANSPORT_ALIASES["amqps"] = f"{__name__}:{Transport.__name__}"
-# It keeps what it has found, such as for a program that used the scheme before it imported this one.
-kombu.transport._transport_cache.pop("amqps", None)
+kombu.transport.TRANSPORT_ALIASES |= {
+    "amqp": f"{__name__}:{PlainTransport.__name__}",
+    "pyamqp": f"{__name__}:{PlainTransport.__name__}",
+    "amqps": f"{__name__}:{Transport.__name__}",
+}
+# It keeps what it has found, such as for a program that used a scheme before it imported this one.
+kombu.transport._transport_cache.clear()

@@ -47,7 +47,7 @@ def connected(connection: type[Any], *, tls: bool) -> Iterator[tuple[Any, Callab
 @pytest.mark.parametrize("size", [3, 7, 10, len(FRAME) - 1])
 def test_timeout_in_a_frame(size: int, tls: bool) -> None:
     """It ends the read, with no timeout at all too; what was read is not lost."""
-    with connected(transport._Connection, tls=tls) as (wire, send):
+    with connected(transport.Connection, tls=tls) as (wire, send):
         send(FRAME[:size])
         if not tls:  # whose timeout is set by kombu's transport
             with pytest.raises(TimeoutError):
@@ -62,7 +62,7 @@ def test_timeout_in_a_frame(size: int, tls: bool) -> None:
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_py_amqp_itself_reads_again(tls: bool) -> None:
-    """When this fails, it has learnt what `_Connection` does, and that can go."""
+    """When this fails, it has learnt what `Connection` does, and that can go."""
     with connected(amqp.Connection, tls=tls) as (wire, send):
         receive, reads = wire._quick_recv, count()
 
