@@ -65,10 +65,7 @@ def is_blocked(connection: Connection) -> bool:
 
 
 def is_alive(connection: Connection) -> bool:
-    """False when the connection is known to be of no use: closed by the broker since it was used last.
-
-    While half a frame is there, it waits for the rest: call it inside of `cut_at`.
-    """
+    """False when the connection is known to be of no use: closed by the broker since it was used last."""
     try:
         while connection.connected:
             connection.drain_events(timeout=0)
