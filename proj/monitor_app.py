@@ -5,6 +5,7 @@ Imported by `proj.monitor` alone.
 
 import logging
 import os
+import signal
 import time
 from typing import Any, Final
 
@@ -52,15 +53,18 @@ class MonitorApp(app.Flower):
         self.add_handlers(".*", [(f"{prefix}/metrics", _Metrics), (f"{prefix}/broker", _BrokerPage)])
 
     def start(self) -> None:
-        """Run until SIGTERM or Ctrl-C, then save and end the process.
+        """Run until SIGTERM or Ctrl-C, however often they come, then save and end the process.
 
         To return would let Python wait for Flower's threads first, and one that publishes to a broker that is
         down does not end.
         """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Instead of an exception: a second one, raised while the first is handled, would let it return.
+            self.io_loop.asyncio_loop.add_signal_handler(number, self.io_loop.stop)
+        super().start()
         try:
-            super().start()
-        except (KeyboardInterrupt, SystemExit):
             self.stop()
+        finally:
             logging.shutdown()
             os._exit(0)
 

@@ -1,6 +1,7 @@
 """What stops Flower from starting, in one line each, and what does not stop it."""
 
 import shelve
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,14 @@ import pytest
 
 from proj.errors import ExitCode
 from tests.browser.flower import SAVE_INTERVAL, Flower
-from tests.bundle import BIN, Bundle, eventually
+from tests.bundle import BIN, PATIENCE, Bundle, eventually
 from tests.chaos.proxy import Proxy
+
+#: What saves the state, when a file is there.
+SLOW_SAVE = """log.warning("it saves")
+            while not os.path.exists("{}"):
+                time.sleep(0.02)
+            super().save_state()"""
 
 Start = Callable[..., Flower]
 
@@ -119,7 +126,9 @@ def readable(path: Path) -> bool:
 
 
 def test_a_broker_that_is_down_is_waited_for(bundle: Bundle, flower: Start) -> None:
-    """At the start and later; SIGTERM ends Flower meanwhile too, with its state saved."""
+    """At the start and later; SIGTERM, once or again, ends Flower meanwhile too, with its state saved."""
+    gate = bundle.folder / "gate"
+    bundle.switch_off("monitor_app.py", "super().save_state()", SLOW_SAVE.format(gate))
     with socket.socket() as place:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         place.bind(("127.0.0.1", 0))  # and does not listen: connections are refused
@@ -137,6 +146,11 @@ def test_a_broker_that_is_down_is_waited_for(bundle: Bundle, flower: Start) -> N
         # By now one of Flower's threads waits for the broker, and would not let Python end.
         again = "no events from the broker, trying again: [Errno 111]"
         eventually("the broker is missed", lambda: monitor.text().count(again) == 2)
-        assert monitor.stop() == 0
+        monitor.process.terminate()
+        monitor.says("it saves")
+        for number in (signal.SIGTERM, signal.SIGINT):
+            monitor.process.send_signal(number)
+        gate.touch()
+        assert monitor.process.wait(PATIENCE) == 0
     assert "w@host" in flower().get("/workers?json=1").text
     assert "Traceback" not in monitor.text()
