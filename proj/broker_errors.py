@@ -133,4 +133,5 @@ def _refusal(error: BaseException, connection: Connection) -> BrokerRefused | No
 
 
 def _where(connection: Connection) -> str:
-    return f"{connection.hostname}:{connection.port}"
+    usual = connection.transport.default_connection_params  # which kombu fills in when it connects
+    return f"{connection.hostname or usual['hostname']}:{connection.port or usual['port']}"
