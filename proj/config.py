@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from kombu.utils.url import sanitize_url
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
@@ -40,6 +40,14 @@ _WRITTEN_NAME: Final = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)
 _BYPASSES: Final = ("CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 
 
+def _check_host(host: str) -> str:
+    try:
+        host.encode("idna")  # as Python does when it looks the name up
+    except UnicodeError:
+        raise ValueError("expected a host name of parts between dots, each of 1 to 63 characters") from None
+    return host
+
+
 def _check_broker_url(url: str) -> str:
     parts = url.split(";")
     for part in parts:
@@ -52,6 +60,7 @@ def _check_broker_url(url: str) -> str:
             raise ValueError(
                 "expected URLs such as amqp://user:password@host:5672/vhost, separated by ';'"
             ) from None
+        _check_host(unquote(split.hostname or ""))
         if any(name.startswith("ssl") for name, _ in parse_qsl(split.query, keep_blank_values=True)):
             raise ValueError("TLS is switched on by amqps:// and set with PROJ_BROKER_CA, not in the URL")
     if len({urlsplit(part).scheme == "amqps" for part in parts}) > 1:
@@ -67,6 +76,7 @@ def _check_management_url(url: str) -> str:
         split.port  # noqa: B018  reading it is what checks it
     except ValueError:
         raise ValueError("expected a URL such as http://user:password@host:15672") from None
+    _check_host(split.hostname)
     return url
 
 
@@ -103,7 +113,7 @@ class Settings(BaseSettings):
 
     #: Wins over the five `AMQP_…` settings. Several URLs, separated by `;`, fail over.
     celery_broker_url: Annotated[str, AfterValidator(_check_broker_url)] | None = Field(None, repr=False)
-    amqp_host: str = "localhost"
+    amqp_host: Annotated[str, AfterValidator(_check_host)] = "localhost"
     amqp_port: int = Field(5672, ge=1, le=65535)
     amqp_user: str = "guest"
     amqp_password: SecretStr = SecretStr("guest")

@@ -147,6 +147,7 @@ def test_wrong_command_enqueues_nothing(
         ),
         ("CELERY_BROKER_URL", "amqp://u:s3cret@host:port", ["CELERY_BROKER_URL", "expected URLs such as"]),
         ("CELERY_BROKER_URL", "redis://u:s3cret@host", ["CELERY_BROKER_URL", "expected URLs such as"]),
+        ("AMQP_HOST", ".svc.local", ["AMQP_HOST", "expected a host name", "got '.svc.local'"]),
         ("CELERY_BROKER_READ_URL", "amqp://elsewhere", ["CELERY_BROKER_READ_URL", "CELERY_BROKER_URL"]),
         ("CELERY_RESULT_BACKEND", "nonsense", ["CELERY_RESULT_BACKEND", "expected a URL"]),
     ],

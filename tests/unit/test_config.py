@@ -113,6 +113,37 @@ def test_no_url_weakens_tls(monkeypatch: pytest.MonkeyPatch, url: str, reason: s
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AMQP_HOST", "rabbit..example"),
+        ("CELERY_BROKER_URL", "amqp://u:s3cret@one;amqp://u:s3cret@.svc.local"),
+        ("CELERY_BROKER_URL", f"amqp://u:s3cret@{'r' * 64}:5672/v"),
+        ("CELERY_BROKER_URL", "amqp://u:s3cret@rabbit%2E%2Eexample"),
+        ("PROJ_MANAGEMENT_URL", "http://u:s3cret@rabbit..example:15672"),
+    ],
+)
+def test_a_host_that_no_name_server_can_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """An empty or too long part of its name, as an empty variable leaves it, is told at the start."""
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(ConfigError, match=f"{name} cannot be used: expected a host name") as caught:
+        config.load()
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "rabbit.example.", "bücher.example", "my_host", "127.0.0.1", "::1"]
+)
+def test_a_host_that_may_be_there(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """Only a name server knows more."""
+    monkeypatch.setenv("AMQP_HOST", host)
+
+    assert config.load().amqp_host == host
+
+
+@pytest.mark.parametrize(
     ("file", "text", "reason"),
     [
         ("gone.pem", None, "No such file"),
