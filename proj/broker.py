@@ -85,7 +85,7 @@ class BrokerNode:
         server_dir: Path | None = None,
         extra_config: str = "",
     ) -> None:
-        self.data_dir = data_dir.expanduser().absolute()
+        self.data_dir = data_dir.absolute()
         self.extra_config = extra_config
         self._server_dir = server_dir
         self._ports = (port, management_port, metrics_port)

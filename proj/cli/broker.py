@@ -34,6 +34,8 @@ _dir_option = click.option(
     "data_dir",
     type=click.Path(file_okay=False, path_type=Path),
     default=_default_dir,
+    # No shell expands the `~` of --dir=~/node.
+    callback=lambda _ctx, _param, folder: folder.expanduser().absolute(),
     show_default="broker in the state folder, PROJ_STATE_DIR",
     help="Folder of the node's data, settings and log.",
 )

@@ -40,10 +40,11 @@ def done(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> dict[objec
         return {name: pool.submit(life, tmp_path_factory.mktemp("done")) for name, life in lives.items()}
 
 
-def start_cli(*arguments: object) -> subprocess.Popen[str]:
+def start_cli(*arguments: object, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "proj", "broker", *map(str, arguments)],
         cwd=REPOSITORY,
+        env=os.environ | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -51,8 +52,8 @@ def start_cli(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def cli(*arguments: object) -> tuple[int, str, str]:
-    with start_cli(*arguments) as process:
+def cli(*arguments: object, **env: str) -> tuple[int, str, str]:
+    with start_cli(*arguments, **env) as process:
         stdout, stderr = process.communicate(timeout=COMMAND_TIMEOUT)
     return process.returncode, stdout, stderr
 
@@ -122,17 +123,21 @@ def test_start_status_stop(done: dict[object, Future[None]]) -> None:
 
 
 def start_status_stop(folder: Path) -> None:
-    code, stdout, _ = cli("status", "--dir", folder)
+    # In a folder of the user's home, written as no shell expands it.
+    cli_at_home = partial(cli, HOME=str(folder))
+    in_folder, folder = "--dir=~/node", folder / "node"
+    code, stdout, _ = cli_at_home("status", in_folder)
     assert (code, stdout.split()[:2]) == (ExitCode.UNREACHABLE, ["state", "stopped"])
-    arguments = ("start", "--dir", folder, *FREE_PORTS)
-    code, stdout, stderr = cli(*arguments)
+    arguments = ("start", in_folder, *FREE_PORTS)
+    code, stdout, stderr = cli_at_home(*arguments)
     assert code == ExitCode.DONE, stderr
     info = broker.running(folder)
     assert info is not None
     found = processes(info)
     try:
+        assert stderr == f"Stop it with: proj broker stop --dir {folder}\n"
         assert f"amqp        {info.safe_url}\n" in stdout
-        code, stdout, _ = cli("status", "--json", "--dir", folder)
+        code, stdout, _ = cli_at_home("status", "--json", in_folder)
         assert code == ExitCode.DONE
         assert json.loads(stdout) == {
             "state": "running",
@@ -143,7 +148,7 @@ def start_status_stop(folder: Path) -> None:
             "log": str(info.log),
             "pid": info.pid,
         }
-        code, stdout, stderr = cli(*arguments)
+        code, stdout, stderr = cli_at_home(*arguments)
         assert (code, stdout) == (ExitCode.UNREACHABLE, "")
         assert stderr.startswith("Error: a node runs already on")
         assert stderr.count("\n") == 1
@@ -151,4 +156,4 @@ def start_status_stop(folder: Path) -> None:
         code, _, stderr = cli("stop", "--dir", folder)
     assert (code, stderr) == (ExitCode.DONE, f"Stopped the node on {folder}.\n")
     assert alive(found) == []
-    assert cli("stop", "--dir", folder) == (ExitCode.DONE, "", f"No node runs on {folder}.\n")
+    assert cli_at_home("stop", in_folder) == (ExitCode.DONE, "", f"No node runs on {folder}.\n")
