@@ -1,11 +1,13 @@
 """The entry point of `proj` and of `python -m proj`."""
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the command line; `proj --help` and `proj health` take no time for importing click."""
-    if sys.argv[1:] == ["--help"] and sys.stdout:
+    _open_closed_streams()
+    if sys.argv[1:] == ["--help"]:
         from proj.cli import help_text
 
         if help_text.fits_terminal():
@@ -23,6 +25,13 @@ def main() -> None:
     from proj.cli.main import proj
 
     proj(prog_name="proj")
+
+
+def _open_closed_streams() -> None:
+    """Let what is closed, as by `>&-`, lead nowhere; else the next file or connection has its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  the lowest number that is free
 
 
 if __name__ == "__main__":

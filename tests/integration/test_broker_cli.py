@@ -40,9 +40,10 @@ def done(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> dict[objec
         return {name: pool.submit(life, tmp_path_factory.mktemp("done")) for name, life in lives.items()}
 
 
-def start_cli(*arguments: object, **env: str) -> subprocess.Popen[str]:
+def start_cli(*arguments: object, closed: str = "", **env: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "proj", "broker", *map(str, arguments)]
     return subprocess.Popen(
-        [sys.executable, "-m", "proj", "broker", *map(str, arguments)],
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *command],
         cwd=REPOSITORY,
         env=os.environ | env,
         stdout=subprocess.PIPE,
@@ -52,8 +53,8 @@ def start_cli(*arguments: object, **env: str) -> subprocess.Popen[str]:
     )
 
 
-def cli(*arguments: object, **env: str) -> tuple[int, str, str]:
-    with start_cli(*arguments, **env) as process:
+def cli(*arguments: object, closed: str = "", **env: str) -> tuple[int, str, str]:
+    with start_cli(*arguments, closed=closed, **env) as process:
         stdout, stderr = process.communicate(timeout=COMMAND_TIMEOUT)
     return process.returncode, stdout, stderr
 
@@ -129,7 +130,8 @@ def start_status_stop(folder: Path) -> None:
     code, stdout, _ = cli_at_home("status", in_folder)
     assert (code, stdout.split()[:2]) == (ExitCode.UNREACHABLE, ["state", "stopped"])
     arguments = ("start", in_folder, *FREE_PORTS)
-    code, stdout, stderr = cli_at_home(*arguments)
+    # Without a stdin, whose number the lock of the node must not get.
+    code, stdout, stderr = cli_at_home(*arguments, closed="<&-")
     assert code == ExitCode.DONE, stderr
     info = broker.running(folder)
     assert info is not None

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.bundle import BIN, COMMAND_TIMEOUT, Bundle, eventually
+from tests.integration import dead
 
 
 def _ids(bundle: Bundle) -> list[str]:
@@ -267,10 +268,23 @@ def test_wait_shows_a_progress_bar_on_a_terminal_only(bundle: Bundle) -> None:
     assert b"waiting for results" in drawn
 
 
-def test_help_with_stdout_closed(bundle: Bundle) -> None:
-    """Nothing can be printed; that is no reason for a traceback."""
-    done = bundle.run("sh", "-c", f"'{BIN}/proj' --help >&-")
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("--help >&-", 0),
+        ("queues --watch no-such-queue >&-", 65),
+        ("health --live >&-", 69),
+        ("health --live --json >&-", 69),
+        ("dead redrive --all 2>&-", 0),
+    ],
+)
+def test_with_a_stream_closed(bundle: Bundle, command: str, code: int) -> None:
+    """Nothing can be printed there; what is done, and the exit code, are those of any other time."""
+    dead.expire(bundle, 1)
+    done = bundle.run("sh", "-c", f"'{BIN}/proj' {command}")
 
+    assert done.returncode == code
+    assert "unexpected" not in done.stderr
     assert "Traceback" not in done.stderr
 
 
