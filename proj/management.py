@@ -7,9 +7,8 @@ import base64
 import http.client
 import json
 import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -85,19 +84,25 @@ class Management:
         )
 
     def _ask(self, path: str, read: Callable[[http.client.HTTPResponse], T]) -> T:
+        """What `read` makes of the answer. No proxy and no redirect gets to see the password."""
         login = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
-        request = urllib.request.Request(
-            f"{self.url}/api/{path}", headers={"Authorization": f"Basic {login}"}
-        )
-        context = tls.context(self.ca) if self.url.startswith("https:") else None
+        url = urlsplit(self.url)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT, context=context) as response:
+            with closing(self._connection(url.netloc)) as connection:
+                connection.request(
+                    "GET", f"{url.path}/api/{path}", headers={"Authorization": f"Basic {login}"}
+                )
+                response = connection.getresponse()
+                if response.status != http.HTTPStatus.OK:
+                    raise self._refusal(response, path)
                 return read(response)
-        except urllib.error.HTTPError as error:
-            with error:
-                raise self._refusal(error, path) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._unreachable(error) from error
+
+    def _connection(self, address: str) -> http.client.HTTPConnection:
+        if self.url.startswith("https:"):
+            return http.client.HTTPSConnection(address, timeout=TIMEOUT, context=tls.context(self.ca))
+        return http.client.HTTPConnection(address, timeout=TIMEOUT)
 
     def of_vhost(self, kind: str, name: str = "", **options: object) -> Any:
         """The answer about all of a kind (`queues`, `exchanges` …) in the virtual host, or about one."""
@@ -108,36 +113,35 @@ class Management:
         path = "/".join((kind, *(quote(each, safe="") for each in (self.vhost, name) if each)))
         return f"{path}?{urlencode(options, safe=',')}" if options else path
 
-    def _refusal(self, error: urllib.error.HTTPError, path: str) -> ManagementUnavailable:
-        if error.code == http.HTTPStatus.UNAUTHORIZED:
+    def _refusal(self, answer: http.client.HTTPResponse, path: str) -> ManagementUnavailable:
+        if answer.status == http.HTTPStatus.UNAUTHORIZED:
             return ManagementUnavailable(
                 f"the management API at {self.url} refused user {self.user!r}: "
                 "its password is wrong, or it lacks the tag 'monitoring'",
                 "name a user that may ask it in PROJ_MANAGEMENT_URL, or: "
                 f"rabbitmqctl set_user_tags {self.user} monitoring",
             )
-        if error.code == http.HTTPStatus.NOT_FOUND:
+        if answer.status == http.HTTPStatus.NOT_FOUND:
             return ManagementUnavailable(
                 f"the management API at {self.url} knows no {unquote(path)!r}", f"{_CHECK} and AMQP_VHOST"
             )
         return ManagementUnavailable(
-            f"the management API at {self.url} answered {error.code} {error.reason}", _CHECK
+            f"the management API at {self.url} answered {answer.status} {answer.reason}", _CHECK
         )
 
     def _unreachable(self, error: Exception) -> ManagementUnavailable:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ConnectionRefusedError):
+        if isinstance(error, ConnectionRefusedError):
             return ManagementUnavailable(
                 f"no management API answers at {self.url}",
                 "switch it on with: rabbitmq-plugins enable rabbitmq_management; or set PROJ_MANAGEMENT_URL",
             )
-        if isinstance(reason, ssl.SSLError):
+        if isinstance(error, ssl.SSLError):
             host = urlsplit(self.url).hostname or ""
-            return ManagementUnavailable(*tls.explain(reason, host, f"the management API at {self.url}"))
-        if isinstance(reason, TimeoutError):
+            return ManagementUnavailable(*tls.explain(error, host, f"the management API at {self.url}"))
+        if isinstance(error, TimeoutError):
             return ManagementUnavailable(f"the management API at {self.url} does not answer in time", _CHECK)
-        if isinstance(reason, OSError):
-            words = reason.strerror or str(reason)
+        if isinstance(error, OSError):
+            words = error.strerror or str(error)
             return ManagementUnavailable(
                 f"the management API at {self.url} cannot be reached: {words}", _CHECK
             )

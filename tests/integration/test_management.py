@@ -1,8 +1,10 @@
 """What the management API of a real broker answers, and what goes wrong with it."""
 
+import select
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -19,25 +21,34 @@ def management(bundle: Bundle, url: str | None = None) -> Management:
     return Management.from_settings(settings)
 
 
-@pytest.fixture
-def not_http() -> Iterator[int]:
-    """The port of a program that answers, but speaks no HTTP."""
+@contextmanager
+def answering(answer: bytes) -> Iterator[int]:
+    """The port of a program that answers the same to everybody."""
 
-    def answer() -> None:
+    def serve() -> None:
         while True:
             try:
                 peer, _ = server.accept()
             except OSError:
                 return
             with peer:
-                peer.sendall(b"220 mail.example ESMTP\r\n")
+                peer.recv(65536)
+                peer.sendall(answer)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=serve)
         thread.start()
         yield server.getsockname()[1]
         server.shutdown(socket.SHUT_RDWR)
     thread.join()
+
+
+@pytest.fixture
+def bystander() -> Iterator[str]:
+    """The URL of a server that nobody is to talk to; nobody has."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert select.select([server], [], [], 0)[0] == [], "somebody has connected"
 
 
 def test_the_broker_says_which_it_is(bundle: Bundle) -> None:
@@ -76,10 +87,29 @@ def test_an_api_that_is_off_is_told_with_the_way_to_switch_it_on(bundle: Bundle)
         management(bundle, f"http://127.0.0.1:{port}").get("overview")
 
 
-def test_another_program_at_its_port_is_told(bundle: Bundle, not_http: int) -> None:
+def test_another_program_at_its_port_is_told(bundle: Bundle) -> None:
     """One that answers something else."""
-    with pytest.raises(ManagementUnavailable, match="is no management API"):
-        management(bundle, f"http://127.0.0.1:{not_http}").get("overview")
+    with (
+        answering(b"220 mail.example ESMTP\r\n") as port,
+        pytest.raises(ManagementUnavailable, match="is no management API"),
+    ):
+        management(bundle, f"http://127.0.0.1:{port}").get("overview")
+
+
+def test_a_proxy_is_not_told_the_password(bundle: Bundle, bystander: str) -> None:
+    """The broker is asked itself, whatever proxy the environment names for others."""
+    done = bundle.proj("queues", env={"http_proxy": bystander, "no_proxy": ""})
+    assert "from the management API" in done.stderr, done
+
+
+def test_a_redirect_is_not_followed(bundle: Bundle, bystander: str) -> None:
+    """Where it leads would be told the password."""
+    redirect = f"HTTP/1.1 302 Found\r\nLocation: {bystander}/\r\nContent-Length: 0\r\n\r\n"
+    with (
+        answering(redirect.encode()) as port,
+        pytest.raises(ManagementUnavailable, match="answered 302 Found"),
+    ):
+        management(bundle, f"http://127.0.0.1:{port}").get("overview")
 
 
 @pytest.mark.parametrize(

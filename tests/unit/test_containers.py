@@ -1,6 +1,11 @@
 """What Dockerfile, docker-compose.yml and .env.example must hold to, on a machine that has no Docker too."""
 
+import http.server
+import os
 import re
+import subprocess
+import sys
+import threading
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -177,3 +182,25 @@ def test_the_broker_tries_again_as_soon_as_the_private_node() -> None:
     advanced = (ROOT / "deploy/rabbitmq/advanced.config").read_text()
     assert re.sub("^%.*\n", "", advanced, flags=re.M).strip() == ADVANCED_CONFIG
     assert "/advanced.config:/etc/rabbitmq/advanced.config:ro" in SERVICES["rabbitmq"]["volumes"]
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_flower_itself_is_asked_whether_it_is_well(status: int) -> None:
+    """Docker tells its containers of its user's proxy, which does not reach them."""
+
+    class Flower(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response_only(status if self.path == "/healthcheck" else 404)
+            self.end_headers()
+
+    check = re.findall(r'^ +test: \[CMD, python, -c, "(.*)"\]$', SERVICES["flower"]["healthcheck"], re.M)[0]
+    with http.server.HTTPServer(("127.0.0.1", 0), Flower) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        program = check.replace("5555", str(server.server_port))
+        proxy = {"http_proxy": "http://127.0.0.1:1", "no_proxy": ""}
+        done = subprocess.run([sys.executable, "-c", program], env=os.environ | proxy)
+        server.shutdown()
+        thread.join()
+
+    assert (done.returncode == 0) == (status == 200)
