@@ -18,7 +18,8 @@ WORKERS_TIMEOUT: Final = 5.0
 
 
 class RemoteControl:
-    """Asks over one connection, once; `celery.app.control` publishes on a second one, however long it takes.
+    """Asks and tells over one connection, once; `celery.app.control` publishes on a second one, however long
+    it takes.
 
     Workers answer to a queue that is exclusive, and goes with the connection.
     """
@@ -48,6 +49,10 @@ class RemoteControl:
         else:
             answers = self._mailbox.call(workers, command, timeout=PATIENCE)
         return {worker: said for answer in answers for worker, said in answer.items() if _is_answer(said)}
+
+    def tell(self, command: str) -> None:
+        """Send all workers one of Celery's commands. Raises `proj.broker_errors.ERRORS`."""
+        self._mailbox.abcast(command)
 
 
 def held_by_workers(queue: Any, consumers: int) -> int:

@@ -109,7 +109,7 @@ def _clocks(subject: Subject) -> dict[str, float]:
     with subject.channel() as channel:
         queue = subject.app.events.Receiver(channel, routing_key="worker.heartbeat").queue
         with channel.Consumer([queue], callbacks=[beat], no_ack=True, accept=["json"]):
-            subject.app.control.broadcast("heartbeat", connection=subject.broker)
+            RemoteControl(subject.app, subject.broker).tell("heartbeat")
             deadline = time.monotonic() + _BEAT_PATIENCE
             with suppress(TimeoutError):
                 while ahead.keys() < subject.workers.keys():

@@ -21,6 +21,23 @@ def doctor(bundle: Bundle, env: dict[str, str] | None = None) -> Findings:
     return found
 
 
+#: Seconds in which the doctor ends, whatever hangs, and those that a busy machine may take beyond.
+LIMIT, SLACK = 30, 20
+
+
+def examine_after(bundle: Bundle, before: str) -> tuple[Findings, float]:
+    """What the doctor finds in a program that has run these lines before, and the seconds that it takes."""
+    found, seconds = bundle.python(f"""
+import dataclasses, json, time
+from proj import app, doctor
+{before}
+began = time.monotonic()
+found = [dataclasses.asdict(finding) for finding in doctor.examine()]
+print(json.dumps([found, time.monotonic() - began]))
+""")
+    return found, seconds
+
+
 def bad(found: Findings) -> list[tuple[str, str]]:
     """Level and check of what is not well."""
     return [(each["level"], each["check"]) for each in found if each["level"] not in {"ok", "info"}]

@@ -5,7 +5,21 @@ import re
 import signal
 
 from tests.bundle import Bundle
-from tests.doctor.findings import about, control, doctor, finds, follow
+from tests.doctor.findings import LIMIT, SLACK, about, control, doctor, examine_after, finds, follow
+
+#: Acts once, when workers are about to be asked for a heartbeat over a connection that stands.
+BEFORE_HEARTBEATS = """
+import amqp
+acts = [act]
+def before(publish):
+    def publish_after(channel, message, *args, **options):
+        if '"heartbeat"' in str(message.body) and acts:
+            acts.pop()()
+        return publish(channel, message, *args, **options)
+    return publish_after
+for name in ("basic_publish", "basic_publish_confirm"):
+    setattr(amqp.Channel, name, before(getattr(amqp.Channel, name)))
+"""
 
 
 def test_workers(declared: Bundle) -> None:
@@ -31,3 +45,23 @@ def test_workers(declared: Bundle) -> None:
 
     os.kill(worker.process.pid, signal.SIGSTOP)
     about(doctor(declared), "present_workers", "1 workers consume, and none answers")
+
+
+def test_broker_that_freezes_while_the_clocks_are_compared(own: Bundle) -> None:
+    """The question to the workers is bounded in time, as all else is."""
+    own.worker().ready()
+    freeze = f"""
+import os, signal, threading
+def act():
+    os.kill({own.node.pid}, signal.SIGSTOP)
+    thaw = threading.Timer({LIMIT + SLACK}, os.kill, ({own.node.pid}, signal.SIGCONT))
+    thaw.daemon = True
+    thaw.start()
+"""
+    try:
+        found, seconds = examine_after(own, freeze + BEFORE_HEARTBEATS)
+    finally:
+        os.kill(own.node.pid, signal.SIGCONT)
+
+    assert about(found, "worker_clocks")["level"] == "skipped"
+    assert seconds < LIMIT + SLACK
