@@ -104,7 +104,9 @@ def _clocks(subject: Subject) -> dict[str, float]:
         return ahead
 
     def beat(event: dict[str, Any], _message: Any) -> None:
-        ahead[event["hostname"]] = event["timestamp"] - time.time()
+        # Other applications of the virtual host have workers, too.
+        if event.get("hostname") in subject.workers:
+            ahead[event["hostname"]] = event["timestamp"] - time.time()
 
     with subject.channel() as channel:
         queue = subject.app.events.Receiver(channel, routing_key="worker.heartbeat").queue

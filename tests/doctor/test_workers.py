@@ -5,7 +5,7 @@ import re
 import signal
 
 from tests.bundle import Bundle
-from tests.doctor.findings import LIMIT, SLACK, about, control, doctor, examine_after, finds, follow
+from tests.doctor.findings import LIMIT, SLACK, about, bad, control, doctor, examine_after, finds, follow
 
 #: Acts once, when workers are about to be asked for a heartbeat over a connection that stands.
 BEFORE_HEARTBEATS = """
@@ -65,3 +65,18 @@ def act():
 
     assert about(found, "worker_clocks")["level"] == "skipped"
     assert seconds < LIMIT + SLACK
+
+
+def test_heartbeat_of_another_application(declared: Bundle) -> None:
+    """In the same virtual host, it is not taken for that of the worker that is waited for."""
+    declared.worker().ready()
+    foreign = """
+def act():
+    beat = {"type": "worker-heartbeat", "hostname": "celery@other", "timestamp": time.time() - 3600}
+    with app.connection_for_write() as connection:
+        connection.Producer().publish(beat, exchange="celeryev", routing_key="worker.heartbeat")
+"""
+    found, _ = examine_after(declared, foreign + BEFORE_HEARTBEATS)
+
+    assert "worker_clocks" not in [check for _, check in bad(found)], found
+    assert [each["level"] for each in found if each["check"] == "worker_clocks"] == ["ok"]
