@@ -2,7 +2,6 @@
 
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -15,7 +14,7 @@ from kombu import Connection, pools
 
 from proj import broker_errors, transport
 from proj.config import CONNECT_TIMEOUT
-from proj.deadline import cut_after
+from proj.deadline import cut_after, within
 
 #: Why a broker that `is_blocked` confirms nothing.
 ALARM: Final = "for it takes no messages while its memory or its disk is short"
@@ -152,16 +151,8 @@ def _listen_for_alarms(connection: Connection) -> None:
 
 
 def _resolve(host: str, patience: float) -> None:
-    """Raise `TimeoutError` when the address of the host is not found in time.
-
-    The system's resolver has timeouts of its own, 10 to 30 seconds, and cannot be interrupted, so it is
-    asked in a thread, before py-amqp asks it.
-    """
-    thread = threading.Thread(target=_look_up, args=(host,), daemon=True)
-    thread.start()
-    thread.join(patience)
-    if thread.is_alive():
-        raise TimeoutError(f"the address of {host!r} is not found in time")
+    """Raise `TimeoutError` when the address of the host is not found in time, before py-amqp looks for it."""
+    within(patience, partial(_look_up, host))
 
 
 def _look_up(host: str) -> None:

@@ -1,9 +1,12 @@
-"""A deadline for a block of code that waits on a connection."""
+"""A deadline for code that waits."""
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
+
+T = TypeVar("T")
 
 #: Seconds between two cuts: what is cut may open anew, as for the next address of a name.
 _AGAIN: Final = 0.1
@@ -32,3 +35,21 @@ def cut_after(seconds: float, cut: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         running.release()
+
+
+def within(seconds: float, act: Callable[[], T]) -> T:
+    """What `act` returns or raises; `TimeoutError` when it takes longer, and goes on in a thread of its own.
+
+    For what cannot be cut: the system's resolver has timeouts of its own, 10 to 30 seconds, and a driver of a
+    database may wait for ever.
+    """
+    ended: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            ended.set_result(act())
+        except Exception as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return ended.result(seconds)

@@ -11,15 +11,18 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from proj import tls
 from proj.config import Settings
+from proj.deadline import within
 from proj.errors import ManagementUnavailable
 
-#: Seconds for one answer. It takes milliseconds; a broker with thousands of queues takes a second.
+#: Seconds for one answer, with the look-up of the host. It takes milliseconds; a broker with thousands of
+#: queues takes a second.
 TIMEOUT: Final = 5.0
 
 #: Ports of the management API, beside AMQP's 5672 and 5671.
@@ -84,20 +87,21 @@ class Management:
         )
 
     def _ask(self, path: str, read: Callable[[http.client.HTTPResponse], T]) -> T:
+        try:
+            return within(TIMEOUT, partial(self._request, path, read))
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise self._unreachable(error) from error
+
+    def _request(self, path: str, read: Callable[[http.client.HTTPResponse], T]) -> T:
         """What `read` makes of the answer. No proxy and no redirect gets to see the password."""
         login = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         url = urlsplit(self.url)
-        try:
-            with closing(self._connection(url.netloc)) as connection:
-                connection.request(
-                    "GET", f"{url.path}/api/{path}", headers={"Authorization": f"Basic {login}"}
-                )
-                response = connection.getresponse()
-                if response.status != http.HTTPStatus.OK:
-                    raise self._refusal(response, path)
-                return read(response)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise self._unreachable(error) from error
+        with closing(self._connection(url.netloc)) as connection:
+            connection.request("GET", f"{url.path}/api/{path}", headers={"Authorization": f"Basic {login}"})
+            response = connection.getresponse()
+            if response.status != http.HTTPStatus.OK:
+                raise self._refusal(response, path)
+            return read(response)
 
     def _connection(self, address: str) -> http.client.HTTPConnection:
         if self.url.startswith("https:"):

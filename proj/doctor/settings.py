@@ -1,16 +1,17 @@
 """What the programs of this machine are told: time limits, confirms, the result store, and passwords."""
 
 import socket
-import threading
 import uuid
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from ipaddress import ip_address
-from typing import Final, TypeVar
+from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from celery import states
 
 from proj import queues
+from proj.deadline import within
 from proj.doctor.finding import Finding, error, info, ok, warning
 from proj.doctor.subject import Subject
 from proj.enqueue import own_tasks
@@ -41,7 +42,10 @@ _DEFAULT_PASSWORDS: Final = frozenset({"", "guest", "admin", "rabbitmq", "passwo
 #: Seconds for the result store to take one result and give it back.
 _STORE_TIMEOUT: Final = 2 * PATIENCE + CONNECT_TIMEOUT
 
-T = TypeVar("T")
+#: Seconds to find the addresses of a host. It takes milliseconds.
+_LOOK_UP_TIMEOUT: Final = 2
+
+_IsLocal = Callable[[str | None], bool]
 
 
 def publishing(subject: Subject) -> Iterator[Finding]:
@@ -134,7 +138,7 @@ def message_size(subject: Subject) -> Iterator[Finding]:
 def result_store(subject: Subject) -> Iterator[Finding]:
     """Whether a result can be stored, read and deleted; none is left behind."""
     try:
-        _within(_STORE_TIMEOUT, lambda: _store_and_forget(subject))
+        _try_store(subject)
     except ResultStoreError as problem:
         yield error(
             problem.message,
@@ -143,6 +147,15 @@ def result_store(subject: Subject) -> Iterator[Finding]:
         )
     else:
         yield ok("the result store takes a result, gives it back, and forgets it")
+
+
+def _try_store(subject: Subject) -> None:
+    try:
+        within(_STORE_TIMEOUT, partial(_store_and_forget, subject))
+    except TimeoutError:
+        raise ResultStoreError(
+            f"the result store does not answer within {_STORE_TIMEOUT:g} s", "check CELERY_RESULT_BACKEND"
+        ) from None
 
 
 def _store_and_forget(subject: Subject) -> None:
@@ -157,34 +170,15 @@ def _store_and_forget(subject: Subject) -> None:
         raise ResultStoreError("the result store forgets what it is given", "check CELERY_RESULT_BACKEND")
 
 
-def _within(seconds: float, act: Callable[[], None]) -> None:
-    """Raise what `act` raises, or `ResultStoreError` when it takes longer: a driver may wait for ever."""
-    raised: list[Exception] = []
-
-    def run() -> None:
-        try:
-            act()
-        except Exception as problem:
-            raised.append(problem)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise ResultStoreError(
-            f"the result store does not answer within {seconds:g} s", "check CELERY_RESULT_BACKEND"
-        )
-    if raised:
-        raise raised[0]
-
-
 def credentials(subject: Subject) -> Iterator[Finding]:
     """Whether a password can be guessed, or read on the way."""
+    # Each host is looked for once: a name server that is silent is waited for.
+    is_local = cache(_is_loopback)
     doubts: list[Finding] = []
     for url in subject.settings.broker_url.split(";"):
-        doubts += _doubts_of_broker(urlsplit(url))
+        doubts += _doubts_of_broker(urlsplit(url), is_local)
     management = urlsplit(subject.management.url)
-    if management.scheme == "http" and not _is_loopback(management.hostname):
+    if management.scheme == "http" and not is_local(management.hostname):
         doubts.append(
             warning(
                 f"the management API at {management.hostname} is asked over plain http",
@@ -192,13 +186,13 @@ def credentials(subject: Subject) -> Iterator[Finding]:
                 "let it listen with TLS, and set PROJ_MANAGEMENT_URL to https://…",
             )
         )
-    doubts += _doubts_of_database(subject.settings.result_backend)
+    doubts += _doubts_of_database(subject.settings.result_backend, is_local)
     yield from doubts or [ok("no password leaves this machine in the open, or is easily guessed")]
 
 
-def _doubts_of_broker(url: SplitResult) -> Iterator[Finding]:
+def _doubts_of_broker(url: SplitResult, is_local: _IsLocal) -> Iterator[Finding]:
     host = url.hostname or "localhost"
-    if _is_loopback(host):
+    if is_local(host):
         return
     user, password = unquote(url.username or "guest"), unquote(url.password or "guest")
     if password in _DEFAULT_PASSWORDS or password == user:
@@ -216,13 +210,9 @@ def _doubts_of_broker(url: SplitResult) -> Iterator[Finding]:
         )
 
 
-def _doubts_of_database(url: str) -> Iterator[Finding]:
+def _doubts_of_database(url: str, is_local: _IsLocal) -> Iterator[Finding]:
     database = urlsplit(url.removeprefix("db+"))
-    if (
-        database.scheme.startswith("postgresql")
-        and not database.password
-        and not _is_loopback(database.hostname)
-    ):
+    if database.scheme.startswith("postgresql") and not database.password and not is_local(database.hostname):
         yield info(
             f"CELERY_RESULT_BACKEND has no password for the database at {database.hostname}",
             "the server lets in whoever asks, unless a certificate or ~/.pgpass is what it looks at",
@@ -235,7 +225,7 @@ def _is_loopback(host: str | None) -> bool:
     if not host:
         return True
     try:
-        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
-    except OSError:
+        found = within(_LOOK_UP_TIMEOUT, partial(socket.getaddrinfo, host, None))
+    except (OSError, UnicodeError):
         return False
-    return all(ip_address(str(address).partition("%")[0]).is_loopback for address in found)
+    return all(ip_address(str(where[0]).partition("%")[0]).is_loopback for *_, where in found)

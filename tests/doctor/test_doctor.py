@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from tests.bundle import Bundle, eventually
-from tests.doctor.findings import about, finds, follow, results
+from tests.doctor.findings import LIMIT, SLACK, about, examine_after, finds, follow, results
 
 
 def seen_on_broker(bundle: Bundle) -> list[Any]:
@@ -55,3 +55,26 @@ def test_a_new_virtual_host_stays_as_it_is_until_a_worker_comes(bundle: Bundle) 
     assert "\x1b" not in shown.stdout
     follow(bundle, about(found, "queues", "proj.dead"))
     finds(bundle)
+
+
+def test_name_server_that_does_not_answer(bundle: Bundle) -> None:
+    """The time in which hosts are looked for is bounded, whoever looks for them."""
+    bundle.env |= {
+        "CELERY_BROKER_URL": "amqp://someone:l0ngs3cret@broker.invalid",
+        "PROJ_MANAGEMENT_URL": "http://api.invalid:15672",
+        "CELERY_RESULT_BACKEND": "db+postgresql://user@store.invalid/db",
+    }
+    slow_resolver = f"""
+import socket
+look_up = socket.getaddrinfo
+def slow(host, *args, **options):
+    if str(host).endswith(".invalid"):
+        time.sleep({LIMIT})
+    return look_up(host, *args, **options)
+socket.getaddrinfo = slow
+"""
+    found, seconds = examine_after(bundle, slow_resolver)
+
+    assert seconds < LIMIT + SLACK
+    about(found, "reachable", "broker.invalid", "does not answer in time")
+    assert "does not answer in time" in about(found, "management")["why"]
