@@ -2,10 +2,10 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
-from typing import Any, Final, Self
+from functools import cached_property, partial
+from typing import Any, Final, Self, TypeVar
 
 from amqp.exceptions import NotFound
 from celery import Celery
@@ -25,6 +25,8 @@ _FAREWELL: Final = 1
 
 #: What is asked for of each queue; all the rest would be counted by the broker first.
 _COLUMNS: Final = "name,type,durable,auto_delete,arguments,policy,operator_policy,effective_policy_definition"
+
+T = TypeVar("T")
 
 
 class Subject:
@@ -108,8 +110,7 @@ class Subject:
     def ask(self, path: str) -> Any:
         """The management API's answer, which is kept. Raises `ManagementUnavailable`."""
         if path not in self._answers:
-            self._check_managed()
-            self._answers[path] = self.management.get(path)
+            self._answers[path] = self._managed(partial(self.management.get, path))
         return self._answers[path]
 
     @cached_property
@@ -120,8 +121,7 @@ class Subject:
 
     def clock(self) -> float:
         """What the broker's clock says, in seconds since 1970. Raises `ManagementUnavailable`."""
-        self._check_managed()
-        return self.management.clock()
+        return self._managed(self.management.clock)
 
     def configured(self, name: str) -> int | None:
         """A number of the broker's own configuration; None when it does not tell.
@@ -129,17 +129,22 @@ class Subject:
         RabbitMQ tells it since 3.12, to administrators.
         """
         try:
-            self._check_managed()
             if "config" not in self._answers:
-                self._answers["config"] = self.management.text("config/effective")
+                self._answers["config"] = self._managed(partial(self.management.text, "config/effective"))
         except ManagementUnavailable:
             return None
         found = re.search(rf"\{{{name},(\d+)\}}", self._answers["config"])
         return int(found[1]) if found else None
 
-    def _check_managed(self) -> None:
+    def _managed(self, ask: Callable[[], T]) -> T:
         if self.unmanaged:
             raise self.unmanaged
+        try:
+            return ask()
+        except ManagementUnavailable as error:
+            if isinstance(error.__cause__, TimeoutError):
+                self.unmanaged = error  # to wait at each question would take minutes
+            raise
 
     @cached_property
     def unmanaged(self) -> ManagementUnavailable | None:

@@ -121,12 +121,44 @@ def other_clock(management_url: str, ahead: float) -> Iterator[str]:
 
         def log_message(self, *_: Any) -> None: ...
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with serving(Handler) as url:
+        yield url
+
+
+@contextmanager
+def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
         thread.join()
+
+
+def test_management_that_falls_silent(declared: Bundle) -> None:
+    """What is not answered in time once is not waited for again."""
+    asked: list[str] = []
+    ended = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/api/whoami":
+                self.send_response_only(200)
+                self.end_headers()
+                self.wfile.write(b"{}")
+            else:
+                asked.append(self.path)
+                ended.wait(PATIENCE)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with serving(Handler) as url:
+        found = doctor(declared, env={"PROJ_MANAGEMENT_URL": url})
+        ended.set()
+
+    assert len(asked) == 1
+    for check in ("feature_flags", "nodes", "memory", "disk", "clock"):
+        assert "does not answer in time" in about(found, check)["why"]
 
 
 @pytest.mark.parametrize(("ahead", "word"), [(-60, "behind"), (60, "ahead of")])
