@@ -263,3 +263,4 @@ def test_half_a_frame_on_a_connection_that_is_used_again(bundle: Bundle, proxy: 
         eventually("it arrives", lambda: select.select([sock], [], [], 0)[0])
         with connection.bounded(broker, PATIENCE):
             assert broker.connection.sock is sock
+        connection.abandon(broker)
