@@ -12,6 +12,7 @@ import pytest
 from proj import broker
 from proj.broker import BrokerNode, find_server_dir
 from proj.errors import BrokerNodeError
+from tests import ports
 from tests.bundle import Bundle, vhost_of
 from tests.missing import missing
 
@@ -46,9 +47,10 @@ def _clean_environment() -> Iterator[None]:
 def _ports_of_this_process(worker_id: str) -> Iterator[None]:
     """So that no test process beside this one takes the ports of a node that is down for a moment."""
     number = int(worker_id.removeprefix("gw") or 0) if worker_id != "master" else 0
-    some = len(broker.FREE_PORTS) // _PROCESSES
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(broker, "FREE_PORTS", broker.FREE_PORTS[number % _PROCESSES * some :][:some])
+        for owner in (broker, ports):
+            some = len(owner.FREE_PORTS) // _PROCESSES
+            patch.setattr(owner, "FREE_PORTS", owner.FREE_PORTS[number % _PROCESSES * some :][:some])
         yield
 
 

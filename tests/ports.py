@@ -4,18 +4,23 @@ import random
 import socket
 from contextlib import suppress
 
-from proj import broker
 from proj.broker_guard import HOST
 
+#: Beside those that nodes take by themselves, and below those that Linux gives to outgoing connections.
+FREE_PORTS = range(25_000, 32_768)
 
-def free_port(ports: range | None = None) -> int:
-    """A port that nobody listens at, among those of this process's nodes unless others are given.
+_given: set[int] = set()
+
+
+def free_port() -> int:
+    """A port that nobody listens at, and that was not given before.
 
     The system's own free ports will not do: it gives them to any connection, before the test listens.
     """
-    ports = ports or broker.FREE_PORTS
-    for port in random.sample(ports, len(ports)):
+    for port in random.sample(FREE_PORTS, len(FREE_PORTS)):
         with socket.socket() as probe, suppress(OSError):
             probe.bind((HOST, port))
-            return port
-    raise AssertionError(f"no port of {ports} is free")
+            if port not in _given:
+                _given.add(port)
+                return port
+    raise AssertionError(f"no port of {FREE_PORTS} is free")

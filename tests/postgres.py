@@ -21,10 +21,6 @@ from tests.ports import free_port
 
 HOST: Final = "127.0.0.1"
 
-#: Below the ports that systems give to outgoing connections, so that none takes it while the server is
-#: down, and above those of `proj.broker`.
-FREE_PORTS: Final = range(25_000, 30_000)
-
 #: The password of every role; what tests look for where no password may be.
 PASSWORD: Final = "s3cret"
 
@@ -63,7 +59,7 @@ class Postgres:
                     shutil.chown(path, SERVANT)
             self._spawn("initdb", "-U", "admin", f"--pwfile={password}", "-A", "scram-sha-256", "--no-sync")
             assert self._ended() == 0, self._log()
-            self.port = free_port(FREE_PORTS)
+            self.port = free_port()
             self.start()
         except BaseException:
             self.__exit__()

@@ -59,7 +59,7 @@ def secured(
     certificate = ca.issue_cert("localhost", HOST)
     certificate.private_key_pem.write_to_path(str(folder / "key.pem"))
     certificate.cert_chain_pems[0].write_to_path(str(folder / "cert.pem"))
-    port, management_port = _two_ports()
+    port, management_port = free_port(), free_port()
     files = {"cacertfile": ca_file, "certfile": folder / "cert.pem", "keyfile": folder / "key.pem"}
     config = [
         f"listeners.ssl.1 = {HOST}:{port}",
@@ -76,13 +76,6 @@ def secured(
     node.start()
     yield Secured(node, port, management_port)
     node.kill()
-
-
-def _two_ports() -> tuple[int, int]:
-    first = second = free_port()
-    while second == first:
-        second = free_port()
-    return first, second
 
 
 @pytest.fixture
