@@ -22,6 +22,7 @@ import pytest
 
 from tests.bundle import MANAGEMENT_OFF, PATIENCE, Bundle, eventually
 from tests.doctor.findings import Findings, about, bad, doctor, finds, follow, known_policies
+from tests.serving import serving
 
 
 def test_broker_that_is_out_of_reach(bundle: Bundle) -> None:
@@ -123,16 +124,6 @@ def other_clock(management_url: str, ahead: float) -> Iterator[str]:
 
     with serving(Handler) as url:
         yield url
-
-
-@contextmanager
-def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
 
 
 def test_management_that_falls_silent(declared: Bundle) -> None:

@@ -5,15 +5,16 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from proj import config
 from proj.broker import ADVANCED_CONFIG
+from tests.serving import serving
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
@@ -194,13 +195,9 @@ def test_flower_itself_is_asked_whether_it_is_well(status: int) -> None:
             self.end_headers()
 
     check = re.findall(r'^ +test: \[CMD, python, -c, "(.*)"\]$', SERVICES["flower"]["healthcheck"], re.M)[0]
-    with http.server.HTTPServer(("127.0.0.1", 0), Flower) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        program = check.replace("5555", str(server.server_port))
+    with serving(Flower) as url:
+        program = check.replace("5555", str(urlsplit(url).port))
         proxy = {"http_proxy": "http://127.0.0.1:1", "no_proxy": ""}
         done = subprocess.run([sys.executable, "-c", program], env=os.environ | proxy)
-        server.shutdown()
-        thread.join()
 
     assert (done.returncode == 0) == (status == 200)
