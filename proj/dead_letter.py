@@ -9,6 +9,7 @@ from typing import Any, Final
 import amqp
 
 from proj import queues, results
+from proj.reasons import Reason
 
 #: Headers of a redriven message: how often it was, and when it died first, since that history is dropped.
 REDRIVES: Final = "x-proj-redrives"
@@ -45,7 +46,7 @@ class DeadLetter:
         #: The queue it came from; None when that is not known.
         self.queue = queue if _can_be_queue(queue) else None
         reason = death.get("reason")
-        self.reason = reason if isinstance(reason, str) else "unknown"
+        self.reason = reason if isinstance(reason, str) else Reason.UNKNOWN
         #: When it became a dead letter, for the last and for the first time: ISO 8601, UTC.
         self.last = f"{died:%FT%TZ}" if isinstance(died, datetime) else None
         first = self.headers.get(FIRST_DEATH)
@@ -75,10 +76,10 @@ class DeadLetter:
     def attempts(self) -> int | None:
         """How often a worker has begun to execute it since it was sent, as far as the message tells."""
         retries = self.headers.get("retries")
-        by_death = {"rejected": 1, "delivery_limit": queues.DELIVERY_LIMIT + 1}
+        by_death: dict[str, int] = {Reason.REJECTED: 1, Reason.DELIVERY_LIMIT: queues.DELIVERY_LIMIT + 1}
         known = by_death.get(self.reason, 0) + (retries if isinstance(retries, int) else 0)
         # The limit of a queue of someone else is not known.
-        is_told = self.reason != "delivery_limit" or self.queue == queues.task_queue.name
+        is_told = self.reason != Reason.DELIVERY_LIMIT or self.queue == queues.task_queue.name
         return known if self.deaths and is_told else None
 
     @property

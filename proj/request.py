@@ -14,6 +14,7 @@ from celery.utils.serialization import create_exception_cls
 from celery.worker import request
 
 from proj import config, events, queues
+from proj.reasons import Reason
 
 log = get_logger(__name__)
 
@@ -25,7 +26,7 @@ class Request(request.Request):
     _over = False
 
     #: Why the message is rejected, once it is, and the exception in the worker's main process.
-    _reason = "failed"
+    _reason = Reason.FAILED
     _exception: str | None = None
 
     #: It was said that the message is given back: its task is ended, and it is left unacknowledged.
@@ -79,7 +80,7 @@ class Request(request.Request):
     def maybe_expire(self) -> bool:
         """Whether the message's time is over; then it becomes a dead letter instead of being dropped."""
         if super().maybe_expire():
-            self._over, self._reason = True, "expired"
+            self._over, self._reason = True, Reason.EXPIRED
         return self._over
 
     def revoked(self) -> bool:
@@ -97,7 +98,7 @@ class Request(request.Request):
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         """End the task and leave its message to the broker, who gives it to another worker."""
         # The worker asks for no retry only when it ends.
-        self._say_given_back("connection_lost" if emit_retry else "shutdown")
+        self._say_given_back(Reason.CONNECTION_LOST if emit_retry else Reason.SHUTDOWN)
         self._cancelled = True
         try:
             super().cancel(pool, signal, emit_retry)
@@ -118,7 +119,7 @@ class Request(request.Request):
         if requeue:
             self._say_given_back(self._reason)
         elif not self.acknowledged:
-            words = f"became a dead letter: {self._reason.replace('_', ' ')}"
+            words = f"became a dead letter: {self._reason.words}"
             self._say(logging.WARNING, events.DEAD_LETTERED, words, reason=self._reason)
         super().reject(requeue=requeue)
 
@@ -136,9 +137,9 @@ class Request(request.Request):
         if isinstance(error, TimeLimitExceeded):
             self._end_at_limit(error)
         elif isinstance(error, WorkerLostError):
-            self._reason, self._exception = "worker_lost", repr(error)
+            self._reason, self._exception = Reason.WORKER_LOST, repr(error)
         elif isinstance(error, Reject):
-            self._reason = "rejected"
+            self._reason = Reason.REJECTED
         ended = super().on_failure(exc_info, *args, **kwargs)
         if isinstance(error, WorkerLostError):
             self.task.backend.store_result(self.id, error, states.RETRY, request=self._context)
@@ -147,13 +148,13 @@ class Request(request.Request):
     def _end_at_limit(self, error: TimeLimitExceeded) -> None:
         """Note that the task was killed at its hard time limit, which is told twice, in any order."""
         if not self._over:
-            self._over, self._reason = True, "time_limit"
+            self._over, self._reason = True, Reason.TIME_LIMIT
             words = "failed: hard time limit exceeded, its process is killed"
             self._say(logging.ERROR, events.FAILED, words, exception=repr(error))
 
-    def _say_given_back(self, reason: str) -> None:
+    def _say_given_back(self, reason: Reason) -> None:
         if not self.acknowledged and not self._cancelled:
-            words = f"given back: {reason.replace('_', ' ')}"
+            words = f"given back: {reason.words}"
             if self._exception:
                 words += f": {self._exception}"
             self._say(logging.WARNING, events.GIVEN_BACK, words, reason=reason, exception=self._exception)

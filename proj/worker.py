@@ -19,6 +19,7 @@ from celery.worker import consumer
 
 from proj import broker_errors, celery_lines, config, connection, events, logs, queues
 from proj.errors import ConfigError, ExitCode, ProjError
+from proj.reasons import Reason
 from proj.worker_heartbeat import HeartbeatStep, beating
 
 log = get_logger(__name__)
@@ -103,19 +104,19 @@ class Consumer(consumer.Consumer):
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Make a message that cannot be read a dead letter; Celery would acknowledge it, and lose it."""
-        _say_dead(message, "unreadable", exc)
+        _say_dead(message, Reason.UNREADABLE, exc)
         message.reject_log_error(log, self.connection_errors)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
-        _say_dead(message, "no_task")
+        _say_dead(message, Reason.NO_TASK)
         super().on_unknown_message(body, message)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
-        _say_dead(message, "unknown_task")
+        _say_dead(message, Reason.UNKNOWN_TASK)
         super().on_unknown_task(body, message, exc)
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
-        _say_dead(message, "invalid", exc)
+        _say_dead(message, Reason.INVALID, exc)
         super().on_invalid_task(body, message, exc)
 
 
@@ -185,10 +186,10 @@ def bound_shutdown(how: str, **_: Any) -> None:
         timer.start()
 
 
-def _say_dead(message: Any, reason: str, error: BaseException | None = None) -> None:
+def _say_dead(message: Any, reason: Reason, error: BaseException | None = None) -> None:
     """Say that a message becomes a dead letter because it is no request to execute a task."""
     headers, properties = message.headers or {}, message.properties or {}
-    words = f"became a dead letter: {reason.replace('_', ' ')}{f': {error}' if error else ''}"
+    words = f"became a dead letter: {reason.words}{f': {error}' if error else ''}"
     task_id = headers.get("id") or properties.get("correlation_id") or properties.get("message_id")
     events.say(log, logging.ERROR, events.DEAD_LETTERED, task_id, headers.get("task"), words, reason=reason)
 

@@ -11,6 +11,7 @@ import click
 from proj.cli.progress import progress_bar
 from proj.errors import BadInput, ExitCode, ProjError
 from proj.printable import indented, printable
+from proj.reasons import Reason
 
 if TYPE_CHECKING:
     from proj.dead_letter import DeadLetter
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
     from proj.results import Outcome
 
 #: What the broker's reasons mean; `unknown` is a message that the broker says nothing about.
-REASONS: Final = {
-    "rejected": "a worker could not execute it",
-    "expired": "no worker took it in time",
-    "delivery_limit": "given back {times}, as by workers that it kills",
-    "maxlen": "its queue was full",
-    "unknown": "put here by hand",
+REASONS: Final[dict[str, str]] = {
+    Reason.REJECTED: "a worker could not execute it",
+    Reason.EXPIRED: "no worker took it in time",
+    Reason.DELIVERY_LIMIT: "given back {times}, as by workers that it kills",
+    Reason.MAXLEN: "its queue was full",
+    Reason.UNKNOWN: "put here by hand",
 }
 
 #: Columns that are cut, and to how many characters at least, when a line would be wider than the terminal.
@@ -35,7 +36,9 @@ _WIDTH: Final = 200
 
 def _choosing(command: Callable[..., Any]) -> Callable[..., Any]:
     task = click.option("--task", metavar="NAME", help="Only those of this task.")
-    reason = click.option("--reason", type=click.Choice(list(REASONS)), help="Only those with this reason.")
+    reason = click.option(
+        "--reason", type=click.Choice([*map(str, REASONS)]), help="Only those with this reason."
+    )
     return task(reason(command))
 
 

@@ -12,6 +12,7 @@ from proj import config
 from proj.cli import help_text
 from proj.cli.main import COMMANDS, proj
 from proj.errors import ExitCode
+from proj.reasons import Reason
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -109,3 +110,8 @@ def test_glossary_words_are_used() -> None:
     words = re.findall(r"^\| ([a-z ]+) \|", GLOSSARY, re.MULTILINE)[1:]
     assert "dead letter" in words
     assert [word for word in words if word not in text] == []
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_every_reason_is_in_the_docs(reason: Reason) -> None:
+    assert f"`{reason}`" in (ROOT / "docs" / "logs.md").read_text()
