@@ -1,12 +1,10 @@
 """How tasks ended, as the result store has it."""
 
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, date
-from datetime import time as time_of_day
+from datetime import UTC
 from typing import Any, Final
 
 import celery.exceptions
@@ -99,15 +97,6 @@ def _not_yet(task_id: str, timeout: float | None) -> NoResultYet:
         f"message {task_id} is accepted, but has no result after {timeout:g} s",
         f"is a worker running? Look again with: proj result {task_id}",
     )
-
-
-def to_json(value: Any) -> str:
-    """The value as JSON; what Celery's JSON has beyond that, such as a date or a decimal number, as text."""
-    return json.dumps(value, default=_as_text)
-
-
-def _as_text(value: Any) -> str:
-    return value.isoformat() if isinstance(value, date | time_of_day) else str(value)
 
 
 def _result(task_id: str) -> AsyncResult:

@@ -1,6 +1,5 @@
 """`proj broker`: a private RabbitMQ node, for development and tests."""
 
-import json
 import shlex
 import signal
 import sys
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from proj.errors import ExitCode
+from proj.strict_json import to_json
 
 if TYPE_CHECKING:
     from proj.broker import BrokerNode
@@ -157,7 +157,7 @@ def status(data_dir: Path, as_json: bool) -> None:
     state = "stopped" if info is None else "running" if answers(info) else "starting"
     fields = _fields(state, data_dir, info)
     if as_json:
-        click.echo(json.dumps(fields))
+        click.echo(to_json(fields))
     else:
         _print_lines(fields)
     if state != "running":

@@ -1,6 +1,5 @@
 """`proj dead`: the dead-letter queue."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -12,6 +11,7 @@ from proj.cli.progress import progress_bar
 from proj.errors import BadInput, ExitCode, ProjError
 from proj.printable import indented, printable
 from proj.reasons import Reason
+from proj.strict_json import to_json
 
 if TYPE_CHECKING:
     from proj.dead_letter import DeadLetter
@@ -85,7 +85,7 @@ def list_(task: str | None, reason: str | None, limit: int, as_json: bool) -> No
     rows = [_row(letter, outcomes.of(letter)) for letter in letters]
     if as_json:
         for row in rows:
-            click.echo(json.dumps(row))
+            click.echo(to_json(row))
     elif rows:
         _print_table(rows)
     else:
@@ -111,11 +111,11 @@ def show(letter_id: str, as_json: bool) -> None:
     outcomes = dead_letter.Outcomes()
     details = _details(letters[0], outcomes.of(letters[0]))
     if as_json:
-        click.echo(json.dumps(details, default=str))
+        click.echo(to_json(details))
     else:
         for name, value in details.items():
             if value not in (None, {}, []):
-                text = value if isinstance(value, str) else json.dumps(value, default=str)
+                text = value if isinstance(value, str) else to_json(value)
                 click.echo(indented(name, text, 11))
     _warn(outcomes.problem)
 

@@ -1,6 +1,5 @@
 """`proj doctor`: what is in the way of the promise."""
 
-import json
 from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from proj.errors import ExitCode
+from proj.strict_json import to_json
 
 if TYPE_CHECKING:
     from proj.doctor import Finding
@@ -45,7 +45,7 @@ def doctor(as_json: bool) -> None:
             _print(finding, findings)
         findings.append(finding)
     if as_json:
-        click.echo(json.dumps([_fields(finding) for finding in findings]))
+        click.echo(to_json([_fields(finding) for finding in findings]))
     else:
         counts = Counter(finding.level for finding in findings)
         click.echo("\n" + ", ".join(f"{counts[level]} {level}" for level in Level))

@@ -14,6 +14,7 @@ from proj.cli import stdout
 from proj.cli.interrupt import kept
 from proj.cli.progress import progress_bar
 from proj.errors import BadInput, ExitCode, ProjError
+from proj.strict_json import to_json
 
 #: What `add --random` draws from, both ends included.
 RANDOM_RANGE: Final = (0, 998)
@@ -177,7 +178,7 @@ def _enqueue(
 
 def _print_id(task_id: str, name: str, as_json: bool) -> None:
     try:
-        click.echo(json.dumps({"id": task_id, "task": name}) if as_json else task_id)
+        click.echo(to_json({"id": task_id, "task": name}) if as_json else task_id)
     except BrokenPipeError:
         # Who reads the ids has had enough, as `head` does; the messages are wanted all the same.
         stdout.discard()
@@ -202,9 +203,9 @@ def _print_results(ids: list[str], timeout: float | None, as_json: bool, failed_
                 ended = results.wait(task_id, timeout, let_go, failed_before)
                 failed = failed or ended.error is not None
                 if as_json:
-                    click.echo(results.to_json(asdict(ended)))
+                    click.echo(to_json(asdict(ended)))
                 elif ended.error is None:
-                    click.echo(results.to_json(ended.result))
+                    click.echo(to_json(ended.result))
                 else:
                     click.echo(f"Error: {ended.task}[{task_id}] failed: {ended.error}", err=True)
                 advance()

@@ -4,13 +4,13 @@ A command line that is not plainly right is left to click, which knows what is w
 test compares what both make of the same words.
 """
 
-import json
 import sys
 from typing import Any
 
 from proj import heartbeat, state_dir
 from proj.errors import ExitCode
 from proj.heartbeat import Verdict
+from proj.strict_json import to_json
 
 
 def parse(words: list[str]) -> dict[str, Any] | None:
@@ -42,7 +42,7 @@ def run(*, live: bool, ready: bool, worker: str | None, as_json: bool) -> ExitCo
         verdict = heartbeat.judge(beats, ready=ready, worker=worker, state_dir=folder)
     if as_json:
         workers = heartbeat.describe(beats, worker)
-        sys.stdout.write(json.dumps({**verdict._asdict(), "workers": workers}) + "\n")
+        sys.stdout.write(to_json({**verdict._asdict(), "workers": workers}) + "\n")
     else:
         sys.stdout.write(verdict.why + "\n")
     return ExitCode.DONE if verdict.healthy else ExitCode.UNREACHABLE

@@ -1,6 +1,5 @@
 """`proj queues`: how full the queues are."""
 
-import json
 import math
 import signal
 import sys
@@ -14,6 +13,7 @@ from click.core import ParameterSource
 
 from proj.errors import ExitCode, ProjError
 from proj.printable import printable
+from proj.strict_json import to_json
 
 if TYPE_CHECKING:
     from proj.depths import Depth, Reader, Snapshot
@@ -136,7 +136,7 @@ def _on_terminal(stack: ExitStack, interval: float) -> Callable[["Snapshot"], No
 
 
 def _json(snapshot: "Snapshot") -> str:
-    return json.dumps(
+    return to_json(
         {
             "at": snapshot.at,
             "queues": [_row(depth) for depth in snapshot.depths],

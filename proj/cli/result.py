@@ -6,6 +6,7 @@ import click
 
 from proj.errors import ExitCode, NoResultYet
 from proj.printable import indented
+from proj.strict_json import to_json
 
 
 @click.command()
@@ -23,9 +24,9 @@ def result(task_id: str, as_json: bool) -> None:
     found = results.outcome(task_id)
     fields = asdict(found)
     if as_json:
-        click.echo(results.to_json(fields))
+        click.echo(to_json(fields))
     else:
-        fields["result"] = None if found.error else results.to_json(found.result)
+        fields["result"] = None if found.error else to_json(found.result)
         for name, value in fields.items():
             if value is not None and (found.ended or name != "result"):
                 click.echo(indented(name, value, 9))
