@@ -24,7 +24,7 @@ from celery.app import backends
 from celery.local import PromiseProxy
 from celery.utils.log import get_logger
 
-from proj import config
+from proj import config, stored_exception
 from proj.deadline import cut_after
 from proj.errors import ConfigError, ProjError, ResultStoreError
 
@@ -114,6 +114,14 @@ class _Patient:
             if not super().exception_safe_to_retry(error):  # type: ignore[misc]
                 raise  # not the store's
             raise celery.exceptions.BackendGetMetaError(_reason(error), task_id=task_id) from error
+
+    def prepare_exception(self, exc: BaseException, serializer: str | None = None) -> Any:
+        exc = stored_exception.original(exc)
+        stored = super().prepare_exception(exc, serializer)  # type: ignore[misc]
+        return stored_exception.with_text(stored, exc)
+
+    def exception_to_python(self, exc: Any) -> Any:
+        return stored_exception.read(exc, super().exception_to_python(exc))  # type: ignore[misc]
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """Asked by Celery after each attempt."""

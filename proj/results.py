@@ -11,6 +11,7 @@ import celery.exceptions
 from celery import states
 from celery.result import AsyncResult
 
+from proj import stored_exception
 from proj.errors import NoResultYet
 from proj.result_store import store_error
 
@@ -117,7 +118,7 @@ def _read(result: AsyncResult) -> Outcome:
             task=result.name,
             state=state,
             result=None if failed else value,
-            error=f"{type(value).__name__}: {value}" if failed else None,
+            error=stored_exception.words(value) if failed else None,
             traceback=result.traceback,
             worker=result.worker,
             # Stored without a zone; Celery stores UTC.
