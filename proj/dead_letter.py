@@ -10,6 +10,7 @@ import amqp
 
 from proj import queues, results
 from proj.reasons import Reason
+from proj.unpacking import NotUnpacked, unpack
 
 #: Headers of a redriven message: how often it was, and when it died first, since that history is dropped.
 REDRIVES: Final = "x-proj-redrives"
@@ -86,15 +87,27 @@ class DeadLetter:
     def arguments(self) -> str | None:
         """The arguments as they are written in a call; None when the body is not that of a task."""
         try:
-            args, kwargs, _ = json.loads(self.body)
+            args, kwargs, _ = json.loads(self._content)
             named = [f"{name}={json.dumps(value)}" for name, value in kwargs.items()]
             return ", ".join([*map(json.dumps, args), *named])
+        except NotUnpacked as error:
+            return f"({error})"
         except (ValueError, TypeError, AttributeError, RecursionError):
             return None
 
     @property
     def text(self) -> str:
-        return self.body.decode("utf-8", "backslashreplace")
+        """The body, unpacked if it is compressed."""
+        try:
+            return self._content.decode("utf-8", "backslashreplace")
+        except NotUnpacked as error:
+            return f"({error}) {self.body.decode('utf-8', 'backslashreplace')}"
+
+    @property
+    def _content(self) -> bytes:
+        # Each time anew: to keep what many dead letters have inside would take many times their own size.
+        compression = self.headers.get("compression")
+        return unpack(self.body, compression) if compression else self.body
 
     def again(self) -> amqp.Message:
         """The message to be sent anew: as it was, without what the broker and the clock have added."""

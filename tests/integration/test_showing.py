@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from kombu import compression
 
 from proj.broker import BrokerNode
-from tests.bundle import Bundle, vhost_of
+from tests.bundle import Bundle, eventually, vhost_of
 from tests.integration import dead
 
 #: Tasks whose results and failures Python's `json`, or Celery, cannot carry as they are.
@@ -115,3 +116,32 @@ try:
 except ApiError as error:
     print(json.dumps([*said, type(error).__name__, str(error)]))
 """) == ["JSONDecodeError", "Expecting", "ApiError", "404"]
+
+
+@pytest.mark.parametrize("method", ["zlib", "bzip2", "lzma"])
+def test_compressed_dead_letter_is_unpacked_for_people_only(shared: Bundle, method: str) -> None:
+    """`proj dead` shows its task and arguments; a redrive sends the bytes that were published."""
+    packed, name = compression.compress(b'[["x"], {}, {"chain": null}]', method)
+    headers = {"id": method, "task": "proj.tasks.nobody", "compression": name}
+    dead.publish(shared, packed, application_headers=headers, content_type="application/json")
+
+    eventually("the worker has rejected it", lambda: method in dead.ids(shared))
+    shown = dead.show(shared, method)
+    assert (shown["task"], shown["arguments"]) == ("proj.tasks.nobody", '"x"')
+    assert shown["body"] == '[["x"], {}, {"chain": null}]'
+
+    assert shared.proj("dead", "redrive", method).returncode == 0
+    eventually("it is dead again", lambda: dead.show(shared, method)["redrives"] == 1)
+    assert packed in [message.body for message in dead.take(shared, "proj.dead")]
+
+
+def test_bomb_does_not_fill_memory(shared: Bundle) -> None:
+    """A dead letter of 100 KB that is 100 MB when unpacked is shown by its task, and why no more."""
+    packed, name = compression.compress(b"[[" + b" " * 100_000_000, "zlib")
+    headers = {"id": "bomb", "task": "proj.tasks.add", "compression": name}
+    dead.publish(shared, packed, queue=dead.OTHER, expiration="0", application_headers=headers)
+    eventually("it is dead", lambda: "bomb" in dead.ids(shared))
+
+    shown = dead.show(shared, "bomb")
+    assert shown["task"] == "proj.tasks.add"
+    assert shown["arguments"] == "(compressed as application/x-gzip, and longer than 1 MiB when unpacked)"
