@@ -1,15 +1,16 @@
 """Sending dead letters back to the queues they came from, and foreseeing which of them must stay."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
-import amqp
 from amqp import spec
-from amqp.exceptions import AccessRefused, ChannelError, NotFound
+from amqp.exceptions import AccessRefused, ChannelError, MessageNacked, NotFound
 
 from proj import broker_errors, queues
 from proj.dead_letter import DeadLetter
+from proj.publishing import Sent, Window
 
 #: Messages under way without a confirm: as many as a crash may send twice at most.
 WINDOW: Final = 100
@@ -44,7 +45,8 @@ class Publisher:
     def __init__(self, open_channel: Callable[[], Any], patience: float) -> None:
         """`patience` is seconds without an answer, after which a `TimeoutError` is raised."""
         self._open, self._patience = open_channel, patience
-        self._start()
+        self._window = Window(open_channel())
+        self._gone: set[str] = set()
 
     def send(self, window: list[DeadLetter]) -> dict[DeadLetter, str]:
         """Those that no queue has taken, each with the reason.
@@ -52,69 +54,42 @@ class Publisher:
         One over which the broker closes the channel stays too. Those beside it that were not confirmed are
         sent again, on another channel, each alone: they may be in their queues twice.
         """
-        self._kept: dict[DeadLetter, str] = {}
-        self._open_ends = dict.fromkeys(window)
+        kept: dict[DeadLetter, str] = {}
+        sent: dict[DeadLetter, Sent] = {}
         try:
-            self._publish(window)
+            for letter in window:
+                queue = target(letter)
+                if not queue or queue in self._gone:
+                    kept[letter] = _gone(queue) if queue else NOWHERE
+                else:
+                    sent[letter] = self._window.send(letter.again(), "", queue)
+            while self._window:
+                self._window.wait(time.monotonic() + self._patience, room=len(self._window) - 1)
         except ChannelError as error:
             if isinstance(error, AccessRefused) or error.method_sig != spec.Basic.Publish:
                 raise
-            self._channel.close()  # py-amqp has opened it anew, without confirms
-            self._start()
-            kept, open_ends = self._kept, list(self._open_ends)
+            self._window.channel.close()  # py-amqp has opened it anew, without confirms
+            self._window = Window(self._open())
+            open_ends = [letter for letter in window if letter not in kept and not _answered(sent, letter)]
+            kept |= self._refused(sent)
             if len(open_ends) == 1:
                 return {**kept, open_ends[0]: _reason(error)}
             for letter in open_ends:
                 kept |= self.send([letter])
             return kept
-        return self._kept
+        return kept | self._refused(sent)
 
-    def _start(self) -> None:
-        self._channel = self._open()
-        self._tag = 0
-        self._waiting: dict[int, tuple[DeadLetter, str]] = {}
-        self._gone: set[str] = set()
-        self._channel.confirm_select()
-        self._channel.events["basic_ack"].add(self._on_ack)
-        self._channel.events["basic_nack"].add(self._on_nack)
-        self._channel.events["basic_return"].add(self._on_return)
-
-    def _publish(self, window: list[DeadLetter]) -> None:
-        for letter in window:
-            queue = target(letter)
-            if not queue:
-                self._settle(letter, NOWHERE)
-            elif queue in self._gone:
-                self._settle(letter, _gone(queue))
-            else:
-                self._tag += 1
-                self._waiting[self._tag] = letter, queue
-                # Not the channel's own method, which would wait for each confirm.
-                amqp.Channel.basic_publish(
-                    self._channel, letter.again(), exchange="", routing_key=queue, mandatory=True
-                )
-        while self._waiting:
-            self._channel.connection.drain_events(timeout=self._patience)
-
-    def _settle(self, letter: DeadLetter, reason: str | None) -> None:
-        del self._open_ends[letter]
-        if reason:
-            self._kept[letter] = reason
-
-    def _on_ack(self, tag: int, multiple: bool) -> None:
-        for letter, queue in self._answered(tag, multiple):
-            self._settle(letter, _gone(queue) if queue in self._gone else None)
-
-    def _on_nack(self, tag: int, multiple: bool) -> None:
-        for letter, queue in self._answered(tag, multiple):
-            self._settle(letter, f"queue {queue!r} refused it")
-
-    def _on_return(self, _error: Exception, _exchange: str, queue: str, _message: Any) -> None:
-        self._gone.add(queue)
-
-    def _answered(self, tag: int, multiple: bool) -> list[tuple[DeadLetter, str]]:
-        tags = [waiting for waiting in self._waiting if waiting <= tag] if multiple else [tag]
-        return [self._waiting.pop(each) for each in tags]
+    def _refused(self, sent: dict[DeadLetter, Sent]) -> dict[DeadLetter, str]:
+        """Those that the broker has answered and no queue has taken, each with the reason."""
+        kept = {}
+        for letter, each in sent.items():
+            queue = each.routing_key
+            if isinstance(each.refusal, MessageNacked):
+                kept[letter] = f"queue {queue!r} refused it"
+            elif each.refusal:
+                self._gone.add(queue)
+                kept[letter] = _gone(queue)
+        return kept
 
 
 class Rehearsal:
@@ -149,6 +124,10 @@ class Rehearsal:
 def target(letter: DeadLetter) -> str | None:
     """The queue that it is sent to; None when that is not known."""
     return letter.queue or (queues.task_queue.name if letter.task else None)
+
+
+def _answered(sent: dict[DeadLetter, Sent], letter: DeadLetter) -> bool:
+    return letter in sent and sent[letter].answered
 
 
 def _gone(queue: str) -> str:

@@ -14,7 +14,7 @@ import kombu.transport
 from amqp.exceptions import IrrecoverableConnectionError
 from kombu.transport import pyamqp
 
-from proj import config
+from proj import config, publishing
 
 
 class Untrusted(IrrecoverableConnectionError):
@@ -23,6 +23,8 @@ class Untrusted(IrrecoverableConnectionError):
 
 class Connection(pyamqp.Connection):
     """Raises `TimeoutError` wherever a read ends with its timeout; the next one goes on from there."""
+
+    Channel = publishing.Channel
 
     def Transport(self, *args: Any, **options: Any) -> Any:  # noqa: N802  (py-amqp's name)
         wire = super().Transport(*args, **options)

@@ -302,7 +302,7 @@ def test_redrive_that_is_killed_before_its_confirm_loses_nothing(bundle: Bundle)
     dead.expire(bundle, 1)
 
     killed = dead.killed_at(
-        bundle, "_on_ack", "dead_letters.redrive(dead_letters.Wanted())", "redriving.Publisher"
+        bundle, "_on_ack", "dead_letters.redrive(dead_letters.Wanted())", "redriving.Window"
     )
 
     assert killed.returncode == -signal.SIGKILL

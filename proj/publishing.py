@@ -1,0 +1,168 @@
+"""Publisher confirms: which of the messages that were sent the broker has taken, and which it has refused.
+
+The one place that waits for a confirm: for a single message (`Channel`), and for many under way at once
+(`Window`). Py-amqp's own takes the next confirm that comes for that of the message sent last.
+"""
+
+import time
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import amqp
+from amqp.exceptions import MessageNacked
+from kombu.transport import pyamqp
+
+
+@dataclass(eq=False, slots=True)
+class Sent:
+    """A message that was sent, and what the broker has answered."""
+
+    message: amqp.Message
+    exchange: str
+    routing_key: str
+    #: The broker has answered: it has taken the message, or refused it.
+    answered: bool = False
+    #: Why no queue has the message: `MessageNacked`, or a `ChannelError` with the reply code of its return.
+    refusal: Exception | None = None
+
+
+class Window:
+    """The messages that are under way on one channel, each until it is answered.
+
+    After any error, also a `TimeoutError` of `wait`, neither the window nor its channel is of any use:
+    py-amqp may have opened it anew, without confirms. What is not answered then may be in a queue.
+    """
+
+    def __init__(self, channel: amqp.Channel) -> None:
+        """Switch confirms on; the channel must not have published before."""
+        self.channel = channel
+        self.usable = True
+        self._tag = 0
+        self._waiting: dict[int, Sent] = {}  # by delivery tag, ascending
+        channel.confirm_select()
+        self._listeners = {
+            "basic_ack": self._on_ack,
+            "basic_nack": self._on_nack,
+            "basic_return": self._on_return,
+        }
+        for event, listener in self._listeners.items():
+            channel.events[event].add(listener)
+
+    def __len__(self) -> int:
+        """How many messages are under way."""
+        return len(self._waiting)
+
+    def send(self, message: amqp.Message, exchange: str, routing_key: str, **options: Any) -> Sent:
+        """Send a message, mandatory unless said otherwise, and do not wait for the answer.
+
+        The options are those of `amqp.Channel.basic_publish`. Raises what py-amqp raises, also over messages
+        that were sent before.
+        """
+        sent = Sent(message, exchange, routing_key)
+        self._tag += 1
+        self._waiting[self._tag] = sent
+        try:
+            # Not the channel's own method, which waits.
+            amqp.Channel.basic_publish(
+                self.channel, message, exchange, routing_key, **{"mandatory": True} | options
+            )
+        except BaseException:
+            self.end()
+            raise
+        return sent
+
+    def wait(self, deadline: float | None = None, room: int = 0) -> None:
+        """Return when at most `room` messages are under way.
+
+        Raises `TimeoutError` at the deadline (of `time.monotonic`), and what py-amqp raises.
+        """
+        try:
+            while len(self._waiting) > room:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError("the broker did not confirm in time")
+                self.channel.connection.drain_events(timeout=left)
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """Listen to the channel no more."""
+        self.usable = False
+        for event, listener in self._listeners.items():
+            self.channel.events[event].discard(listener)
+
+    def _on_ack(self, tag: int, multiple: bool) -> None:
+        for sent in self._answered(tag, multiple):
+            sent.answered = True
+
+    def _on_nack(self, tag: int, multiple: bool) -> None:
+        for sent in self._answered(tag, multiple):
+            sent.answered, sent.refusal = True, sent.refusal or MessageNacked()
+
+    def _on_return(self, error: Exception, exchange: str, routing_key: str, message: amqp.Message) -> None:
+        """Note that no queue takes a message; its own ack, which has its number, is still to come."""
+        address = exchange, routing_key
+        candidates = [
+            sent
+            for sent in self._waiting.values()
+            if sent.refusal is None and (sent.exchange, sent.routing_key) == address
+        ]
+        returned = _identity(message)
+        for sent in candidates:
+            if _identity(sent.message) == returned:
+                sent.refusal = error
+                break
+        else:
+            # The broker returns messages in the order in which they were sent.
+            candidates[0].refusal = error
+
+    def _answered(self, tag: int, multiple: bool) -> list[Sent]:
+        # A later answer may have a lower number, when the messages went to different queues.
+        tags = list(takewhile(tag.__ge__, self._waiting)) if multiple else [tag]
+        return [self._waiting.pop(each) for each in tags if each in self._waiting]
+
+
+class Channel(pyamqp.Channel):
+    """Kombu's channel, whose `basic_publish` returns when the broker has confirmed this very message."""
+
+    _window: Window | None = None
+
+    def open(self) -> Any:
+        """Open the channel; py-amqp does so again after a channel error, and then confirms are off."""
+        if self._window:
+            self._window.end()
+        self._window = None
+        return super().open()
+
+    def basic_publish_confirm(
+        self,
+        message: amqp.Message,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        confirm_timeout: float | None = None,
+        **options: Any,
+    ) -> None:
+        """Publish, and wait at most `confirm_timeout` seconds for the confirm.
+
+        On a connection with `confirm_publish`, this is `basic_publish`. Raises `MessageNacked`, a
+        `ChannelError` when no queue takes a mandatory message, and what `Window` raises.
+        """
+        deadline = None if confirm_timeout is None else time.monotonic() + confirm_timeout
+        if self._window is None or not self._window.usable:
+            self._window = Window(self)
+        sent = self._window.send(message, exchange, routing_key, mandatory=mandatory, **options)
+        self._window.wait(deadline)
+        if sent.refusal:
+            raise sent.refusal
+
+
+def _identity(message: amqp.Message) -> tuple[Any, ...]:
+    """What tells a message from others to the same address."""
+    body = message.body
+    properties = message.properties
+    # What comes back is a text when the message has the name of an encoding.
+    encoded = body.encode(errors="replace") if isinstance(body, str) else bytes(body)
+    return properties.get("correlation_id"), properties.get("message_id"), encoded

@@ -1,0 +1,100 @@
+"""Confirms and returns are matched to their messages, in whatever order the broker sends them."""
+
+import time
+from collections import defaultdict
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import amqp
+import pytest
+from amqp.exceptions import ChannelError, MessageNacked
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proj.publishing import Sent, Window
+
+
+class _Channel:
+    """As much of a channel as a window needs; what the broker says is said by the test."""
+
+    def __init__(self) -> None:
+        self.events: dict[str, set[Any]] = defaultdict(set)
+        self.sent: list[amqp.Message] = []
+        self.connection = SimpleNamespace(
+            client_properties={},
+            transport=SimpleNamespace(having_timeout=lambda _: nullcontext()),
+            drain_events=self._drain,
+        )
+
+    def confirm_select(self) -> None: ...
+
+    def send_method(self, _sig: Any, _format: str, _args: Any, message: amqp.Message) -> None:
+        self.sent.append(message)
+
+    def say(self, event: str, *args: Any) -> None:
+        for listener in self.events[event]:
+            listener(*args)
+
+    def give_back(self, sent: Sent) -> None:
+        copy = amqp.Message(sent.message.body.decode(), **sent.message.properties)
+        self.say("basic_return", ChannelError(reply_code=312), sent.exchange, sent.routing_key, copy)
+
+    def _drain(self, timeout: float) -> None:
+        raise TimeoutError
+
+
+def _window(count: int) -> tuple[_Channel, list[Sent], Window]:
+    channel = _Channel()
+    window = Window(channel)
+    bodies = [b"same" if number % 2 else b"body %d" % number for number in range(count)]
+    sent = [
+        window.send(amqp.Message(body, correlation_id=str(number)), "exchange", "key")
+        for number, body in enumerate(bodies)
+    ]
+    return channel, sent, window
+
+
+@given(st.data())
+def test_each_answer_is_for_its_own_message(data: st.DataObject) -> None:
+    """Acks and nacks, single, multiple and backwards, and returns before the acks of their messages."""
+    count = data.draw(st.integers(1, 20))
+    channel, sent, window = _window(count)
+    returned = data.draw(st.sets(st.integers(1, count)))
+    nacked: set[int] = set()
+    waiting = set(range(1, count + 1))
+    for tag in sorted(returned):
+        channel.give_back(sent[tag - 1])
+    while waiting:
+        tag = data.draw(st.sampled_from(sorted(waiting)))
+        multiple, nack = data.draw(st.tuples(st.booleans(), st.booleans()))
+        answered = {each for each in waiting if each <= tag} if multiple else {tag}
+        channel.say("basic_nack" if nack else "basic_ack", tag, multiple)
+        waiting -= answered
+        nacked |= answered if nack else set()
+        assert len(window) == len(waiting)
+
+    for tag, each in enumerate(sent, 1):
+        kind = ChannelError if tag in returned else MessageNacked if tag in nacked else type(None)
+        assert each.answered
+        assert isinstance(each.refusal, kind)
+
+
+def test_return_is_no_answer() -> None:
+    """The ack of the returned message comes later, and is not taken for that of another."""
+    channel, (first, second), window = _window(2)
+    channel.give_back(second)
+    assert not second.answered
+    assert first.refusal is None
+    channel.say("basic_ack", 1, False)
+    assert len(window) == 1
+
+
+def test_deadline_is_absolute() -> None:
+    """What is not answered at the deadline stays open, and a late answer reaches nobody."""
+    channel, (sent,), window = _window(1)
+    with pytest.raises(TimeoutError):
+        window.wait(time.monotonic() - 1)
+    channel.say("basic_ack", 1, False)
+    assert not sent.answered
+    assert not window.usable
