@@ -1,5 +1,6 @@
 """A deadline for code that waits."""
 
+import _thread
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -51,5 +52,6 @@ def within(seconds: float, act: Callable[[], T]) -> T:
         except Exception as error:
             ended.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
+    # Not a `Thread`, whose start takes a lock that a caller may hold who was interrupted by a signal.
+    _thread.start_new_thread(run, ())
     return ended.result(seconds)

@@ -1,35 +1,21 @@
-"""Publishing: confirmed, routable, and ended in bounded time, by `.delay()` and `proj enqueue` alike.
-
-A publish ends in one of these ways, and in no other:
-
-- it returns: the broker has *confirmed* that it took responsibility for the message;
-- `BadInput`: the task or its arguments are wrong, nothing was sent;
-- `BrokerUnreachable` or `BrokerRefused`: the message is certainly not in a queue;
-- `OutcomeUnknown`: the confirm did not come, and the message may be in the queue.
-"""
+"""The base of every task: arguments are checked, and publishing ends as `proj.publish` says."""
 
 import difflib
 import functools
 import inspect
 import logging
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Final
 
 import celery
-from amqp.exceptions import AccessRefused, FrameSyntaxError, MessageNacked
-from celery.exceptions import QueueNotFound
-from kombu.exceptions import EncodeError
 from pydantic import ValidationError, validate_call
 
-from proj import broker_errors, checks, connection, events, queues
+from proj import checks, events, publish, queues
 from proj.errors import (
     BadArguments,
-    BadInput,
-    BrokerRefused,
     BrokerUnreachable,
     OutcomeUnknown,
     ProjError,
@@ -37,9 +23,6 @@ from proj.errors import (
 )
 
 log = logging.getLogger(__name__)
-
-#: AMQP's reply code for a mandatory message that no queue takes.
-_NO_ROUTE: Final = 312
 
 #: Errors that are over after a while, more likely than not.
 TRANSIENT: Final = (ConnectionError, TimeoutError, BrokerUnreachable)
@@ -83,8 +66,8 @@ class Task(celery.Task):
 
         Takes the options of `celery.Task.apply_async`. `countdown` (seconds) and `eta` (a `datetime`,
         UTC when it has no zone) are held by the broker to the second, rounded up. A message whose
-        `task_id` is given may be a repeat, and is marked as one. Raises the errors that this module's
-        docstring lists.
+        `task_id` is given may be a repeat, and is marked as one. Raises the errors that `proj.publish`
+        lists.
         """
         if isinstance(args, str | bytes):  # each letter would be an argument
             raise BadArguments(
@@ -107,9 +90,23 @@ class Task(celery.Task):
             _mark_repeat(options)
         # Fixed here, so that a repeated publish carries the same id and can be told to be one.
         options["task_id"] = checks.checked_id(options.get("task_id"))
-        send = functools.partial(super().apply_async, args, kwargs)
+        given = options.pop("producer", None)
+        if over := options.pop("connection", None):
+            given = self.app.amqp.Producer(over, auto_declare=False)
+        apply_async = super().apply_async
+
+        def send(producer: Any) -> Any:
+            return apply_async(args, kwargs, producer=producer, **options)
+
         with _logged(self.name, options):
-            return _publish(self.app, self.name, send, options)
+            one = publish.Publish(
+                self.app,
+                self.name,
+                options["task_id"],
+                publish.deadline_of(self.app),
+                delayed=bool(options["countdown"]),
+            )
+            return one.run(send, functools.partial(_mark_repeat, options), given)
 
     def check_arguments(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -177,146 +174,6 @@ def _logged(name: str, options: dict[str, Any]) -> Iterator[None]:
         raise
     words = f"published, to be executed in {facts['delay']} s" if facts["delay"] else "published"
     events.say(log, logging.INFO, events.PUBLISHED, task_id, name, words, at=began, **facts)
-
-
-def _publish(app: celery.Celery, name: str, send: Callable[..., Any], options: dict[str, Any]) -> Any:
-    """Call `send` with a producer whose connection and topology are in place, until the time is over.
-
-    It is called again, on a new connection, when the message is in no queue and the reason may be that
-    the connection was used before: it was lost, or a queue that was declared on it is gone. It is called
-    again once when the confirm was lost, with the same id, and the message is marked as a repeat.
-    """
-    deadline = time.monotonic() + app.conf.broker_transport_options["read_timeout"]
-    given = options.pop("producer", None)
-    if over := options.pop("connection", None):
-        given = app.amqp.Producer(over, auto_declare=False)
-    lost: OutcomeUnknown | None = None
-    while True:
-        used_before = False
-        try:
-            with ExitStack() as stack:
-                producer = given or _acquire(app, deadline, stack)
-                used_before = producer.connection.connected
-                return _attempt(app, name, send, producer, deadline, options)
-        except OutcomeUnknown as error:
-            if lost or time.monotonic() >= deadline:
-                raise lost or error from error.__cause__
-            lost = error
-            words = "published once more: the broker did not confirm it"
-            events.say(log, logging.WARNING, events.PUBLISH_REPEATED, options["task_id"], name, words)
-            _mark_repeat(options)
-        except (BrokerUnreachable, BrokerRefused) as error:
-            if lost:
-                raise lost from error
-            if not (used_before and _may_be_mended(error)) or time.monotonic() >= deadline:
-                raise
-
-
-def _acquire(app: celery.Celery, deadline: float, stack: ExitStack) -> Any:
-    # Not Celery's pool of producers: that of kombu 5.7 has more of them than connections, and a producer
-    # without one waits for it as long as it takes.
-    pool = app.pool
-    try:
-        broker = pool.acquire(block=True, timeout=max(0, deadline - time.monotonic()))
-    except pool.LimitExceeded as error:
-        raise BrokerUnreachable(
-            f"all {pool.limit} connections to the broker are in use", "publish from fewer threads"
-        ) from error
-    return app.amqp.Producer(stack.enter_context(broker), auto_declare=False)
-
-
-def _attempt(
-    app: celery.Celery,
-    name: str,
-    send: Callable[..., Any],
-    producer: Any,
-    deadline: float,
-    options: dict[str, Any],
-) -> Any:
-    """Connect, declare and publish before the deadline. After a failure the connection is gone."""
-    broker = producer.connection
-    try:
-        with connection.cut_at(deadline, broker):
-            _prepare(producer, deadline, delayed=bool(options["countdown"]))
-            return _confirm(name, send, producer, options)
-    except BaseException:
-        # Its peer may not be listening, and an answer that is still to come would be taken for that to
-        # the next message.
-        connection.abandon(broker)
-        raise
-
-
-def _prepare(producer: Any, deadline: float, *, delayed: bool) -> None:
-    """Connect and declare. What fails here fails before a message is sent."""
-    broker = producer.connection
-    try:
-        if not connection.is_alive(broker):
-            connection.abandon(broker)
-            connection.connect(broker, deadline)
-            producer.revive(broker)
-        _declare(producer, delayed=delayed)
-        if time.monotonic() >= deadline:
-            raise TimeoutError
-    except broker_errors.ERRORS as error:
-        late = time.monotonic() >= deadline
-        raise broker_errors.explain(TimeoutError() if late else error, broker) from error
-
-
-def _declare(producer: Any, *, delayed: bool) -> None:
-    """Declare what the message needs, as far as the user may."""
-    broker = producer.connection
-    # Whether all is in place for a user who may do no more than publish, the publish itself tells.
-    try:
-        queues.declare(producer.channel)
-    except AccessRefused:
-        broker.declared_entities.update(map(hash, queues.topology))
-    if delayed:
-        with suppress(AccessRefused):
-            queues.declare_delays(broker)
-
-
-def _confirm(name: str, send: Callable[..., Any], producer: Any, options: dict[str, Any]) -> Any:
-    """Call `send`, and turn what it raises into what became of the message."""
-    try:
-        return send(producer=producer, **options)
-    except EncodeError as error:
-        raise BadArguments(f"{name}: JSON cannot carry the arguments: {error}") from error
-    except QueueNotFound as error:
-        raise BadInput(f"{name}: {error.args[0]}", "is it in proj/queues.py?") from error
-    except (TypeError, ValueError, LookupError, OverflowError, struct.error) as error:
-        raise BadInput(f"{name}: an option cannot be sent: {broker_errors.words(error)}") from error
-    except (MessageNacked, *broker_errors.ERRORS) as error:
-        raise _fate(name, options["task_id"], producer.connection, broker_errors.root(error)) from error
-
-
-def _fate(name: str, task_id: str, broker: Any, error: BaseException) -> ProjError:
-    """What became of a message whose publish ended with this error."""
-    if isinstance(error, MessageNacked):
-        return BrokerRefused(
-            f"{name}: the broker refused the message: the queue is full, or lacks the majority of its nodes",
-            "try again later, when workers have made room or the nodes are up",
-        )
-    if isinstance(error, FrameSyntaxError) and error.method_sig is None:  # from our side, not the broker's
-        return BadInput(f"{name}: an option cannot be sent: {broker_errors.words(error)}")
-    if getattr(error, "reply_code", None) == _NO_ROUTE:
-        return BrokerRefused(
-            f"{name}: no queue takes the message", "does its queue exist, bound to its exchange?"
-        )
-    if broker_errors.is_refusal(error):
-        return broker_errors.explain(error, broker)
-    why = f", {connection.ALARM}" if connection.is_blocked(broker) else ""
-    return OutcomeUnknown(
-        f"{name}: the broker did not confirm message {task_id}{why}",
-        f"it may be in the queue; to repeat it with --id {task_id} is safe",
-    )
-
-
-def _may_be_mended(error: ProjError) -> bool:
-    """Whether a new connection, on which all is declared anew, may not see this error."""
-    if isinstance(error, BrokerUnreachable):
-        return True
-    cause = broker_errors.root(error.__cause__ or error)
-    return getattr(cause, "reply_code", None) == _NO_ROUTE or broker_errors.is_missing(cause)
 
 
 def _mark_repeat(options: dict[str, Any]) -> None:
