@@ -27,6 +27,7 @@ import pytest
 import proj
 from proj import queues
 from proj.broker import BrokerNode
+from tests import fork_server
 
 #: Seconds that a condition may take before the test gives up: a busy machine is slow, a fault is for ever.
 PATIENCE = 120
@@ -196,20 +197,12 @@ class Bundle:
     # --- Programs
 
     def proj(self, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """Run the installed console script to its end."""
-        return self.run(BIN / "proj", *args, env=env)
+        """Run `proj` to its end."""
+        return self._forked_to_its_end([str(BIN / "proj"), *args], env)
 
     def start(self, *args: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start the installed console script, which is ended with the test."""
-        process = subprocess.Popen(
-            [BIN / "proj", *args],
-            cwd=self.folder,
-            env=self.env | (env or {}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        """Start `proj`, which is ended with the test."""
+        process = self._forked([str(BIN / "proj"), *args], env)
         self._cleanup.enter_context(process)
         self._cleanup.callback(process.kill)
         return process
@@ -248,9 +241,13 @@ class Bundle:
             os.close(ours)
         return done, bytes(drawn)
 
-    def python(self, code: str) -> Any:
-        """Run Python code of a user in a process of its own; what it prints last is taken for JSON."""
-        done = self.run(sys.executable, "-c", code)
+    def python(self, code: str, *, forked: bool = True) -> Any:
+        """Run Python code of a user in a process of its own; what it prints last is taken for JSON.
+
+        Not `forked`, it has imported nothing before.
+        """
+        command = [sys.executable, "-c", code]
+        done = self._forked_to_its_end(command) if forked else self.run(*command)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -266,6 +263,28 @@ class Bundle:
             text=True,
             timeout=COMMAND_TIMEOUT,
         )
+
+    def _forked(self, command: list[str], env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        return fork_server.popen(
+            command,
+            cwd=self.folder,
+            env=self.env | (env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def _forked_to_its_end(
+        self, command: list[str], env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        with self._forked(command, env) as process:
+            try:
+                out, err = process.communicate(timeout=COMMAND_TIMEOUT)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def copy_of_the_project(self) -> Path:
         """A copy of the package that the bundle's programs use from now on, to be changed."""
@@ -298,7 +317,7 @@ class Bundle:
         path = self.folder / log
         program = str(BIN / "celery")
         with path.open("wb") as output:
-            process = subprocess.Popen(
+            process = fork_server.popen(
                 [program, "-A", "proj", "worker", "--loglevel=INFO", "--concurrency=1", *options],
                 cwd=self.folder,
                 env=self.env | (env or {}),

@@ -60,7 +60,7 @@ def test_a_login_in_the_file_is_enough(bundle: Bundle, flower: Start) -> None:
 def test_only_flower_loads_flower(bundle: Bundle) -> None:
     """A worker, or a program that publishes, has no need of a web server."""
     code = "import json, sys, proj.celery; print(json.dumps([*{'flower', 'tornado'} & sys.modules.keys()]))"
-    assert bundle.python(code) == []
+    assert bundle.python(code, forked=False) == []
 
 
 def test_a_port_that_is_taken_is_named(bundle: Bundle) -> None:

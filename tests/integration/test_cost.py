@@ -30,7 +30,7 @@ print(json.dumps([True, sorted({name.split(".")[0] for name in sys.modules})]))
 )
 def test_nothing_heavy_is_imported(bundle: Bundle, code: str, heavy: set[str]) -> None:
     """`proj --help` imports no click, and to publish needs no SQLAlchemy."""
-    worked, modules = bundle.python(code)
+    worked, modules = bundle.python(code, forked=False)
 
     assert worked
     assert not heavy & set(modules)

@@ -12,7 +12,7 @@ import pytest
 
 from proj import heartbeat
 from proj.broker import BrokerNode
-from tests.bundle import GATED_TASK, Bundle, eventually
+from tests.bundle import BIN, GATED_TASK, Bundle, eventually
 from tests.refusal import refuses
 
 POOLS = ["prefork", "threads", "solo"]
@@ -240,6 +240,7 @@ def test_without_beats_while_it_waits_a_worker_would_be_taken_for_dead(
 def test_long_task_in_the_loop_is_waited_for(bundle: Bundle) -> None:
     """With `-P solo` a task keeps the loop: the worker promises a beat when the task's time limit is over."""
     worker = bundle.worker("-P", "solo", env={"PROJ_TASK_TIME_LIMIT": "1600"}).ready()
+    eventually("the worker is ready", lambda: _is(bundle, "ready"))
     bundle.enqueue("sleep-dots", "600", "--id", "long")
     worker.started("long")
 
@@ -336,11 +337,11 @@ def test_probe_imports_nothing_that_takes_time(bundle: Bundle) -> None:
         (poison / f"{name}.py").write_text("raise SystemExit('imported')")
     paths = [str(poison), *filter(None, [os.environ.get("PYTHONPATH")])]
     bundle.env["PYTHONPATH"] = os.pathsep.join(paths)
-    assert bundle.proj("result", "any").stderr == "imported\n"
+    assert bundle.run(BIN / "proj", "result", "any").stderr == "imported\n"
     (bundle.folder / ".env").write_text(f"PROJ_STATE_DIR={bundle.folder}/of-the-file\n")
 
     for words in (["--live"], ["--ready", "--json"], ["--live", "--worker", "w1"]):
-        done = bundle.proj("health", *words)
+        done = bundle.run(BIN / "proj", "health", *words)
         assert (done.returncode, done.stderr) == (69, "")
     del bundle.env["PROJ_STATE_DIR"]
     done = bundle.proj("health", "--live")
