@@ -110,6 +110,11 @@ class _Server:
                 stdin=subprocess.DEVNULL,
             )
         self._socket = ours
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        self._socket.close()
+        self._process.wait()
 
     def fork(self, request: dict[str, Any], streams: list[int]) -> int:
         socket.send_fds(self._socket, [json.dumps(request).encode("utf-8", "surrogateescape")], streams)
