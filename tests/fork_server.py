@@ -24,7 +24,6 @@ import time
 import types
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final, NoReturn
 
 #: From `linux/prctl.h`.
@@ -71,8 +70,8 @@ _PRELOADED: Final = (
     "sqlalchemy.dialects.sqlite",
 )
 
-#: Where modules are looked for, without what is the server's own.
-_PATH: Final = [entry for entry in sys.path[1:] if entry != str(Path(__file__).parents[1])]
+#: Where modules are looked for, without the server's own folder.
+_PATH: Final = sys.path[1:]
 
 #: The programs, and how each begins.
 _MAINS: Final = {"proj": ("proj.__main__", "main"), "celery": ("celery.__main__", "main")}
