@@ -56,8 +56,9 @@ definitions: setup ## Write deploy/rabbitmq/definitions.json anew, from proj/que
 	@$(PYTHON_IN_VENV) scripts/definitions
 
 .PHONY: screenshot
-screenshot: ## Take the documentation's picture of Flower anew.
+screenshot: ## Take the documentation's pictures of the demo and of Flower again.
 	@scripts/setup tests
+	@$(PYTHON_IN_VENV) examples/demo.py --deadline=300 --picture=docs/demo.svg
 	@$(PYTHON_IN_VENV) -m pytest -q tests/browser/test_pages.py --screenshots=docs
 
 .PHONY: pin

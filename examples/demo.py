@@ -78,16 +78,19 @@ def main() -> int:
         metavar="S",
         help="seconds after which to give up (default: %(default)g)",
     )
-    deadline = parser.parse_args().deadline
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="write what was printed as an SVG")
+    options = parser.parse_args()
     for number in ENDING:
         signal.signal(number, _end)
     try:
         with ExitStack() as cleanup:
             try:
-                run(View(), deadline, cleanup)
+                run(view := View(), options.deadline, cleanup)
             finally:
                 # The cleanup takes a second or two, and must not be cut short.
                 ignore_signals()
+        if options.picture:
+            view.save_picture(options.picture)
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
         return ExitCode.INTERRUPTED

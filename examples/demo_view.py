@@ -1,17 +1,23 @@
 """What the demo shows: on a terminal a table that is drawn anew in place, elsewhere a line an event."""
 
+import io
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from demo_watch import Message
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import CONSOLE_SVG_FORMAT, Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+#: Columns of the picture.
+PICTURE_WIDTH: Final = 100
 
 STYLES: Final = {"waiting": "dim", "running": "yellow", "done": "green", "failed": "red"}
 
@@ -24,6 +30,8 @@ class View:
         self.console = Console(force_terminal=sys.stdout.isatty(), highlight=False)
         self.has_table = self.console.is_terminal and not self.console.is_dumb_terminal
         self._start = time.monotonic()
+        #: What was printed, with the last state of the table.
+        self._printed: list[RenderableType] = []
 
     @property
     def elapsed(self) -> float:
@@ -32,13 +40,17 @@ class View:
 
     def say(self, text: str) -> None:
         """Print a line of the story, with the time; it stays above the table."""
-        line = Text(f"{self.elapsed:4.1f} s  ", style="bold red" if text.startswith("KILLED") else "")
-        self.console.print(line + Text(text), soft_wrap=not self.has_table)
+        self._printed.append(self._line(text))
+        self.console.print(self._printed[-1], soft_wrap=not self.has_table)
 
     def note(self, text: str) -> None:
         """Print what the table shows, where there is no table."""
         if not self.has_table:
-            self.say(text)
+            self.console.print(self._line(text), soft_wrap=True)
+
+    def _line(self, text: str) -> Text:
+        style = "bold red" if text.startswith("KILLED") else ""
+        return Text(f"{self.elapsed:4.1f} s  ", style=style) + Text(text)
 
     @contextmanager
     def spinner(self, text: str) -> Iterator[None]:
@@ -50,14 +62,15 @@ class View:
     @contextmanager
     def table(self, messages: Sequence[Message]) -> Iterator[Callable[[], None]]:
         """Show the table until the end of the block; what this gives you draws it anew."""
-        if not self.has_table:
+        if self.has_table:
+            with Live(self._draw(messages), console=self.console, auto_refresh=False) as live:
+                try:
+                    yield lambda: live.update(self._draw(messages), refresh=True)
+                finally:
+                    live.update(self._draw(messages))
+        else:
             yield lambda: None
-            return
-        with Live(self._draw(messages), console=self.console, auto_refresh=False) as live:
-            try:
-                yield lambda: live.update(self._draw(messages), refresh=True)
-            finally:
-                live.update(self._draw(messages))
+        self._printed.append(self._draw(messages))
 
     def figures(self, rows: Sequence[tuple[str, int, str]]) -> None:
         """Print the last table: name, count, and what it counts."""
@@ -67,7 +80,16 @@ class View:
         table.add_column("what it counts")
         for name, count, meaning in rows:
             table.add_row(name, str(count), meaning)
+        self._printed.append(table)
         self.console.print(table)
+
+    def save_picture(self, path: Path) -> None:
+        """Write what was printed as an SVG, with no font that a browser would fetch."""
+        console = Console(record=True, width=PICTURE_WIDTH, file=io.StringIO(), force_terminal=True)
+        for part in self._printed:
+            console.print(part, highlight=False)
+        without_fonts = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+        path.write_text(console.export_svg(title="make demo", code_format=without_fonts, unique_id="demo"))
 
     def _draw(self, messages: Sequence[Message]) -> Group:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
