@@ -7,11 +7,22 @@ https://github.com/celery/celery/issues/2873.
 """
 
 import re
+import threading
 from datetime import datetime
 from struct import unpack_from
-from typing import Any
+from typing import Any, Final
 
 from amqp import Message, abstract_channel, serialization, spec
+
+#: How deep tables and lists of a header are read. Py-amqp fills the stack at some 300, which ends the worker,
+#: and what it still reads cannot always be handed to a pool, logged or stored.
+# upstream: not reported; remove when py-amqp has a limit of its own
+MAX_NESTING: Final = 64
+
+#: What is read in place of all that is nested deeper.
+TOO_DEEP: Final = "(nested too deep)"
+
+_nesting = threading.local()
 
 _decode = serialization.PROPERTY_CLASSES[spec.Basic.CLASS_ID]
 _decode_header = serialization._read_item
@@ -21,7 +32,8 @@ _decode_arguments = abstract_channel.loads
 def install() -> None:
     """Let this process read every message: bytes that are no UTF-8 as escapes, such as `caf\\xe9`.
 
-    A time in a header that is too late for Python is read as the latest that there is.
+    A time in a header that is too late for Python is read as the latest that there is, and what is nested
+    deeper than `MAX_NESTING` as `TOO_DEEP`.
     """
     serialization.PROPERTY_CLASSES[spec.Basic.CLASS_ID] = _read
     serialization._read_item = _read_header
@@ -51,12 +63,28 @@ def _read_escaped(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
 
 
 def _read_header(buffer: Any, offset: int) -> tuple[Any, int]:
+    kind = bytes(buffer[offset : offset + 1])
+    if kind in (b"F", b"A"):
+        return _read_nested(buffer, offset)
     try:
         value: tuple[Any, int] = _decode_header(buffer, offset)
     except (OSError, OverflowError, ValueError):
-        if buffer[offset : offset + 1] != b"T":
+        if kind != b"T":
             raise
         return datetime.max, offset + 1 + 8  # its kind, and 64 bits
+    return value
+
+
+def _read_nested(buffer: Any, offset: int) -> tuple[Any, int]:
+    depth = getattr(_nesting, "depth", 0)
+    if depth == MAX_NESTING:
+        (size,) = unpack_from(">I", buffer, offset + 1)
+        return TOO_DEEP, offset + 1 + 4 + size  # its kind, its size, and itself
+    _nesting.depth = depth + 1
+    try:
+        value: tuple[Any, int] = _decode_header(buffer, offset)  # calls `_read_header` for what is in it
+    finally:
+        _nesting.depth = depth
     return value
 
 

@@ -3,6 +3,7 @@
 from struct import pack
 
 import amqp
+import amqp.serialization
 import pytest
 
 from proj import properties
@@ -13,6 +14,17 @@ HEADER = b"T" + pack(">Q", 1_577_836_800_000)
 KEY = b"\x01\xe9"
 
 
+def nested(kind: bytes, name: bytes, depth: int) -> bytes:
+    """A header that is a table in a table, or a list in a list, so many times."""
+    value = b"V"
+    for _ in range(depth):
+        value = kind + pack(">I", len(name) + len(value)) + name + value
+    return value
+
+
+NESTED = [(b"F", b"\x01x"), (b"A", b"")]
+
+
 def test_py_amqp_does_not_read_them() -> None:
     """When this fails, py-amqp reads them, and what `proj.properties` replaces of it can go."""
     with pytest.raises(UnicodeDecodeError):
@@ -21,6 +33,34 @@ def test_py_amqp_does_not_read_them() -> None:
         properties._decode_header(HEADER, 0)
     with pytest.raises(UnicodeDecodeError):
         properties._decode_arguments("s", KEY, 0)
+
+
+@pytest.mark.parametrize(("kind", "name"), NESTED)
+def test_py_amqp_fills_the_stack_with_nested_headers(
+    monkeypatch: pytest.MonkeyPatch, kind: bytes, name: bytes
+) -> None:
+    """When this fails, py-amqp has a limit of its own, and that of `proj.properties` can go."""
+    deep = nested(kind, name, 10_000)
+    monkeypatch.setattr(amqp.serialization, "_read_item", properties._decode_header)
+    with pytest.raises(RecursionError):
+        properties._decode_header(deep, 0)
+
+
+@pytest.mark.parametrize(("kind", "name"), NESTED)
+def test_nested_headers_are_read_to_a_limit(kind: bytes, name: bytes) -> None:
+    """What is deeper is a text, and what comes after it is read as it is."""
+    properties.install()
+    deep = nested(kind, name, 10_000)
+    value, offset = properties._read_header(deep, 0)
+    assert offset == len(deep)
+    depth = 0
+    while value != properties.TOO_DEEP:
+        (value,) = value.values() if isinstance(value, dict) else value
+        depth += 1
+    assert depth == properties.MAX_NESTING
+    # A header that is not too deep is not touched, also after one that was.
+    value, _ = properties._read_header(nested(kind, name, properties.MAX_NESTING), 0)
+    assert properties.TOO_DEEP not in str(value)
 
 
 def test_they_are_read() -> None:
