@@ -1,15 +1,13 @@
 """What can be wrong with a message before it is sent: its arguments, its id, its times."""
 
-import json
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from kombu.utils.uuid import uuid
-from pydantic import ValidationError
 
-from proj.errors import BadArguments, BadInput
+from proj.errors import BadInput
 
 #: The longest delay that the broker's 28 delay queues can hold, in seconds: 8.5 years.
 MAX_DELAY: Final = 2**28 - 1
@@ -24,19 +22,27 @@ MAX_ID_LENGTH: Final = 155
 #: What a message has room for, in bytes (AMQP's short string).
 _MAX_ID_BYTES: Final = 255
 
+#: How deep lists and dicts may be nested in an argument of a task. A worker hands them to its processes
+#: with pickle, which gives up at less than 500.
+MAX_NESTING: Final = 100
+
 #: Seconds that an `eta` may lie in the past and still mean "now".
 _ETA_TOLERANCE: Final = 1
 
 
-def check_json(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse what would be written, and could not be read by all. Raises `BadArguments`.
-
-    Celery's own encoder, which knows more types, refuses the rest.
-    """
-    try:
-        json.dumps((args, kwargs), allow_nan=False, ensure_ascii=False, default=lambda _: None).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadArguments(f"{name}: JSON cannot carry the arguments: {error}") from error
+def is_deeper(value: object, limit: int) -> bool:
+    """Whether lists and dicts, as JSON has them, are nested deeper than that; the outermost is one deep."""
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, dict | list)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            return False
+    return any(isinstance(each, dict | list) for each in level)
 
 
 def check_serializer(name: str, serializer: str, accepted: Sequence[str]) -> None:
@@ -93,22 +99,3 @@ def lifetime(expires: float | datetime | None) -> float | datetime | None:
 def _seconds_until(moment: datetime) -> float:
     """From now; a moment without a zone is in UTC."""
     return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
-
-
-def problem(error: ValidationError, parameters: list[str]) -> str:
-    """The first thing that is wrong with the arguments, in words."""
-    first = error.errors(include_url=False)[0]
-    where, *inside = first["loc"]
-    got = repr(first["input"])
-    match first["type"]:
-        case "missing_argument" | "missing_keyword_only_argument":
-            return f"argument {where} is missing"
-        case "unexpected_positional_argument":
-            return f"too many arguments, {got} is left over"
-        case "unexpected_keyword_argument":
-            return f"there is no argument {where}"
-        case "multiple_argument_values":
-            return f"argument {where} is given twice"
-    name = parameters[where] if isinstance(where, int) and where < len(parameters) else where
-    path = ".".join(map(str, (name, *inside)))
-    return f"argument {path}: {first['msg'].removeprefix('Value error, ')}, got {got}"

@@ -59,6 +59,10 @@ class BadArguments(BadInput):
     """The task does not take these arguments."""
 
 
+class BadTask(BadInput):
+    """The task is defined in a way that cannot work."""
+
+
 class BrokerUnreachable(ProjError):
     """The broker cannot be reached; nothing was sent."""
 

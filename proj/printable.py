@@ -1,4 +1,11 @@
-"""What is shown of texts that anyone may have written."""
+"""What is shown of texts and values that anyone may have written."""
+
+import reprlib
+from typing import Final
+
+#: Characters of an error's words, and of a key, that are shown.
+_LONGEST_WORDS: Final = 300
+_LONGEST_KEY: Final = 50
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -10,3 +17,31 @@ def indented(name: str, text: str, width: int) -> str:
     """The text beside its name in a column of that width, its further lines below its first."""
     head, *rest = [printable(line) for line in text.splitlines()] or [""]
     return f"\n{' ' * (width + 1)}".join([f"{name:<{width}} {head}", *rest])
+
+
+def shown(value: object) -> str:
+    """The value for people, shortened."""
+    try:
+        return _cut(_shortened.repr(value))
+    except Exception:  # an object may refuse to be shown, and so does Python a number of 4300 digits
+        return f"<{type(value).__name__}>"
+
+
+def key_shown(key: object) -> str:
+    """A key of a dict, or a place in a list, as part of a path for people."""
+    return key if isinstance(key, str) and key.isprintable() and len(key) < _LONGEST_KEY else shown(key)
+
+
+def one_line(words: object) -> str:
+    """What an error says, in one line that is not too long."""
+    text = printable(" ".join(str(words).split())) or type(words).__name__
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_WORDS else f"{text[:_LONGEST_WORDS]}…"
+
+
+_shortened: Final = reprlib.Repr()
+_shortened.maxstring = _shortened.maxother = 200
+_shortened.maxlong = 80

@@ -63,8 +63,9 @@ class _WhenNeeded(PromiseProxy):
     SQLAlchemy nor for a database that is down.
     """
 
-    #: As it is for Celery's database backend; asked for before anything is.
+    #: As they are for Celery's database backend; asked for before anything is.
     thread_safe = False
+    persistent = True
 
     def __bool__(self) -> bool:
         return True

@@ -18,7 +18,8 @@ from celery.utils.nodenames import default_nodename
 from celery.worker import consumer
 
 from proj import broker_errors, celery_lines, config, connection, events, logs, queues
-from proj.errors import ConfigError, ExitCode, ProjError
+from proj.enqueue import Task
+from proj.errors import BadTask, ConfigError, ExitCode, ProjError
 from proj.reasons import Reason
 from proj.worker_heartbeat import HeartbeatStep, beating
 
@@ -126,6 +127,7 @@ def install() -> None:
     celeryd_init.connect(give_unique_name)
     celeryd_init.connect(check_queues)
     celeryd_init.connect(logs.log_all_that_is_said)
+    celeryd_after_setup.connect(check_tasks)
     celeryd_after_setup.connect(check_time_limits)
     celeryd_after_setup.connect(check_result_store)
     task_postrun.connect(logs.end_line)
@@ -150,6 +152,17 @@ def check_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
             raise SystemExit(int(ExitCode.USAGE))
 
 
+def check_tasks(instance: Any, **_: Any) -> None:
+    """End a worker that has a task whose arguments could never be checked."""
+    try:
+        for task in instance.app.tasks.values():
+            if isinstance(task, Task):
+                task.parameters  # noqa: B018  to ask for them reads the annotations
+    except BadTask as error:
+        log.critical("%s", error)
+        raise SystemExit(int(error.exit_code)) from None
+
+
 def check_time_limits(instance: Any, **_: Any) -> None:
     """End a worker that has a task whose own time limit the broker would not wait for."""
     timeout = config.load().proj_consumer_timeout
@@ -168,7 +181,7 @@ def check_time_limits(instance: Any, **_: Any) -> None:
 def check_result_store(instance: Any, **_: Any) -> None:
     """End a worker whose result store cannot exist; one that is down for a while is waited for."""
     try:
-        instance.app.backend.persistent  # noqa: B018  to ask for anything makes it
+        instance.app.backend.max_retries  # noqa: B018  to ask for it makes the store
     except ProjError as error:
         log.critical("%s", error)
         raise SystemExit(int(error.exit_code)) from None

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proj.checks import MAX_DELAY, MAX_LIFETIME, check_json, checked_id, delay, lifetime
+from proj.checks import MAX_DELAY, MAX_LIFETIME, checked_id, delay, lifetime
 from proj.enqueue import find_task
 from proj.errors import BadArguments, BadInput, ExitCode, UnknownTask
 
@@ -85,37 +85,6 @@ def test_text_is_no_list_of_arguments() -> None:
     """A comma that is missing makes a text of a tuple of one."""
     with pytest.raises(BadArguments, match=r"a list or a tuple, got '!' \(is a comma missing\?\)"):
         find_task("proj.tasks.sleep_dots").apply_async("!")
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        math.nan,
-        [math.inf],
-        {"x": [-math.inf]},
-        "\ud800",
-        {(1, 2): 3},
-        pytest.param(10**5000, id="5000 digits"),
-    ],
-)
-def test_argument_that_json_cannot_carry_is_refused(value: object) -> None:
-    """Also what Python writes as JSON and no other language reads."""
-    with pytest.raises(BadArguments, match="JSON cannot carry the arguments"):
-        check_json("a.task", (), {"name": [value]})
-
-
-@given(
-    st.recursive(
-        st.none()
-        | st.integers(-(10**300), 10**300)
-        | st.text(st.characters(codec="utf-8"))
-        | st.floats(allow_nan=False, allow_infinity=False),
-        st.lists,
-    )
-)
-def test_argument_that_json_can_carry_is_not(value: object) -> None:
-    """Whatever JSON has."""
-    check_json("a.task", (value,), {})
 
 
 @given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=155))
