@@ -13,13 +13,21 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import quote
 
 from kombu.utils.url import sanitize_url
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from proj import queues, state_dir, tls
+from proj import addresses, queues, state_dir, tls
 from proj.errors import ConfigError
 
 #: Seconds that RabbitMQ lets a delivery go unacknowledged before it ends the channel: its default
@@ -40,48 +48,16 @@ _WRITTEN_NAME: Final = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)
 _BYPASSES: Final = ("CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 
 
-def _check_host(host: str) -> str:
-    try:
-        host.encode("idna")  # as Python does when it looks the name up
-    except UnicodeError:
-        raise ValueError("expected a host name of parts between dots, each of 1 to 63 characters") from None
-    return host
+#: Characters of a wrong value that an error shows.
+_SHOWN_LENGTH: Final = 80
 
 
-def _check_broker_url(url: str) -> str:
-    parts = url.split(";")
-    for part in parts:
-        try:
-            split = urlsplit(part)
-            if split.scheme not in {"amqp", "amqps", "pyamqp"} or not split.netloc:
-                raise ValueError
-            split.port  # noqa: B018  reading it is what checks it
-        except ValueError:
-            raise ValueError(
-                "expected URLs such as amqp://user:password@host:5672/vhost, separated by ';'"
-            ) from None
-        _check_host(unquote(split.hostname or ""))
-        if any(name.startswith("ssl") for name, _ in parse_qsl(split.query, keep_blank_values=True)):
-            raise ValueError("TLS is switched on by amqps:// and set with PROJ_BROKER_CA, not in the URL")
-    if len({urlsplit(part).scheme == "amqps" for part in parts}) > 1:
-        raise ValueError("expected amqps:// for all nodes or for none: to fail over must not switch TLS off")
-    return url
-
-
-def _check_management_url(url: str) -> str:
-    try:
-        split = urlsplit(url)
-        if split.scheme not in {"http", "https"} or not split.hostname:
-            raise ValueError
-        split.port  # noqa: B018  reading it is what checks it
-    except ValueError:
-        raise ValueError("expected a URL such as http://user:password@host:15672") from None
-    _check_host(split.hostname)
-    return url
+def _absolute(path: Path) -> Path:
+    return Path(state_dir.absolute(str(path)))
 
 
 def _check_ca(path: Path) -> Path:
-    path = path.expanduser().absolute()
+    path = _absolute(path)
     try:
         tls.context(path)
     except ssl.SSLError:
@@ -91,10 +67,8 @@ def _check_ca(path: Path) -> Path:
     return path
 
 
-def _check_backend(url: str) -> str:
-    if "://" not in url:
-        raise ValueError("expected a URL such as db+postgresql://user:password@host/database")
-    return url
+#: Settings that are names of files.
+_PATHS: Final = frozenset({"proj_broker_ca", "proj_state_dir", "proj_rabbitmq_dir"})
 
 
 class Settings(BaseSettings):
@@ -112,8 +86,10 @@ class Settings(BaseSettings):
     )
 
     #: Wins over the five `AMQP_…` settings. Several URLs, separated by `;`, fail over.
-    celery_broker_url: Annotated[str, AfterValidator(_check_broker_url)] | None = Field(None, repr=False)
-    amqp_host: Annotated[str, AfterValidator(_check_host)] = "localhost"
+    celery_broker_url: Annotated[str, AfterValidator(addresses.check_broker_url)] | None = Field(
+        None, repr=False
+    )
+    amqp_host: Annotated[str, AfterValidator(addresses.check_amqp_host)] = "localhost"
     amqp_port: int = Field(5672, ge=1, le=65535)
     amqp_user: str = "guest"
     amqp_password: SecretStr = SecretStr("guest")
@@ -124,18 +100,22 @@ class Settings(BaseSettings):
     proj_broker_ca: Annotated[Path, AfterValidator(_check_ca)] | None = None
 
     #: Where the broker's management API is; without it, beside the broker, at port 15672.
-    proj_management_url: Annotated[str, AfterValidator(_check_management_url)] | None = Field(
+    proj_management_url: Annotated[str, AfterValidator(addresses.check_management_url)] | None = Field(
         None, repr=False
     )
 
     #: Any result backend of Celery; without it, SQLite in the state folder.
-    celery_result_backend: Annotated[str, AfterValidator(_check_backend)] | None = Field(None, repr=False)
+    celery_result_backend: Annotated[str, AfterValidator(addresses.check_backend)] | None = Field(
+        None, repr=False
+    )
 
     #: Where results, the workers' heartbeats and the private broker's data are kept.
-    proj_state_dir: Path = Field(default_factory=lambda: Path(state_dir.default()))
+    proj_state_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
+        default_factory=lambda: Path(state_dir.default())
+    )
 
     #: Folder of the `rabbitmq-server` script that the private broker runs; without it, it is looked for.
-    proj_rabbitmq_dir: Path | None = None
+    proj_rabbitmq_dir: Annotated[Path, AfterValidator(_absolute)] | None = None
 
     #: Seconds in which a publish must end, one way or another.
     proj_publish_timeout: float = Field(10.0, gt=0, le=600)
@@ -157,6 +137,20 @@ class Settings(BaseSettings):
     #: How log lines look: for people, or an object of JSON a line.
     proj_log_format: Literal["text", "json"] = "text"
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_text(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str):
+            if "\0" in value:
+                raise ValueError("it holds a NUL character")
+            # A file's name is any bytes.
+            if info.field_name not in _PATHS and not value.isascii():
+                try:
+                    value.encode()
+                except UnicodeEncodeError:
+                    raise ValueError("it is not UTF-8 text") from None
+        return value
+
     @model_validator(mode="after")
     def _limits_are_in_order(self) -> Self:
         if self.proj_task_time_limit >= self.proj_consumer_timeout:
@@ -174,11 +168,11 @@ class Settings(BaseSettings):
 
     @property
     def state_dir(self) -> Path:
-        return self.proj_state_dir.expanduser().absolute()
+        return self.proj_state_dir
 
     @property
     def rabbitmq_dir(self) -> Path | None:
-        return self.proj_rabbitmq_dir and self.proj_rabbitmq_dir.expanduser().absolute()
+        return self.proj_rabbitmq_dir
 
     @property
     def broker_url(self) -> str:
@@ -198,13 +192,16 @@ class Settings(BaseSettings):
 
     @property
     def result_backend(self) -> str:
-        return self.celery_result_backend or f"db+sqlite:///{self.state_dir / 'results.sqlite3'}"
+        if self.celery_result_backend:
+            return self.celery_result_backend
+        # Quoted where a URL would mean something else; bytes that are no UTF-8 stay as Python has them.
+        path = re.sub(r"[%?#\s]", lambda one: quote(one[0]), str(self.state_dir / "results.sqlite3"))
+        return f"db+sqlite:///{path}"
 
     @property
     def safe_result_backend(self) -> str:
         """`result_backend` for people: with no password in it, and without its options."""
-        # kombu's own way of hiding a password raises for one that holds a slash, and cites it.
-        return re.sub(r"(://[^:/@]*):.*@", r"\1:**@", self.result_backend.partition("?")[0])
+        return addresses.without_password(self.result_backend.partition("?")[0])
 
 
 @cache
@@ -213,9 +210,11 @@ def load() -> Settings:
 
     Raises `ConfigError` with one line that says which setting is wrong and what was expected.
     """
-    written = re.findall(_WRITTEN_NAME, state_dir.read_env_file() or "")
+    text = state_dir.read_env_file()
+    written = re.findall(_WRITTEN_NAME, text or "")
     try:
-        settings = Settings()
+        # Without a file, pydantic-settings would look for it again, and die of a folder that it may not read.
+        settings = Settings(_env_file=None if text is None else state_dir.ENV_FILE)
     except ValidationError as error:
         raise ConfigError(_explain(error), f"mend it in the environment or in {state_dir.ENV_FILE}") from None
     _refuse_slips([*os.environ, *written])
@@ -230,7 +229,10 @@ def _explain(error: ValidationError) -> str:
     name = str(problem["loc"][0])
     if name.endswith(("_url", "_password", "_backend")):  # may hold a password
         return f"{name.upper()} cannot be used: {reason}"
-    return f"{name.upper()} cannot be used: {reason}, got {problem['input']!r}"
+    got = addresses.without_password(repr(problem["input"]))  # as of a URL in the wrong place
+    if len(got) > _SHOWN_LENGTH:
+        got = f"{got[:_SHOWN_LENGTH]}…"
+    return f"{name.upper()} cannot be used: {reason}, got {got}"
 
 
 def _refuse_slips(names: Iterable[str]) -> None:

@@ -314,7 +314,7 @@ def _tune_sqlite(engine: Any) -> None:
         connection.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT * 1000}")
         _write_ahead(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
-        record.info["file"] = path = connection.execute("PRAGMA database_list").fetchone()[2]
+        record.info["file"] = path = _path_of(connection)
         record.info["identity"] = _identity(path)
 
     @event.listens_for(engine, "checkout")
@@ -336,6 +336,13 @@ def _write_ahead(connection: Any) -> None:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
         time.sleep(LOCK_INTERVAL)
+
+
+def _path_of(connection: Any) -> str:
+    """The file of the database; none for one in memory."""
+    # As bytes: SQLite's driver reads no text that is not UTF-8, as a file's name may be.
+    found = connection.execute("SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'")
+    return os.fsdecode(found.fetchone()[0] or b"")
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ _NAME = "proj_state_dir"
 def find() -> str:
     """The state folder: of the environment, else of the `.env` file, else the user's.
 
-    Raises `ConfigError` when the file cannot be read.
+    Raises `ConfigError` when the file cannot be read, or the folder is not known.
     """
     text = read_env_file()
     folder = _value(os.environ.items())
@@ -25,14 +25,39 @@ def find() -> str:
         from dotenv import dotenv_values  # takes as long as Python itself
 
         folder = _value(dotenv_values(ENV_FILE, encoding="utf-8").items())
-    return os.path.join(os.getcwd(), os.path.expanduser(folder or default()))
+    if folder is None:
+        return default()
+    try:
+        return absolute(folder)
+    except ValueError as error:
+        raise _unknown(error) from None
 
 
 def default() -> str:
-    """The user's state folder."""
+    """The user's state folder. Raises `ConfigError` when it is not known."""
     import platformdirs  # takes as long as Python itself
 
-    return platformdirs.user_state_dir("proj")
+    try:
+        return absolute(platformdirs.user_state_dir("proj"))
+    except ValueError as error:
+        raise _unknown(error) from None
+
+
+def absolute(path: str) -> str:
+    """The path with its `~` expanded, from the root on. Raises `ValueError` when that is not known."""
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError(f"the home folder {expanded.partition(os.sep)[0]} is not known")
+    try:
+        return expanded if os.path.isabs(expanded) else os.path.join(os.getcwd(), expanded)
+    except OSError as error:
+        raise ValueError(f"the working folder is not known: {error.strerror}") from None
+
+
+def _unknown(why: ValueError) -> Exception:
+    from proj.errors import ConfigError
+
+    return ConfigError(f"there is no state folder: {why}", "set PROJ_STATE_DIR to one, from / on")
 
 
 def read_env_file() -> str | None:
@@ -40,8 +65,12 @@ def read_env_file() -> str | None:
 
     pydantic-settings skips a file that is not a regular one, and dies of one that is not text.
     """
-    if not os.path.lexists(ENV_FILE):
+    try:
+        os.lstat(ENV_FILE)
+    except FileNotFoundError:  # there is none, or the working folder itself is gone
         return None
+    except OSError:
+        pass  # to open it says why
     try:
         with open(ENV_FILE, encoding="utf-8") as file:
             return file.read()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from proj import state_dir
 from proj.errors import ExitCode
 from proj.strict_json import to_json
 
@@ -29,13 +30,20 @@ def _default_port() -> int:
     return config.load().amqp_port
 
 
+def _absolute(_ctx: click.Context, _param: click.Parameter, folder: Path) -> Path:
+    """No shell expands the `~` of --dir=~/node."""
+    try:
+        return Path(state_dir.absolute(str(folder)))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 _dir_option = click.option(
     "--dir",
     "data_dir",
     type=click.Path(file_okay=False, path_type=Path),
     default=_default_dir,
-    # No shell expands the `~` of --dir=~/node.
-    callback=lambda _ctx, _param, folder: folder.expanduser().absolute(),
+    callback=_absolute,
     show_default="broker in the state folder, PROJ_STATE_DIR",
     help="Folder of the node's data, settings and log.",
 )

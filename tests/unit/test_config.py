@@ -1,15 +1,18 @@
 """The settings: where they come from, and what Celery is told."""
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
+import kombu
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
+from sqlalchemy import make_url
 
-from proj import config
+from proj import config, state_dir
 from proj.errors import ConfigError
+from proj.management import Management
 
 
 @pytest.fixture(autouse=True)
@@ -216,3 +219,108 @@ def test_every_name_that_celery_is_told_is_one_that_it_knows() -> None:
 
     known = {name for name, _ in flatten(NAMESPACES)}
     assert set(config.celery_config(config.load())) <= known
+
+
+_ODD_TEXTS = st.one_of(
+    st.text(st.characters(), max_size=20),
+    st.text("amqp:/@?#[]%;~.s1 \0\n\udcff", max_size=20),
+    st.sampled_from(["amqp://", "db+sqlite:///", "http://", "~nobody-has-this-name/", "-", "1" * 5000]),
+).flatmap(lambda start: st.text("u:@/[]?#%h0", max_size=12).map(lambda end: start + end))
+
+
+@given(name=st.sampled_from(sorted(config.Settings.model_fields)), value=_ODD_TEXTS)
+def test_any_value_is_taken_or_refused_in_one_line(name: str, value: str) -> None:
+    """Whatever text a setting has, it can be used, or one short line says what was expected."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "\0" in value:  # which no environment holds, and a file can
+            Path(".env").write_text(f"{name.upper()}='{value}'", errors="replace")
+        else:
+            patch.setenv(name.upper(), value)
+        try:
+            settings = config.load()
+            config.celery_config(settings)
+            for url in settings.broker_url.split(";"):
+                kombu.Connection(url).as_uri()
+            assert settings.safe_broker_url
+            assert settings.state_dir.is_absolute()
+            Management.from_settings(settings)
+            said = ""
+        except ConfigError as error:
+            said = str(error)
+        finally:
+            Path(".env").unlink(missing_ok=True)
+    assert "\n" not in said
+    assert len(said) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("AMQP_HOST", "rabbit:5673", "the port is set with AMQP_PORT, got 'rabbit:5673'"),
+        ("AMQP_HOST", "[::1]", "a host name or an address alone"),
+        ("AMQP_HOST", "amqp://u:s3cret@h", r"got 'amqp://u:\*\*@h'"),
+        ("AMQP_USER", "\udcff", "AMQP_USER cannot be used: it is not UTF-8 text"),
+        ("AMQP_PASSWORD", "s3cret\udcff", "AMQP_PASSWORD cannot be used: it is not UTF-8 text"),
+        ("PROJ_STATE_DIR", "~nobody-has-this-name/x", "the home folder ~nobody-has-this-name is not known"),
+        ("PROJ_BROKER_CA", "~nobody-has-this-name/x", "the home folder ~nobody-has-this-name is not known"),
+        ("AMQP_PORT", "1" * 500, "got '1{79}…"),
+    ],
+)
+def test_value_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str
+) -> None:
+    """The line says what to do, and holds no password."""
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(ConfigError, match=reason) as caught:
+        config.load()
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("password", ["[s3cret", "s3]cret", "1/s3cret", "1#s3cret", "1?s3cret", "s3cret%zz"])
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [("CELERY_BROKER_URL", "amqp://u:{}@host/v"), ("PROJ_MANAGEMENT_URL", "http://u:{}@host:15672")],
+)
+def test_password_that_is_not_encoded(
+    monkeypatch: pytest.MonkeyPatch, name: str, url: str, password: str
+) -> None:
+    """It would be read as another host, or as none: the line says to encode it, and not what it is."""
+    monkeypatch.setenv(name, url.format(password))
+    with pytest.raises(ConfigError, match="percent-encoded, such as %40 for @") as caught:
+        config.load()
+    assert "s3" not in str(caught.value)
+
+    monkeypatch.setenv(name, url.format(quote(password, safe="")))
+    config.load()
+
+
+@pytest.mark.parametrize(
+    "folder", ["a%20b", "a?b", "a#b", "a b", "a\nb", "[a]", "caf\udce9", "~a", "a;b@c:d"]
+)
+def test_any_state_folder_is_where_results_are_stored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: str
+) -> None:
+    """Also one whose name means something else in a URL."""
+    monkeypatch.setenv("PROJ_STATE_DIR", str(tmp_path / folder))
+    url = make_url(config.load().result_backend.removeprefix("db+"))
+
+    assert url.database == str(tmp_path / folder / "results.sqlite3")
+    assert not url.query
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_working_folder_that_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, relative: bool) -> None:
+    """It holds no settings; a state folder that is named from it is told."""
+    monkeypatch.setenv("PROJ_STATE_DIR", "state" if relative else str(tmp_path / "state"))
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+
+    if relative:
+        with pytest.raises(ConfigError, match="the working folder is not known"):
+            config.load()
+        with pytest.raises(ConfigError, match=r"the working folder is not known.* \(set PROJ_STATE_DIR"):
+            state_dir.find()
+    else:
+        assert str(config.load().state_dir) == state_dir.find() == str(tmp_path / "state")
