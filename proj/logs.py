@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import celery.app.log
 from celery import current_task
-from celery.utils.log import ColorFormatter, LoggingProxy, get_logger
-from kombu.utils.encoding import safe_str
+from celery.utils.log import ColorFormatter, get_logger
 
 from proj import config, events
 from proj.printable import printable
+from proj.printed import Printed
 
 log = get_logger(__name__)
 
@@ -47,29 +47,9 @@ class Logging(celery.app.log.Logging):
 
     def redirect_stdouts_to_logger(self, logger: logging.Logger, loglevel: Any = None, *_: Any) -> Any:
         """Log what is printed, to stdout and to stderr."""
-        sys.stdout = sys.stderr = proxy = _Printed(logger, loglevel)
-        return proxy
-
-
-class _Printed(LoggingProxy):
-    """Logs what is printed when its line ends; Celery logs each write, and `print` writes each argument."""
-
-    def write(self, data: str) -> int:
-        text = getattr(self._thread, "begun", "") + safe_str(data)
-        self._thread.begun = "" if (ended := text.endswith("\n")) else text
-        if ended:
-            super().write(text)
-        return len(data)
-
-    def flush(self) -> None:
-        if begun := getattr(self._thread, "begun", ""):
-            self._thread.begun = ""
-            super().write(begun)
-
-
-def end_line(**_: Any) -> None:
-    """Log what a task has printed with no end of the line, before another task prints: at `task_postrun`."""
-    sys.stdout.flush()
+        sys.stdout = printed = Printed(logger, loglevel, sys.__stdout__)
+        sys.stderr = Printed(logger, loglevel, sys.__stderr__)
+        return printed
 
 
 class TextFormatter(ColorFormatter):

@@ -17,7 +17,7 @@ from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
 from celery.worker import consumer
 
-from proj import broker_errors, celery_lines, config, connection, events, logs, queues
+from proj import broker_errors, celery_lines, config, connection, events, logs, printed, queues
 from proj.enqueue import Task
 from proj.errors import BadTask, ConfigError, ExitCode, ProjError
 from proj.reasons import Reason
@@ -130,7 +130,7 @@ def install() -> None:
     celeryd_after_setup.connect(check_tasks)
     celeryd_after_setup.connect(check_time_limits)
     celeryd_after_setup.connect(check_result_store)
-    task_postrun.connect(logs.end_line)
+    task_postrun.connect(printed.end_line)
     worker_shutting_down.connect(bound_shutdown)
 
 

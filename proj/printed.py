@@ -1,0 +1,76 @@
+"""What tasks print: `sys.stdout` and `sys.stderr` of a worker, which write to its log."""
+
+import logging
+import sys
+import threading
+from contextlib import suppress
+from typing import Any, Final, TextIO
+
+from celery.utils.log import LoggingProxy
+from kombu.utils.encoding import safe_str
+
+#: Writes after which a line is logged although it has not ended.
+_LONGEST_BEGUN: Final = 16_384
+
+
+class Printed(LoggingProxy):
+    """Logs what is printed when its line ends; Celery logs each write, and `print` writes each argument.
+
+    In all else it is the stream that the worker was started with: what is written to its descriptor or its
+    `buffer`, by another program for instance, goes there and not to the log.
+    """
+
+    def __init__(self, logger: logging.Logger, level: Any, stream: TextIO | None) -> None:
+        super().__init__(logger, level)
+        self._stream = stream
+        self._begun = threading.local()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+    def fileno(self) -> int:
+        """The descriptor of the stream. Raises `OSError` when the worker was started without one."""
+        if self._stream is None:
+            raise OSError("this worker was started with its output closed")
+        return self._stream.fileno()
+
+    def write(self, data: str) -> int:
+        parts = self._parts()
+        parts.append(safe_str(data))
+        if parts[-1].endswith("\n") or len(parts) > _LONGEST_BEGUN:
+            self._log()
+        return len(data)
+
+    def flush(self) -> None:
+        self._log()
+        if self._stream is not None:
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Log what is left; other tasks go on printing."""
+        self._log()
+
+    def _log(self) -> None:
+        parts = self._parts()
+        text = "".join(parts)
+        parts.clear()
+        super().write(text)
+
+    def _parts(self) -> list[str]:
+        """What this thread has printed of a line that has not ended."""
+        try:
+            return self._begun.parts  # type: ignore[no-any-return]
+        except AttributeError:
+            self._begun.parts = []
+            return self._begun.parts  # type: ignore[no-any-return]
+
+
+def end_line(**_: Any) -> None:
+    """Log what a task has printed with no end of the line, before another task prints: at `task_postrun`."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(
+            AttributeError, OSError, ValueError
+        ):  # the task may have put another one there, or closed it
+            stream.flush()
