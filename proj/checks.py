@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeGuard
 
 from kombu.utils.uuid import uuid
 
@@ -59,9 +59,26 @@ def checked_id(task_id: str | None) -> str:
         raise BadInput(f"an id is a text, got {task_id!r}")
     if not 1 <= len(task_id) <= MAX_ID_LENGTH or not task_id.isprintable():
         raise BadInput(f"an id is 1 to {MAX_ID_LENGTH} printable characters, got {task_id[:200]!r}")
-    if len(task_id.encode()) > _MAX_ID_BYTES:
+    if not is_id(task_id):
         raise BadInput(f"an id has at most {_MAX_ID_BYTES} bytes in UTF-8, got {task_id!r}")
     return task_id
+
+
+def is_id(value: object) -> TypeGuard[str]:
+    """Whether it can be the id of a message, and the result store can hold it."""
+    return (
+        isinstance(value, str)
+        and 1 <= len(value) <= MAX_ID_LENGTH
+        and value.isprintable()
+        and len(value.encode()) <= _MAX_ID_BYTES
+    )
+
+
+def is_time_limit(limit: object) -> TypeGuard[float | None]:
+    """Whether a worker can count it; None and 0 stand for the limit of the task, or of the worker."""
+    return limit is None or (
+        isinstance(limit, int | float) and not isinstance(limit, bool) and math.isfinite(limit) and limit >= 0
+    )
 
 
 def delay(countdown: float | None, eta: datetime | None) -> int | None:

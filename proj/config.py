@@ -302,7 +302,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         # A worker waits for its broker, for as long as it takes.
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        "worker_consumer": "proj.worker:Consumer",
+        "worker_consumer": "proj.consumer:Consumer",
         # --- Watching
         # For Flower, which learns only from events.
         "worker_send_task_events": True,

@@ -21,6 +21,8 @@ PUBLISH_REFUSED: Final = "publish_refused"
 
 # --- Working
 RECEIVED: Final = "received"
+#: Its copy goes to a delay queue: it has an `eta`, or waits for its turn under a rate limit.
+DELAYED: Final = "delayed"
 STARTED: Final = "started"
 SUCCEEDED: Final = "succeeded"
 RETRIED: Final = "retried"

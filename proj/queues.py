@@ -57,6 +57,12 @@ LOOK_PATIENCE: Final = 10.0
 #: executed, a success under its id is looked for; for every message that would cost too much.
 REPEAT_HEADER: Final = "x-proj-repeat"
 
+#: Header of a copy that waits for its turn under a rate limit: seconds since 1970. It is given no other.
+TURN_HEADER: Final = "x-proj-turn"
+
+#: Header of a copy: how often its originals were given back. The broker counts those of the copy alone.
+DELIVERIES_HEADER: Final = "x-proj-deliveries"
+
 dead_exchange = Exchange("proj.dead", type="topic", durable=True, delivery_mode=PERSISTENT)
 
 dead_queue = Queue(

@@ -29,8 +29,13 @@ class Reason(StrEnum):
     WORKER_LOST = "worker_lost"
     CONNECTION_LOST = "connection_lost"
     SHUTDOWN = "shutdown"
+    #: The broker did not confirm its copy in a delay queue, as while an alarm is on.
+    NOT_CONFIRMED = "not_confirmed"
+    #: What is stored of it cannot be read, or its revocation cannot be stored.
+    STORE_UNREACHABLE = "store_unreachable"
 
-    # --- Only the broker says these
+    # --- What the broker says
+    #: Also said by a worker, of a copy whose originals were given back too often.
     DELIVERY_LIMIT = "delivery_limit"
     MAXLEN = "maxlen"
     #: A message of the dead-letter queue that the broker says nothing about.

@@ -3,24 +3,53 @@
 import atexit
 import logging
 import os
+from datetime import UTC, datetime
+from enum import StrEnum, auto
 from typing import Any
 
 import click
 from celery import states
-from celery.exceptions import InvalidTaskError, Reject, TimeLimitExceeded, WorkerLostError, WorkerTerminate
+from celery.exceptions import (
+    BackendGetMetaError,
+    BackendStoreError,
+    InvalidTaskError,
+    Reject,
+    TaskRevokedError,
+    TimeLimitExceeded,
+    WorkerLostError,
+    WorkerTerminate,
+)
 from celery.platforms import EX_FAILURE, EX_OK
 from celery.utils.log import get_logger
 from celery.utils.serialization import create_exception_cls
 from celery.worker import request
 
-from proj import config, events, queues
+from proj import burial, checks, config, events, queues
 from proj.reasons import Reason
 
 log = get_logger(__name__)
 
 
+class End(StrEnum):
+    """What allows a worker to acknowledge a message: one of these, and it is stored or confirmed."""
+
+    #: Its task ran, and how that ended is stored.
+    RAN = auto()
+    #: A success was found under its id.
+    FOUND = auto()
+    REVOKED = auto()
+    #: A copy of it is confirmed in another queue.
+    COPIED = auto()
+
+
 class Request(request.Request):
-    """A delivery of Celery's, which loses no message, and says what becomes of it."""
+    """A delivery of Celery's, which loses no message, and says what becomes of it.
+
+    Celery acknowledges a message for many reasons, an error of its own among them. Here it can only do so
+    once an `End` is recorded; without one, `acknowledge` makes a dead letter.
+    """
+
+    _end: End | None = None
 
     #: The task was ended for good, and must not be tried again by itself.
     _over = False
@@ -33,20 +62,15 @@ class Request(request.Request):
     _cancelled = False
 
     def __init__(self, message: Any, **options: Any) -> None:
-        """Raises `InvalidTaskError`, which makes a dead letter, for what is no request to execute a task.
-
-        Any other error would leave the message in the worker's hands for good, and its slot with it.
-        """
-        try:
-            super().__init__(message, **options)
-            self.time_limits = self._limits()
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InvalidTaskError(f"the message is no request to execute a task: {error!r}") from error
-        if self.request_dict.get(queues.REPEAT_HEADER):
+        """Raises `InvalidTaskError` for what is no request to execute a task, and what Celery trips over."""
+        super().__init__(message, **options)
+        self._check_shape()
+        self.time_limits = self._limits()
+        if message.headers.get(queues.REPEAT_HEADER):
             # What Celery looks at before it looks for a stored success. The broker's own flag does not know
             # of a message that was published twice.
             self.delivery_info["redelivered"] = True
-        self._say(
+        self.say(
             logging.INFO,
             events.RECEIVED,
             "received",
@@ -54,22 +78,62 @@ class Request(request.Request):
             redelivered=message.delivery_info.get("redelivered") or None,
         )
 
+    def _check_shape(self) -> None:
+        """Raise `InvalidTaskError` for what Celery would find out about in the middle of its work."""
+        _, _, embed = self._payload
+        for what, value, is_good in (
+            ("an id", self.id, checks.is_id(self.id)),
+            ("the name of a task", self.name, isinstance(self.name, str)),
+            ("a list of arguments", self.args, isinstance(self.args, list | tuple)),
+            ("a mapping of keyword arguments", self.kwargs, isinstance(self.kwargs, dict)),
+            ("a mapping of callbacks", embed, not embed or isinstance(embed, dict)),
+        ):
+            if not is_good:
+                raise InvalidTaskError(f"expected {what}, got {burial.text(repr(value))}")
+
     def _limits(self) -> tuple[float | None, float | None]:
         """The hard and the soft limit, in seconds; no soft one where it is not below the hard one.
 
         Celery's pool begins to count the hard limit when the soft one is over, so a lower one was never kept.
         """
         hard, soft = self.time_limits
-        if not all(limit is None or isinstance(limit, int | float) for limit in (hard, soft)):
-            raise TypeError(f"time limits are numbers, got {hard!r} and {soft!r}")
+        for limit in (hard, soft):
+            if not checks.is_time_limit(limit):
+                raise InvalidTaskError(f"a time limit is a number of seconds, got {limit!r}")
+        settings = config.load()
+        for limit in (hard, soft):
+            if limit and limit >= settings.proj_consumer_timeout:
+                raise InvalidTaskError(
+                    f"its time limit must be below the broker's consumer_timeout, got {limit:g} and "
+                    f"{settings.proj_consumer_timeout}"
+                )
         hard = hard or self.task.time_limit
-        soft = soft or self.task.soft_time_limit or config.load().proj_task_soft_time_limit
-        return hard, None if hard and soft and soft >= hard else soft
+        soft = soft or self.task.soft_time_limit or settings.proj_task_soft_time_limit
+        return hard, None if soft >= (hard or settings.proj_task_time_limit) else soft
+
+    @property
+    def deliveries(self) -> int:
+        """How often the message was given back before, and those that it is a copy of."""
+        counts = map(self.message.headers.get, (queues.DELIVERIES_HEADER, "x-delivery-count"))
+        return sum(count for count in counts if isinstance(count, int))
+
+    def execute_using_pool(self, pool: Any, **options: Any) -> Any:
+        """Hand the task to the pool. Raises `TaskRevokedError`, upon which Celery frees the slot."""
+        try:
+            return super().execute_using_pool(pool, **options)
+        except TaskRevokedError:
+            raise
+        except Exception as error:
+            _forget_job(pool, self.id)
+            # A pool that executes in this very thread raises what the task's tracer did.
+            reason = Reason.FAILED if self.time_start else Reason.INVALID
+            self.bury(reason, f"the pool cannot take it: {error!r}")
+            raise TaskRevokedError(self.id) from error
 
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         super().on_accepted(pid, time_accepted)
         # Celery 5.7 asks for the level of its log before that is set up, and so never says it.
-        self._say(logging.DEBUG, events.STARTED, "started", at=self.time_start)
+        self.say(logging.DEBUG, events.STARTED, "started", at=self.time_start)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Make a message whose task was killed at its time limit a dead letter, at once."""
@@ -78,21 +142,35 @@ class Request(request.Request):
         super().on_timeout(soft, timeout)
 
     def maybe_expire(self) -> bool:
-        """Whether the message's time is over; then it becomes a dead letter instead of being dropped."""
-        if super().maybe_expire():
-            self._over, self._reason = True, Reason.EXPIRED
-        return self._over
+        """Never: Celery would take it for revoked, and remember the id, so that a redrive would be lost."""
+        return False
 
     def revoked(self) -> bool:
+        """Whether the message is not to be executed; then it is dealt with, and its slot is free."""
+        if self.acknowledged:
+            return True
+        if self.expires and datetime.now(UTC) > self.expires:
+            self.bury(Reason.EXPIRED, f"its time was over at {self.expires.isoformat()}")
+            return True
         before = self._already_revoked
         revoked = bool(super().revoked())
-        if revoked and not before and not self._over:
-            self._say(logging.INFO, events.REVOKED, "revoked")
+        if revoked and not before:
+            self.say(logging.INFO, events.REVOKED, "revoked")
         return revoked
+
+    def _announce_revoked(self, *args: Any) -> None:
+        # upstream: not reported; remove when Celery stores a revocation before it acknowledges, and says so
+        try:
+            self._end = End.REVOKED
+            super()._announce_revoked(*args)
+        except BackendStoreError as error:
+            self._end = None
+            self._exception = repr(error)
+            self.give_back(Reason.STORE_UNREACHABLE)
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
         if self.time_start:
-            self._say(logging.WARNING, events.REVOKED, "revoked: terminated")
+            self.say(logging.WARNING, events.REVOKED, "revoked: terminated")
         super().terminate(pool, signal)
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
@@ -109,10 +187,29 @@ class Request(request.Request):
                 raise WorkerTerminate(EX_FAILURE) from None
 
     def acknowledge(self) -> None:
+        """Acknowledge the message, if its end is recorded; otherwise it becomes a dead letter."""
         if self._over:
             self.reject()
-        else:
+        elif self._end or not self.task.acks_late:
             super().acknowledge()
+        else:
+            self.bury(Reason.INVALID, "Celery ended it without executing it")
+
+    def end_as_copy(self) -> None:
+        """Acknowledge the message: a copy of it is confirmed."""
+        self._end = End.COPIED
+        self.acknowledge()
+
+    def give_back(self, reason: Reason) -> None:
+        """Let another worker have the message, for a reason that is not its own."""
+        self._reason = reason
+        self.reject(requeue=True)
+
+    def bury(self, reason: Reason, problem: object = None) -> None:
+        """Make the message a dead letter that is not executed, and store so under its id."""
+        if not self.acknowledged:
+            burial.bury(self.app, self.id, self.name, reason, problem, self._context)
+            super().reject()
 
     def reject(self, requeue: bool = False) -> None:
         requeue = requeue and not self._over
@@ -120,11 +217,34 @@ class Request(request.Request):
             self._say_given_back(self._reason)
         elif not self.acknowledged:
             words = f"became a dead letter: {self._reason.words}"
-            self._say(logging.WARNING, events.DEAD_LETTERED, words, reason=self._reason)
+            self.say(logging.WARNING, events.DEAD_LETTERED, words, reason=self._reason)
         super().reject(requeue=requeue)
+
+    def on_success(self, failed__retval__runtime: Any, **options: Any) -> Any:
+        """Acknowledge what ran, and what a success is stored of; Celery reports others as successes too."""
+        failed, shown, _ = failed__retval__runtime
+        if not failed and shown is None:
+            # Its tracer's answer for a duplicate, and for an error of its own before the task began.
+            try:
+                self._end = End.FOUND if self._success_is_stored() else None
+            except BackendGetMetaError as error:
+                self._exception = repr(error)
+                return self.give_back(Reason.STORE_UNREACHABLE)
+        else:
+            self._end = End.RAN
+        return super().on_success(failed__retval__runtime, **options)
+
+    def on_retry(self, exc_info: Any) -> Any:
+        self._end = End.COPIED
+        return super().on_retry(exc_info)
+
+    def _success_is_stored(self) -> bool:
+        """Raises `BackendGetMetaError`."""
+        return bool(self.task.backend.get_task_meta(self.id)["status"] == states.SUCCESS)
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         """Tell an exception from a process that ended under its task, and store how that ended."""
+        self._end = End.RAN
         # Billiard wraps what it raised in the worker's main process.
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, SystemExit):
@@ -150,17 +270,26 @@ class Request(request.Request):
         if not self._over:
             self._over, self._reason = True, Reason.TIME_LIMIT
             words = "failed: hard time limit exceeded, its process is killed"
-            self._say(logging.ERROR, events.FAILED, words, exception=repr(error))
+            self.say(logging.ERROR, events.FAILED, words, exception=repr(error))
 
     def _say_given_back(self, reason: Reason) -> None:
         if not self.acknowledged and not self._cancelled:
             words = f"given back: {reason.words}"
             if self._exception:
                 words += f": {self._exception}"
-            self._say(logging.WARNING, events.GIVEN_BACK, words, reason=reason, exception=self._exception)
+            self.say(logging.WARNING, events.GIVEN_BACK, words, reason=reason, exception=self._exception)
 
-    def _say(self, level: int, event: str, words: str, **fields: Any) -> None:
+    def say(self, level: int, event: str, words: str, **fields: Any) -> None:
         events.say(log, level, event, self.id, self.name, words, **fields)
+
+
+def _forget_job(pool: Any, task_id: str) -> None:
+    """Let the pool forget a task that it could not be given; at its end it would wait for it."""
+    # upstream: not reported; remove when `apply_async` of billiard keeps nothing of what it cannot send
+    jobs = getattr(getattr(pool, "_pool", None), "_cache", {})
+    for job in tuple(jobs.values()):
+        if getattr(job, "correlation_id", None) == task_id and not hasattr(job, "_payload"):
+            job.discard()
 
 
 def _wait_for_no_thread() -> None:

@@ -52,6 +52,9 @@ ANSWER_TIMEOUT: Final = 10
 #: write takes milliseconds.
 SQLITE_BUSY_TIMEOUT: Final = 5
 
+#: What must be stored before the message of a task is acknowledged.
+_NEEDED: Final = (states.SUCCESS, states.REVOKED)
+
 #: Seconds between two attempts to change the mode of an SQLite file that others open.
 LOCK_INTERVAL: Final = 0.02
 
@@ -85,7 +88,7 @@ class _Patient:
     _deadline = 0.0
 
     def store_result(self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
-        """Store it. Raises `BackendStoreError` for a `SUCCESS` that cannot be stored.
+        """Store it. Raises `BackendStoreError` for a success or a revocation that cannot be stored.
 
         A failure that cannot be stored is logged: its message becomes a dead letter all the same. Were
         it raised, Celery 5.7 would answer the message of a task in a pool of threads with nothing, for
@@ -98,7 +101,7 @@ class _Patient:
         try:
             return super().store_result(task_id, result, state, *args, **kwargs)  # type: ignore[misc]
         except Exception as error:
-            if state == states.SUCCESS:
+            if state in _NEEDED:
                 raise celery.exceptions.BackendStoreError(
                     f"the result cannot be stored: {_reason(error)}", task_id=task_id, state=state
                 ) from error

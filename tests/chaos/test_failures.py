@@ -354,7 +354,7 @@ def test_control_without_reject_on_failure_a_failed_message_is_lost(
 
 def test_control_without_reject_on_decode_error_an_unreadable_message_is_lost(bundle: Bundle) -> None:
     """Celery's consumer acknowledges what it cannot read."""
-    bundle.switch_off("worker.py", "    def on_decode_error(", "    def _not_used(")
+    bundle.switch_off("consumer.py", "    def on_decode_error(", "    def _not_used(")
     worker = bundle.worker().ready()
     _raw(bundle, b"\xff not json", "application/json", task="proj.tasks.add", id="it")
 

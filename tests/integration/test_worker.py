@@ -199,7 +199,7 @@ def test_worker_outlives_a_connection_that_only_the_broker_believes_in(bundle: B
 def test_worker_leaves_no_connection_behind_when_it_connects_anew(bundle: Bundle) -> None:
     """As when an answer is late: the end of the old one would later be taken for the loss of the new one."""
     bundle.switch_off(
-        "worker.py",
+        "consumer.py",
         "queues.ensure(conn)\n",
         "queues.ensure(conn)\n                if not self.restart_count: raise TimeoutError('late')\n",
     )
