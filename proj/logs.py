@@ -14,7 +14,7 @@ from celery import current_task
 from celery.utils.log import ColorFormatter, get_logger
 
 from proj import config, events
-from proj.printable import printable
+from proj.printable import printable, shortened
 from proj.printed import Printed
 
 log = get_logger(__name__)
@@ -23,6 +23,9 @@ log = get_logger(__name__)
 _NOT_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     *("message", "asctime", "taskName", "at", "event", "task_id", "task_name", "data"),
 }
+
+#: Characters of a message, a traceback or any other text of a line; an exception may hold a whole file.
+LONGEST_TEXT: Final = 10_000
 
 #: For warnings that come before Celery has set up logging, such as that a worker runs as root.
 _before_set_up: Final = logging.StreamHandler()
@@ -60,7 +63,7 @@ class TextFormatter(ColorFormatter):
         self._names_task = "%(task_id)" in (fmt or "")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  as Python names it
-        record.message = _one_line(record.message)
+        record.message = _one_line(shortened(record.message, LONGEST_TEXT))
         task_id, name = _task_of(record)
         if self._names_task:
             record.task_id, record.task_name = task_id or "???", name or "???"
@@ -70,7 +73,7 @@ class TextFormatter(ColorFormatter):
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  as Python names it
         # Its lines are those that the exception's words have, which may come from anywhere.
-        return printable(str(super().formatException(ei)), keep="\n\t")
+        return printable(shortened(str(super().formatException(ei)), LONGEST_TEXT), keep="\n\t")
 
 
 class JsonFormatter(logging.Formatter):
@@ -105,6 +108,7 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[0]:
             error = record.exc_info[1]
             fields |= {"exception": repr(error), "traceback": "".join(traceback.format_exception(error))}
+        fields = {key: _short(value) for key, value in fields.items()}
         try:
             return _dumps(fields)
         except (TypeError, ValueError):  # what JSON cannot carry, such as NaN, or a list that holds itself
@@ -114,11 +118,15 @@ class JsonFormatter(logging.Formatter):
 _dumps = json.JSONEncoder(allow_nan=False, default=str).encode
 
 
+def _short(value: Any) -> Any:
+    return shortened(value, LONGEST_TEXT) if isinstance(value, str) else value
+
+
 def _as_words(value: Any) -> Any:
     try:
         _dumps(value)
     except (TypeError, ValueError):
-        return str(value)
+        return _short(str(value))
     return value
 
 

@@ -1,4 +1,4 @@
-"""What is shown of texts and values that anyone may have written."""
+"""What is shown of texts and values that anyone may have written, and how long they may be."""
 
 import reprlib
 from typing import Final
@@ -17,6 +17,14 @@ def indented(name: str, text: str, width: int) -> str:
     """The text beside its name in a column of that width, its further lines below its first."""
     head, *rest = [printable(line) for line in text.splitlines()] or [""]
     return f"\n{' ' * (width + 1)}".join([f"{name:<{width}} {head}", *rest])
+
+
+def shortened(text: str, longest: int) -> str:
+    """The text, or its beginning and its end with its length between them when it is longer."""
+    if len(text) <= longest:
+        return text
+    end = longest // 4
+    return f"{text[: longest - end]}… ({len(text):,} characters in all) …{text[-end:]}"
 
 
 def shown(value: object) -> str:

@@ -24,7 +24,8 @@ from celery.utils.log import get_logger
 from celery.utils.serialization import create_exception_cls
 from celery.worker import request
 
-from proj import burial, checks, config, events, queues
+from proj import burial, checks, config, events, logs, queues
+from proj.printable import shortened
 from proj.reasons import Reason
 
 log = get_logger(__name__)
@@ -185,6 +186,14 @@ class Request(request.Request):
                 _wait_for_no_thread()
                 # With `-P solo` this interrupts the task; the error would be taken for its own.
                 raise WorkerTerminate(EX_FAILURE) from None
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Send an event about the task; what an exception says may be longer than the broker takes."""
+        short = {
+            key: shortened(value, logs.LONGEST_TEXT) if isinstance(value, str) else value
+            for key, value in fields.items()
+        }
+        super().send_event(type, **short)
 
     def acknowledge(self) -> None:
         """Acknowledge the message, if its end is recorded; otherwise it becomes a dead letter."""

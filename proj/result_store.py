@@ -27,6 +27,7 @@ from celery.utils.log import get_logger
 from proj import config, stored_exception
 from proj.deadline import cut_after
 from proj.errors import ConfigError, ProjError, ResultStoreError
+from proj.printable import shortened
 
 log = get_logger(__name__)
 
@@ -87,7 +88,15 @@ class _Patient:
     #: Until when the operation that is under way is tried again. Each thread has a backend of its own.
     _deadline = 0.0
 
-    def store_result(self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
+    def store_result(
+        self,
+        task_id: str,
+        result: Any,
+        state: str,
+        traceback: str | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Store it. Raises `BackendStoreError` for a success or a revocation that cannot be stored.
 
         A failure that cannot be stored is logged: its message becomes a dead letter all the same. Were
@@ -96,10 +105,11 @@ class _Patient:
         """
         # Outside of a task, it is the worker's main process that is kept from all else. And what is to be
         # stored here may be that nothing can be stored.
+        traceback = traceback and shortened(traceback, stored_exception.LONGEST_TEXT)
         patient = current_task and not isinstance(result, celery.exceptions.BackendStoreError)
         self._deadline = time.monotonic() + (STORE_PATIENCE if patient else PATIENCE)
         try:
-            return super().store_result(task_id, result, state, *args, **kwargs)  # type: ignore[misc]
+            return super().store_result(task_id, result, state, traceback, *args, **kwargs)  # type: ignore[misc]
         except Exception as error:
             if state in _NEEDED:
                 raise celery.exceptions.BackendStoreError(

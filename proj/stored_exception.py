@@ -5,15 +5,20 @@ takes other arguments than it keeps, as `json.JSONDecodeError` does, cannot be c
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from operator import attrgetter
 from typing import Any, Final
 
 from celery.utils.serialization import UnpickleableExceptionWrapper, create_exception_cls
 
+from proj.printable import shortened
+
 #: Key of the exception's text, beside Celery's `exc_type`, `exc_message` and `exc_module`.
 TEXT: Final = "exc_text"
+
+#: Characters that are stored of what an exception says, and of its traceback.
+LONGEST_TEXT: Final = 2**20
 
 #: Attribute of an exception that was read: the text that it had.
 _TEXT_ATTRIBUTE: Final = "_proj_stored_text"
@@ -32,11 +37,20 @@ def original(error: BaseException) -> BaseException:
 
 
 def with_text(stored: Any, error: BaseException) -> Any:
-    """What Celery stores of the exception, and its text, which not every `args` tells."""
+    """What Celery stores of the exception, and its text, which not every `args` tells; both shortened."""
     if isinstance(stored, dict):
+        stored = {**stored, "exc_message": _shortened(stored["exc_message"])}
         with suppress(Exception):  # the class is anyone's
-            stored = {**stored, TEXT: str(error)}
+            stored[TEXT] = shortened(str(error), LONGEST_TEXT)
     return stored
+
+
+def _shortened(args: Sequence[Any]) -> Sequence[Any]:
+    """The arguments of an exception, as texts where they would be longer than one may be."""
+    texts = [arg if isinstance(arg, str) else repr(arg) for arg in args]
+    if sum(map(len, texts)) <= LONGEST_TEXT:
+        return args
+    return [shortened(text, LONGEST_TEXT // len(texts)) for text in texts]
 
 
 def read(stored: Any, rebuilt: Any) -> Any:

@@ -408,3 +408,34 @@ def test_traceback_steers_no_terminal() -> None:
 
     assert first == "caught"
     assert (last, further) == ("ValueError: red\\x1b[31m and\\x07\\rback\tön", "here")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_long_texts_are_shortened(bundle: Bundle, form: str) -> None:
+    """An exception that holds a whole file: in the log, in its event, and in the store, with its length."""
+    bundle.add_task("""
+        @app.task(name="proj.tasks.verbose", pydantic=True)
+        def verbose(length: int) -> None:
+            log.info("%s", "y" * length)
+            try:
+                raise LookupError("z" * length)
+            except LookupError:
+                log.exception("caught")
+            raise ValueError("x" * length)
+    """)
+    length = 20 * 2**20
+    worker = bundle.worker(env={"PROJ_LOG_FORMAT": form})
+    bundle.enqueue("task", "proj.tasks.verbose", str(length), "--id", form)
+    eventually("it has failed", lambda: "became a dead letter" in worker.text())
+    worker.stop()
+    assert len(worker.text()) < 100_000
+    assert "(20,971,520 characters in all)" in worker.text()
+    assert f"ValueError('{'x' * 1000}" in worker.text()
+    assert worker.text().count(" characters in all)") >= 3
+    done = bundle.proj("result", form, "--json")
+    assert done.returncode == 1, done.stderr
+    outcome = json.loads(done.stdout)
+    for text in (outcome["error"], outcome["traceback"]):
+        assert "ValueError: xxx" in text
+        assert len(text) < 2**20 + 100
+    assert "xxx… (20,971,520 characters in all) …xxx" in outcome["error"]
