@@ -5,16 +5,21 @@ import sys
 import click
 from celery import Celery
 
-from proj import config, connection, properties, worker
+from proj import config, connection, properties, streams, worker
 from proj.errors import ConfigError
+from proj.printable import error_line
 
+context = click.get_current_context(silent=True)
+if context and context.invoked_subcommand in {"worker", "beat", "flower"}:
+    # They write only words for people. Celery would end over one that cannot be written.
+    streams.prepare(lossy_stdout=True)
 try:
     settings = config.load()
 except ConfigError as error:
     # Celery's command line would show a traceback of what it was loading.
-    if click.get_current_context(silent=True) is None:
+    if context is None:
         raise
-    click.echo(f"Error: {error}", err=True)
+    click.echo(f"Error: {error_line(str(error))}", err=True)
     sys.exit(error.exit_code)
 
 app = Celery("proj", task_cls="proj.enqueue:Task", log="proj.logs:Logging", include=["proj.tasks"])
@@ -27,7 +32,7 @@ app.steps["consumer"].add("proj.worker_heartbeat:HeartbeatStep")
 properties.install()
 connection.keep_from_children(app)
 worker.install()
-if (context := click.get_current_context(silent=True)) and context.invoked_subcommand == "flower":
+if context and context.invoked_subcommand == "flower":
     from proj import monitor  # here, since a worker needs no web server
 
     monitor.install(settings)

@@ -167,7 +167,7 @@ class Wanted:
 
 
 def _can_be_queue(name: Any) -> bool:
-    return isinstance(name, str) and name != queues.dead_queue.name and len(name.encode()) <= queues.MAX_NAME
+    return isinstance(name, str) and name != queues.dead_queue.name and queues.can_be_name(name)
 
 
 def _is_over(moment: Any) -> bool:

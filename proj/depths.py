@@ -220,7 +220,7 @@ def _read(channel: Any, name: str) -> Declared | None:
 
 
 def _declared(channel: Any, name: str) -> Declared | None:
-    if not 0 < len(name.encode()) <= queues.MAX_NAME:
+    if not queues.can_be_name(name):
         return None
     try:
         found = queues.look(channel, name)

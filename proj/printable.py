@@ -7,6 +7,9 @@ from typing import Final
 _LONGEST_WORDS: Final = 300
 _LONGEST_KEY: Final = 50
 
+#: Characters of the line that a program ends with, at most: what it names may be megabytes.
+MAX_LINE: Final = 2000
+
 
 def printable(text: str, keep: str = "") -> str:
     """The text without what would steer a terminal, but for the characters in `keep`."""
@@ -53,3 +56,9 @@ def _cut(text: str) -> str:
 _shortened: Final = reprlib.Repr()
 _shortened.maxstring = _shortened.maxother = 200
 _shortened.maxlong = 80
+
+
+def error_line(text: str) -> str:
+    """The text as one line; a longer one is cut in its middle, since its end says what to do."""
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= MAX_LINE else f"{text[: MAX_LINE // 2]} … {text[-MAX_LINE // 2 :]}"

@@ -128,6 +128,14 @@ def look(channel: Any, name: str, patience: float = LOOK_PATIENCE) -> Any:
             raise TimeoutError(f"queue {name} is too busy to say how many messages it has")
 
 
+def can_be_name(name: str) -> bool:
+    """Whether AMQP can carry it as the name of a queue: UTF-8, of 1 to `MAX_NAME` bytes."""
+    try:
+        return 0 < len(name.encode()) <= MAX_NAME
+    except UnicodeEncodeError:
+        return False
+
+
 def declare(channel: Any) -> None:
     """Declare every exchange, queue and binding; on one connection, only the first call asks the broker.
 

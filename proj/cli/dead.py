@@ -163,9 +163,9 @@ def drop(ids: tuple[str, ...], everything: bool, dry_run: bool, yes: bool, **cho
     report = dead_letters.drop(
         _wanted(ids, **choice), choice["limit"], dry_run=looking, progress=partial(progress_bar, "dropping")
     )
-    if not (dry_run or yes):
+    if report.done and not (dry_run or yes):
         raise click.UsageError(f"{report.done} dead letters would be gone for good; say --yes to drop them")
-    _say(f"{report.done} {'would be dropped' if dry_run else 'dropped'}", ids, report)
+    _say(f"{report.done} {'would be dropped' if looking else 'dropped'}", ids, report)
     _check_all_met(ids, report, choice["limit"])
 
 

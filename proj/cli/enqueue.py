@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import click
 
-from proj.cli import stdout
+from proj import streams
 from proj.cli.interrupt import kept
 from proj.cli.progress import progress_bar
 from proj.errors import BadInput, ExitCode, ProjError
+from proj.printable import error_line
 from proj.strict_json import to_json
 
 #: What `add --random` draws from, both ends included.
@@ -167,6 +168,9 @@ def _enqueue(
         safe = f"; to repeat it with --id {task_id} is safe" if task_id is not None else ""
         click.echo(f"Of {count} messages {len(ids)} are enqueued, and one more may be{safe}", err=True)
         raise
+    except OSError:  # of stdout, which cannot take the id
+        click.echo(f"Of {count} messages {len(ids)} are enqueued, the last one {ids[-1]}", err=True)
+        raise
     except ProjError:
         if ids:
             listed = f": {' '.join(ids)}" if wait else ""  # if not, they were printed
@@ -181,7 +185,7 @@ def _print_id(task_id: str, name: str, as_json: bool) -> None:
         click.echo(to_json({"id": task_id, "task": name}) if as_json else task_id)
     except BrokenPipeError:
         # Who reads the ids has had enough, as `head` does; the messages are wanted all the same.
-        stdout.discard()
+        streams.discard_stdout()
 
 
 def _failure(task_id: str) -> object:
@@ -207,7 +211,8 @@ def _print_results(ids: list[str], timeout: float | None, as_json: bool, failed_
                 elif ended.error is None:
                     click.echo(to_json(ended.result))
                 else:
-                    click.echo(f"Error: {ended.task}[{task_id}] failed: {ended.error}", err=True)
+                    failure = error_line(f"{ended.task}[{task_id}] failed: {ended.error}")
+                    click.echo(f"Error: {failure}", err=True)
                 advance()
                 let_go()
     except KeyboardInterrupt:
@@ -230,7 +235,7 @@ def _number(text: str) -> Any:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadInput(
             f"this argument is not JSON: {text}", "a text has quotes of its own: '\"text\"'"
         ) from None

@@ -45,4 +45,5 @@ def run(*, live: bool, ready: bool, worker: str | None, as_json: bool) -> ExitCo
         sys.stdout.write(to_json({**verdict._asdict(), "workers": workers}) + "\n")
     else:
         sys.stdout.write(verdict.why + "\n")
+    sys.stdout.flush()
     return ExitCode.DONE if verdict.healthy else ExitCode.UNREACHABLE

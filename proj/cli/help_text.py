@@ -17,7 +17,9 @@ def fits_terminal() -> bool:
     try:
         return os.get_terminal_size(1).columns >= _COLUMNS
     except OSError:  # not a terminal
-        return int(os.environ.get("COLUMNS") or _COLUMNS) >= _COLUMNS
+        columns = os.environ.get("COLUMNS", "")
+        # What is no number, click takes for nothing, as it does 0.
+        return not columns.isdecimal() or not 0 < int(columns) < _COLUMNS
 
 
 def read() -> str:

@@ -6,8 +6,9 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from proj.cli import stdout
+from proj import streams
 from proj.errors import ExitCode, ProjError
+from proj.printable import error_line
 
 #: Each command, its module, and the sentence that the list of commands has for it, so that the list
 #: costs no import.
@@ -54,25 +55,28 @@ class _Commands(click.Group):
             sys.exit(ExitCode.INTERRUPTED)
         except BrokenPipeError:
             # Who read our output has had enough, as `head` does.
-            stdout.discard()
+            streams.discard_stdout()
             sys.exit(ExitCode.DONE)
         except Exception as error:
             if debug:
                 raise
-            _say(_words(error))
+            words = _words(error)
+            if isinstance(error, OSError) and (problem := streams.stdout_problem()):
+                words = f"stdout cannot be written: {problem}"
+                streams.discard_stdout()
+            _say(words)
             sys.exit(error.exit_code if isinstance(error, ProjError) else ExitCode.TASK_FAILED)
         sys.exit(ExitCode.DONE)
 
 
 def _say(problem: str) -> None:
-    click.echo(f"Error: {problem}", err=True)
+    click.echo(f"Error: {error_line(problem)}", err=True)
 
 
 def _words(error: Exception) -> str:
     if isinstance(error, ProjError):
         return str(error)
-    text = " ".join(str(error).split())
-    return f"unexpected {type(error).__name__}: {text} (run again with: proj --debug …)"
+    return f"unexpected {type(error).__name__}: {error} (run again with: proj --debug …)"
 
 
 @click.group(
