@@ -3,9 +3,9 @@
 import sys
 
 import click
-from celery import Celery
 
-from proj import config, connection, properties, streams, worker
+from proj import celery_cli, config, connection, properties, streams, worker
+from proj.door import App
 from proj.errors import ConfigError
 from proj.printable import error_line
 
@@ -22,7 +22,7 @@ except ConfigError as error:
     click.echo(f"Error: {error_line(str(error))}", err=True)
     sys.exit(error.exit_code)
 
-app = Celery("proj", task_cls="proj.enqueue:Task", log="proj.logs:Logging", include=["proj.tasks"])
+app = App("proj", task_cls="proj.enqueue:Task", log="proj.logs:Logging", include=["proj.tasks"])
 app.config_from_object(config.celery_config(settings))
 # Not as `task_annotations`, which would win over what a task says itself.
 app.Task.max_retries = settings.proj_max_retries
@@ -32,6 +32,7 @@ app.steps["consumer"].add("proj.worker_heartbeat:HeartbeatStep")
 properties.install()
 connection.keep_from_children(app)
 worker.install()
+celery_cli.install()
 if context and context.invoked_subcommand == "flower":
     from proj import monitor  # here, since a worker needs no web server
 

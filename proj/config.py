@@ -278,8 +278,9 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         },
         "broker_connection_timeout": CONNECT_TIMEOUT,
         "broker_pool_acquire_timeout": settings.proj_publish_timeout,
-        # `proj.enqueue` repeats a publish itself, since only it knows whether it may have arrived.
+        # `proj.publish` repeats a publish itself, since only it knows whether it may have arrived.
         "task_publish_retry": False,
+        "beat_scheduler": "proj.beat:Scheduler",
         # --- Working
         # Acknowledge when the task is done: a worker that dies before gives its message back.
         "task_acks_late": True,

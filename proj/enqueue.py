@@ -1,30 +1,19 @@
-"""The base of every task: arguments are checked, and publishing ends as `proj.publish` says."""
+"""The base of every task, which knows what arguments its function takes, and what is tried again."""
 
 import difflib
 import functools
-import logging
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import celery
-import kombu
 from celery.backends.base import DisabledBackend
 
-from proj import checks, events, publish, queues
 from proj.arguments import check_call, given_arguments
 from proj.definition import refuse_coroutine, result_of
-from proj.errors import (
-    BrokerUnreachable,
-    OutcomeUnknown,
-    ProjError,
-    UnknownTask,
-)
+from proj.door import is_unchecked
+from proj.errors import BrokerUnreachable, UnknownTask
 from proj.parameters import Parameters
-
-log = logging.getLogger(__name__)
 
 #: Errors that are over after a while, more likely than not.
 TRANSIENT: Final = (ConnectionError, TimeoutError, BrokerUnreachable)
@@ -34,10 +23,10 @@ LONGEST_BACKOFF: Final = 600
 
 
 class Task(celery.Task):
-    """The base of every task of the application: arguments are checked, and publishing does not lie."""
+    """The base of every task of the application: its arguments are checked before it is sent and executed."""
 
-    #: Without it, a message that no queue takes is confirmed and dropped.
-    mandatory = True
+    #: Celery need not count the arguments: they are checked here, with their types, and not for a next step.
+    typing = False
 
     #: What becomes of a delivery whose task does not just end.
     Request = "proj.request:Request"
@@ -73,47 +62,15 @@ class Task(celery.Task):
     ) -> Any:
         """Enqueue the task, and return once the broker has confirmed it.
 
-        Takes the options of `celery.Task.apply_async`. `countdown` (seconds) and `eta` (a `datetime`,
-        UTC when it has no zone) are held by the broker to the second, rounded up. A message whose
-        `task_id` is given may be a repeat, and is marked as one. Raises the errors that `proj.publish`
-        lists. With Celery's `task_always_eager`, the task is executed here and now instead.
+        The options are those of `App.send_task`. Raises `BadArguments`, and what that raises. With Celery's
+        `task_always_eager`, the task is executed here and now instead.
         """
         args, kwargs = given_arguments(self.name, args, kwargs)
-        check_call(self.name, args, kwargs, self.parameters)
-        serializer = options.get("serializer") or self.serializer
-        checks.check_serializer(self.name, serializer, self.app.conf.accept_content)
-        options["countdown"] = checks.delay(options.pop("countdown", None), options.pop("eta", None))
-        options["expires"] = checks.lifetime(options.get("expires", self.expires))
-        # Unless said for this message, the limits are those of the worker: the message would carry the
-        # publisher's settings, of which the worker's broker may know nothing.
-        options.setdefault("time_limit", None)
-        options.setdefault("soft_time_limit", None)
-        # Kombu would repeat a publish that may have arrived, unmarked and for as long as it takes.
-        options["retry"] = False
-        if options.get("task_id") is not None or options.get("retries"):
-            _mark_repeat(options)
-        # Fixed here, so that a repeated publish carries the same id and can be told to be one.
-        options["task_id"] = checks.checked_id(options.get("task_id"))
+        if not is_unchecked(options):
+            check_call(self.name, args, kwargs, self.parameters)
         if self.app.conf.task_always_eager:
-            # Celery asks a producer for its serializer; one of its pool would have to connect.
-            return super().apply_async(args, kwargs, producer=kombu.Producer(None), **options)
-        given = options.pop("producer", None)
-        if over := options.pop("connection", None):
-            given = self.app.amqp.Producer(over, auto_declare=False)
-        apply_async = super().apply_async
-
-        def send(producer: Any) -> Any:
-            return apply_async(args, kwargs, producer=producer, **options)
-
-        with _logged(self.name, options):
-            one = publish.Publish(
-                self.app,
-                self.name,
-                options["task_id"],
-                publish.deadline_of(self.app),
-                delayed=bool(options["countdown"]),
-            )
-            return one.run(send, functools.partial(_mark_repeat, options), given)
+            options = self.app.checked_options(self.name, options)
+        return super().apply_async(args, kwargs, **options)
 
     @property
     def backend(self) -> Any:
@@ -169,24 +126,3 @@ def find_task(name: str) -> Task:
     near = difflib.get_close_matches(name, tasks, 1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(tasks)}"
     raise UnknownTask(f"there is no task {name!r}", hint)
-
-
-@contextmanager
-def _logged(name: str, options: dict[str, Any]) -> Iterator[None]:
-    """Log what became of the message that is published in the block."""
-    began = time.time()
-    task_id = options["task_id"]
-    facts = {"retries": options.get("retries") or None, "delay": options["countdown"]}
-    try:
-        yield
-    except ProjError as error:
-        event = events.PUBLISH_UNKNOWN if isinstance(error, OutcomeUnknown) else events.PUBLISH_REFUSED
-        events.say(log, logging.WARNING, event, task_id, name, f"not published: {error}", **facts)
-        raise
-    words = f"published, to be executed in {facts['delay']} s" if facts["delay"] else "published"
-    events.say(log, logging.INFO, events.PUBLISHED, task_id, name, words, at=began, **facts)
-
-
-def _mark_repeat(options: dict[str, Any]) -> None:
-    """Let the worker look for a stored success before it executes the task."""
-    options["headers"] = {**(options.get("headers") or {}), queues.REPEAT_HEADER: True}

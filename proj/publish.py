@@ -28,7 +28,7 @@ from proj import broker_errors, connection, events, queues
 from proj.deadline import within
 from proj.errors import BadArguments, BadInput, BrokerRefused, BrokerUnreachable, OutcomeUnknown, ProjError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("proj.enqueue")
 
 T = TypeVar("T")
 

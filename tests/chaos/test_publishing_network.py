@@ -118,7 +118,7 @@ def test_connections_that_are_all_in_use(bundle: Bundle) -> None:
     hurry(bundle)
     all_in_use = """
 from proj import app
-held = [app.producer_or_acquire().__enter__() for _ in range(app.conf.broker_pool_limit)]
+held = [app.pool.acquire() for _ in range(app.conf.broker_pool_limit)]
 """
     outcome = delay_after(bundle, all_in_use)
     check(outcome, "BrokerUnreachable", "all 10 connections to the broker are in use", "fewer threads")

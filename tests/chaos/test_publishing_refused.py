@@ -118,7 +118,7 @@ def test_message_that_no_queue_takes(bundle: Bundle) -> None:
 
 def test_control_unroutable_without_mandatory(bundle: Bundle) -> None:
     """Without `mandatory` the same message is confirmed, and is in no queue."""
-    bundle.switch_off("enqueue.py", "mandatory = True", "mandatory = False")
+    bundle.switch_off("door.py", '["mandatory"] = True', '["mandatory"] = False')
     with Publisher(bundle) as publisher:
         check(publisher.publish(exchange="proj", routing_key="nowhere"), "confirmed")
     assert bundle.depth("proj.tasks") == 0
@@ -185,6 +185,6 @@ print(json.dumps([
     for line in refused:
         assert isinstance(line, str), refused
         assert "\n" not in line
-    assert "JSON cannot carry the arguments: Object of type set is not JSON serializable" in refused[1]
+    assert "JSON cannot carry argument value: Object of type set is not JSON serializable" in refused[1]
     assert confirmed == [True] * 4
     assert bundle.depth("proj.tasks") == 4

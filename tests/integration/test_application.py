@@ -3,6 +3,7 @@
 import json
 
 from tests.bundle import BIN, Bundle, eventually
+from tests.integration import dead
 
 #: Enqueues a sum, and prints the message's id.
 ADD = "import json; from proj.tasks import add; print(json.dumps(add.delay(2, 3).id))"
@@ -134,11 +135,11 @@ def test_tasks_log_what_they_do(bundle: Bundle) -> None:
 def test_worker_checks_the_arguments_itself(bundle: Bundle) -> None:
     """A message that was published without our checks fails in the worker, and becomes a dead letter."""
     bundle.worker()
+    dead.publish_task(bundle, "wrong", "2", 3)
     code = """
 from proj import app
-result = app.send_task("proj.tasks.add", ["2", 3])
 try:
-    result.get(timeout=90)
+    app.AsyncResult("wrong").get(timeout=90)
 except Exception as error:
     import json; print(json.dumps([type(error).__name__, str(error)]))
 """
@@ -148,8 +149,8 @@ except Exception as error:
     ]
     # The failure is stored first.
     eventually("the message is in proj.dead", lambda: bundle.depth("proj.dead") == 1)
-    (dead,) = bundle.peek("proj.dead")
-    assert dead["properties"]["headers"]["task"] == "proj.tasks.add"
+    (letter,) = bundle.peek("proj.dead")
+    assert letter["properties"]["headers"]["task"] == "proj.tasks.add"
 
 
 def test_publisher_survives_a_lost_connection(bundle: Bundle) -> None:
@@ -158,8 +159,8 @@ def test_publisher_survives_a_lost_connection(bundle: Bundle) -> None:
 from proj import app
 from proj.tasks import add
 add.delay(1, 1)
-with app.producer_or_acquire() as producer:
-    producer.connection.connection.sock.shutdown(2)
+with app.pool.acquire() as connection:
+    connection.connection.sock.shutdown(2)
 print(repr(add.apply_async((2, 2), task_id="second").id).replace("'", '"'))
 """
     assert bundle.python(code) == "second"

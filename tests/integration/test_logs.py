@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.bundle import Bundle, eventually
+from tests.integration import dead
 
 JSON = {"PROJ_LOG_FORMAT": "json"}
 
@@ -294,9 +295,9 @@ def test_message_that_is_given_back_and_its_duplicate_are_told(bundle: Bundle) -
 def test_publish_whose_confirm_is_lost_is_told(bundle: Bundle) -> None:
     """That it is published once more, and that its outcome is unknown; both with its id."""
     bundle.env |= JSON
-    sent = "        return send(producer=producer, **options)\n"
+    sent = "            return send(producer)\n"
     bundle.switch_off(
-        "enqueue.py", sent, sent.replace("return ", "") + "        raise ConnectionResetError\n"
+        "publish.py", sent, sent.replace("return ", "") + "            raise ConnectionResetError\n"
     )
 
     done = bundle.proj("enqueue", "add", "1", "2", "--id", "it")
@@ -313,7 +314,7 @@ def test_what_people_take_away_is_told(bundle: Bundle) -> None:
     worker = bundle.worker("--loglevel=DEBUG").ready()
     bundle.python("from proj import app; app.control.revoke('no-more'); print(0)")
     worker.says("no-more")
-    bundle.python("from proj import app; app.send_task('proj.tasks.add', [1], task_id='wrong'); print(0)")
+    dead.publish_task(bundle, "wrong", 1)
     for task_id in ("no-more", "well"):
         bundle.enqueue("add", "1", "2", "--id", task_id)
     worker.says('"event": "succeeded"')

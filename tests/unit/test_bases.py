@@ -1,0 +1,71 @@
+"""A task checks its arguments whatever base it was made with; what its own base says stays."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import celery
+import pytest
+
+from proj import app, enqueue
+from proj.errors import BadArguments
+
+
+class Base(celery.Task):
+    """A base that knows nothing of ours."""
+
+    max_retries = 7
+    autoretry_for = (LookupError,)
+
+    def greeting(self) -> str:
+        return "hello"
+
+
+class ByClass(celery.Task):
+    """A task as Celery 1.0 had them."""
+
+    name = "test.by_class"
+
+    def run(self, x: int) -> int:
+        return x
+
+
+@pytest.fixture
+def tasks() -> Iterator[list[Any]]:
+    def function(x: int) -> int:
+        return x
+
+    yield [
+        app.task(function, name="test.plain", base=celery.Task),
+        app.task(function, name="test.derived", base=Base),
+        app.register_task(ByClass()),
+    ]
+    for name in ("test.plain", "test.derived", "test.by_class"):
+        app.tasks.pop(name, None)
+
+
+def test_base_without_our_checks(tasks: list[Any]) -> None:
+    """Wrong arguments are refused before anything is sent, and before the task begins."""
+    for task in tasks:
+        with pytest.raises(BadArguments, match=r"argument x"):
+            task.delay("one")
+        with pytest.raises(BadArguments, match=r"argument x is missing"):
+            task()
+        assert task(1) == 1
+
+
+def test_what_a_base_says_comes_first(tasks: list[Any]) -> None:
+    """Its attributes and methods are kept; what it does not say is as for any other task."""
+    plain, derived, by_class = tasks
+    assert (derived.max_retries, derived.autoretry_for, derived.greeting()) == (7, (LookupError,), "hello")
+    for task in (plain, by_class):
+        assert (task.max_retries, task.autoretry_for) == (5, enqueue.TRANSIENT)
+    assert {task.Request for task in tasks} == {"proj.request:Request"}
+
+
+def test_task_that_is_sent_by_its_name_is_checked() -> None:
+    """As by `.delay()`, when the program has it."""
+    assert "proj.tasks.add" in enqueue.own_tasks(app)
+    with pytest.raises(BadArguments, match="argument x: expected a number"):
+        app.send_task("proj.tasks.add", ("2", 3))
+    with pytest.raises(BadArguments, match="a list or a tuple, got '23'"):
+        app.send_task("proj.tasks.add", "23")
