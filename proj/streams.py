@@ -34,8 +34,8 @@ def prepare(*, lossy_stdout: bool = False) -> None:
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # The lowest number that is free. Celery writes to the second name.
-            _set(name, open(os.devnull, mode))  # noqa: SIM115
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free; it stays open
+            _set(name, open(number, mode, closefd=False))  # noqa: SIM115
     for name, lossy in (("stdout", lossy_stdout), ("stderr", True)):
         if (stream := getattr(sys, name)) is getattr(sys, f"__{name}__"):  # not one of a test
             _set(name, _writer(stream, lossy=lossy))
