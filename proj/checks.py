@@ -8,6 +8,7 @@ from typing import Final, TypeGuard
 from kombu.utils.uuid import uuid
 
 from proj.errors import BadInput
+from proj.printable import shown
 
 #: The longest delay that the broker's 28 delay queues can hold, in seconds: 8.5 years.
 MAX_DELAY: Final = 2**28 - 1
@@ -45,10 +46,10 @@ def is_deeper(value: object, limit: int) -> bool:
     return any(isinstance(each, dict | list) for each in level)
 
 
-def check_serializer(name: str, serializer: str, accepted: Sequence[str]) -> None:
+def check_serializer(name: str, serializer: object, accepted: Sequence[str]) -> None:
     """Refuse what no worker reads: a message must not carry code. Raises `BadInput`."""
     if serializer not in accepted:
-        raise BadInput(f"{name}: no worker reads {serializer!r}", f"they read: {', '.join(accepted)}")
+        raise BadInput(f"{name}: no worker reads {shown(serializer)}", f"they read: {', '.join(accepted)}")
 
 
 def checked_id(task_id: str | None) -> str:
@@ -56,9 +57,9 @@ def checked_id(task_id: str | None) -> str:
     if task_id is None:
         return str(uuid())
     if not isinstance(task_id, str):
-        raise BadInput(f"an id is a text, got {task_id!r}")
+        raise BadInput(f"an id is a text, got {shown(task_id)}")
     if not 1 <= len(task_id) <= MAX_ID_LENGTH or not task_id.isprintable():
-        raise BadInput(f"an id is 1 to {MAX_ID_LENGTH} printable characters, got {task_id[:200]!r}")
+        raise BadInput(f"an id is 1 to {MAX_ID_LENGTH} printable characters, got {shown(task_id)}")
     if not is_id(task_id):
         raise BadInput(f"an id has at most {_MAX_ID_BYTES} bytes in UTF-8, got {task_id!r}")
     return task_id
@@ -81,38 +82,64 @@ def is_time_limit(limit: object) -> TypeGuard[float | None]:
     )
 
 
-def delay(countdown: float | None, eta: datetime | None) -> int | None:
-    """Whole seconds from now, rounded up, or None for "now". Raises `BadInput`."""
+def delay(countdown: float | None, eta: datetime | None, *, is_retry: bool = False) -> int | None:
+    """Whole seconds from now, rounded up, or None for "now". Raises `BadInput`.
+
+    A retry whose time is over is due now: its message would be a dead letter, and nobody would be told.
+    """
     if countdown is not None and eta is not None:
         raise BadInput("countdown and eta exclude each other")
     if eta is not None:
         if not isinstance(eta, datetime):
-            raise BadInput(f"an eta is a datetime, got {eta!r}")
+            raise BadInput(f"an eta is a datetime, got {shown(eta)}")
         countdown = _seconds_until(eta)
-        if countdown < -_ETA_TOLERANCE:
+        if countdown < -_ETA_TOLERANCE and not is_retry:
             raise BadInput(f"the eta {eta.isoformat()} is in the past")
         countdown = max(0, countdown)
     if countdown is None:
         return None
     if not isinstance(countdown, int | float):
-        raise BadInput(f"a countdown is a number of seconds, got {countdown!r}")
+        raise BadInput(f"a countdown is a number of seconds, got {shown(countdown)}")
+    if countdown < 0 and is_retry:
+        return None
     if not countdown >= 0:
-        raise BadInput(f"a countdown is 0 or more seconds, got {countdown:g}")
+        raise BadInput(f"a countdown is 0 or more seconds, got {shown(countdown)}")
     if countdown > MAX_DELAY:
-        raise BadInput(f"a delay of {countdown:g} s is longer than the {MAX_DELAY} s that can be held")
+        raise BadInput(f"a delay of {shown(countdown)} s is longer than the {MAX_DELAY} s that can be held")
     return math.ceil(countdown) or None
 
 
-def lifetime(expires: float | datetime | None) -> float | datetime | None:
-    """The `expires` option. Raises `BadInput`."""
-    if isinstance(expires, int | float) and not expires > 0:
-        raise BadInput(f"expires must be above 0 seconds, got {expires:g}")
-    seconds = _seconds_until(expires) if isinstance(expires, datetime) else expires
-    if isinstance(seconds, int | float) and seconds > MAX_LIFETIME:
-        raise BadInput(f"expires is {seconds:g} s ahead, and at most {MAX_LIFETIME} s can be counted")
+def lifetime(expires: float | datetime | str | None) -> float | datetime | str | None:
+    """The `expires` option: seconds from now, or a moment, as a text too. Raises `BadInput`."""
+    seconds: float
+    match expires:
+        case None:
+            return None
+        case int() | float() if not isinstance(expires, bool):
+            if not expires > 0:
+                raise BadInput(f"expires must be above 0 seconds, got {shown(expires)}")
+            seconds = expires
+        case datetime():
+            seconds = _seconds_until(expires)
+        case str() if moment := _moment(expires):
+            seconds = _seconds_until(moment)
+        case _:
+            raise BadInput(f"expires is seconds or a datetime, got {shown(expires)}")
+    if seconds > MAX_LIFETIME:
+        raise BadInput(f"expires is {shown(seconds)} s ahead, and at most {MAX_LIFETIME} s can be counted")
     return expires
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def _seconds_until(moment: datetime) -> float:
     """From now; a moment without a zone is in UTC."""
-    return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
+    try:
+        return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
+    except OverflowError:  # the first or the last day that there is, in a zone that moves it beyond
+        return math.inf if moment.year > 1 else -math.inf

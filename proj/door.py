@@ -21,6 +21,7 @@ from kombu import Producer
 from proj import checks, events, publish, queues
 from proj.arguments import check_call, given_arguments
 from proj.errors import OutcomeUnknown, ProjError
+from proj.options import check_options
 
 log = logging.getLogger("proj.enqueue")
 
@@ -93,13 +94,16 @@ class App(celery.Celery):
 
     def checked_options(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
         """The options as they are sent. Raises `BadInput`."""
+        check_options(name, options)
         task = self.tasks.get(name)
         serializer = options.get("serializer") or getattr(task, "serializer", self.conf.task_serializer)
         checks.check_serializer(name, serializer, self.conf.accept_content)
         options = dict(options)
         # By its name, Celery refuses one that is not in the topology; a `kombu.Queue` it would declare.
         options["queue"] = getattr(options.get("queue"), "name", options.get("queue"))
-        options["countdown"] = checks.delay(options.pop("countdown", None), options.pop("eta", None))
+        options["countdown"] = checks.delay(
+            options.pop("countdown", None), options.pop("eta", None), is_retry=bool(options.get("retries"))
+        )
         options["expires"] = checks.lifetime(options.get("expires", getattr(task, "expires", None)))
         for limit in ("time_limit", "soft_time_limit"):
             # Unless said for this message, the limits are those of the worker: the message would carry the

@@ -74,3 +74,42 @@ def test_annotation_that_cannot_be_used_is_told_at_the_start(bundle: Bundle) -> 
     assert worker.ends() == 65
     assert words in worker.text()
     assert "Traceback" not in worker.text()
+
+
+def test_options_are_kept_or_refused(bundle: Bundle) -> None:
+    """A retry whose moment is over runs now; headers up to their limit travel, with all that Celery adds."""
+    bundle.add_task("""
+        @app.task(name="proj.tasks.late", bind=True)
+        def late(self, **when):
+            from datetime import UTC, datetime
+            if not self.request.retries:
+                raise self.retry(eta=datetime(2020, 1, 1, tzinfo=UTC)) if not when else self.retry(**when)
+            return self.request.retries
+
+        @app.task(name="proj.tasks.header", bind=True)
+        def header(self, *args):
+            return len(self.request.big)
+    """)
+    bundle.worker()
+    answers = bundle.python("""
+import json
+from proj.options import MAX_HEADERS
+from proj.tasks import header, late
+args, most = ["\U0001f600" * 2000] * 3, MAX_HEADERS - 20
+def told(call):
+    try:
+        return call().get(timeout=60)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+print(json.dumps([
+    told(lambda: late.delay()),
+    told(lambda: late.delay(countdown=-1)),
+    told(lambda: header.apply_async(args, headers={"big": "x" * most}, compression="gzip")) - most,
+    told(lambda: header.apply_async(args, headers={"big": "x" * 200_000})),
+    told(lambda: header.apply_async(args, headers={f"{n}": n for n in range(20_000)})),
+]))
+""")
+
+    assert answers[:3] == [1, 1, 0]
+    for answer in answers[3:]:
+        assert answer.startswith("BadInput: proj.tasks.header: headers may take 114,688 bytes, and take 2")

@@ -1,7 +1,9 @@
 """The pure parts of publishing."""
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from proj.checks import MAX_DELAY, MAX_LIFETIME, checked_id, delay, lifetime
 from proj.enqueue import find_task
-from proj.errors import BadArguments, BadInput, ExitCode, UnknownTask
+from proj.errors import BadArguments, BadInput, BrokerUnreachable, ExitCode, UnknownTask
 
 
 @given(st.floats(0, MAX_DELAY))
@@ -70,6 +72,85 @@ def test_expires_that_cannot_be_counted_is_refused(expires: float | datetime) ->
 def test_expires_that_can_be_counted_is_left_as_it_is(expires: float | datetime | None) -> None:
     """A moment that is over is one as well: the message becomes a dead letter at once."""
     assert lifetime(expires) == expires
+
+
+@pytest.mark.parametrize(
+    "expires", [Decimal(5), True, "soon", timedelta(1), date(2999, 1, 1), [], 10**400, datetime.max], ids=repr
+)
+def test_expires_that_is_no_time_is_refused(expires: Any) -> None:
+    """Whatever it is."""
+    with pytest.raises(BadInput, match="expires"):
+        lifetime(expires)
+
+
+def test_retry_that_is_late_is_due_now() -> None:
+    """Its message would be a dead letter otherwise."""
+    assert delay(None, datetime(2020, 1, 1), is_retry=True) is None
+    assert delay(-1, None, is_retry=True) is None
+    assert delay(2, None, is_retry=True) == 2
+
+
+HALF = "\ud800"
+
+
+WRONG: dict[str, list[Any]] = {
+    "countdown": ["1", Decimal(1), timedelta(1), [1], 10**400],
+    "eta": ["2999-01-01", date(2999, 1, 1), 5],
+    "expires": [Decimal(5), "soon", timedelta(1)],
+    "priority": [-1, 256, "5", 1.5, True, 10**30],
+    "queue": [5, b"proj.tasks", ["proj.tasks"], "x" * 256, HALF],
+    "exchange": [5, {}, HALF],
+    "routing_key": [5, "x" * 256, HALF],
+    "reply_to": [5, "x" * 256],
+    "shadow": [5, "x" * 256],
+    "headers": [
+        *([], "x", {1: 2}, {"x" * 256: 1}, {"x": object()}, {HALF: 1}, {"x": 10**30}),
+        *({"x": "y" * 200_000}, {f"x{n}": n for n in range(20_000)}, {"x": {"y": {1, 2}}}),
+    ],
+    "time_limit": [-1, math.nan, math.inf, "5", True, Decimal(5)],
+    "soft_time_limit": [-1, math.nan, []],
+    "link": [5, "proj.tasks.add", [5], {}, len],
+    "link_error": [5, [None]],
+    "compression": ["nonsense", 5, [], {}],
+    "serializer": ["pickle", "nonsense", 5, ["json"]],
+    "retries": [-1, "1", 1.5, True],
+    "ignore_result": ["yes", 1],
+    "task_id": [5, "", HALF, "x" * 10**6, []],
+    "argsrepr": [5, "x" * 5000],
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [(option, value) for option, values in WRONG.items() for value in values],
+    ids=lambda value: ascii(value)[:20],
+)
+def test_option_that_cannot_be_sent_is_refused(option: str, value: Any) -> None:
+    """In one line, before there is a broker to be asked."""
+    with pytest.raises(BadInput) as refused:
+        find_task("proj.tasks.add").apply_async((1, 2), **{option: value})
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 1000
+
+
+@given(
+    st.sampled_from([*WRONG, "group_id", "root_id", "parent_id", "retry", "mandatory"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.decimals()
+    | st.datetimes(timezones=st.none() | st.timezones())
+    | st.lists(st.integers() | st.text())
+    | st.dictionaries(st.text() | st.integers(), st.text() | st.integers() | st.floats()),
+)
+def test_any_option_is_sent_or_refused(option: str, value: Any) -> None:
+    """What passes comes to the broker, which there is none of."""
+    with pytest.raises((BadInput, BrokerUnreachable)) as ended:
+        find_task("proj.tasks.add").apply_async((1, 2), **{option: value})
+    assert str(ended.value).isprintable()
 
 
 def test_unknown_task_is_told_with_the_nearest() -> None:
