@@ -52,6 +52,6 @@ def within(seconds: float, act: Callable[[], T]) -> T:
         except Exception as error:
             ended.set_exception(error)
 
-    # Not a `Thread`, whose start takes a lock that a caller may hold who was interrupted by a signal.
+    # Not a `Thread`: that waits for a lock of all threads, which a caller whom a signal interrupted may hold.
     _thread.start_new_thread(run, ())
     return ended.result(seconds)
