@@ -75,9 +75,15 @@ class DeadLetter:
 
     @property
     def attempts(self) -> int | None:
-        """How often a worker has begun to execute it since it was sent, as far as the message tells."""
+        """How often a worker has begun to execute it since it was sent, as far as the message tells.
+
+        Of one that a worker has rejected unexecuted, only the store knows that: see `attempts_of`.
+        """
         retries = self.headers.get("retries")
-        by_death: dict[str, int] = {Reason.REJECTED: 1, Reason.DELIVERY_LIMIT: queues.DELIVERY_LIMIT + 1}
+        by_death: dict[str, int] = {
+            Reason.REJECTED: 1 if self.task else 0,
+            Reason.DELIVERY_LIMIT: queues.DELIVERY_LIMIT + 1,
+        }
         known = by_death.get(self.reason, 0) + (retries if isinstance(retries, int) else 0)
         # The limit of a queue of someone else is not known.
         is_told = self.reason != Reason.DELIVERY_LIMIT or self.queue == queues.task_queue.name
@@ -148,6 +154,12 @@ class Outcomes:
         except Exception as error:  # the store may be of any kind, and must not hide the dead letters
             self.problem = str(error)
             return None
+
+
+def attempts_of(letter: DeadLetter, outcome: results.Outcome | None) -> int | None:
+    """How often a worker has begun to execute it; None when that is not known."""
+    rejected_unexecuted = letter.reason == Reason.REJECTED and outcome and not outcome.executed
+    return letter.attempts - 1 if letter.attempts and rejected_unexecuted else letter.attempts
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from celery import states
 from celery.result import AsyncResult
 
 from proj import stored_exception
-from proj.errors import NoResultYet
+from proj.burial import NotExecuted
+from proj.errors import BadArguments, NoResultYet
 from proj.result_store import store_error
 
 #: Seconds between two looks for a result. Each is a query; Celery's half a second makes short tasks wait.
@@ -36,6 +37,12 @@ class Outcome:
     worker: str | None
     #: When the result was stored: ISO 8601, UTC.
     finished: str | None
+
+    @property
+    def executed(self) -> bool:
+        """False when a worker has ended it without executing it, or has refused its arguments."""
+        never = (f"{NotExecuted.__name__}: ", f"{BadArguments.__name__}: {self.task}: ")
+        return not (self.error or "").startswith(never)
 
     @property
     def ended(self) -> bool:

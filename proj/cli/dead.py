@@ -198,14 +198,17 @@ def _unknown(ids: Iterable[str]) -> ProjError:
 
 
 def _row(letter: "DeadLetter", outcome: "Outcome | None") -> dict[str, Any]:
-    times = "too often" if letter.attempts is None else f"{letter.attempts} times"
+    from proj.dead_letter import attempts_of
+
+    attempts = attempts_of(letter, outcome)
+    times = "too often" if attempts is None else f"{attempts} times"
     reason = REASONS.get(letter.reason, "as the broker says").format(times=times)
     return {
         "id": letter.id,
         "task": letter.task or "no Celery message",
         "arguments": letter.arguments if letter.task else letter.text,
         "reason": f"{letter.reason}: {reason}",
-        "attempts": letter.attempts,
+        "attempts": attempts,
         "redrives": letter.redrives,
         "first": letter.first,
         "last": letter.last,

@@ -145,3 +145,16 @@ def test_bomb_does_not_fill_memory(shared: Bundle) -> None:
     shown = dead.show(shared, "bomb")
     assert shown["task"] == "proj.tasks.add"
     assert shown["arguments"] == "(compressed as application/x-gzip, and longer than 1 MiB when unpacked)"
+
+
+def test_attempts_that_never_began_are_not_counted(shared: Bundle) -> None:
+    """What a worker rejects unexecuted has had no attempt; what failed has had one."""
+    dead.publish_task(shared, "unknown", task="proj.tasks.nobody")
+    dead.publish_task(shared, "wrong", "one", task="proj.tasks.add")
+    dead.publish(shared, b"no JSON", correlation_id="unreadable", content_type="application/json")
+    dead.publish_task(shared, "failed", "lookup", task="proj.tasks.fail")
+    wanted = {"unknown": 0, "wrong": 0, "unreadable": 0, "failed": 1}
+    eventually("all are dead", lambda: wanted.keys() <= set(dead.ids(shared)))
+
+    found = {row["id"]: row["attempts"] for row in dead.rows(shared)}
+    assert {task_id: found[task_id] for task_id in wanted} == wanted
