@@ -118,17 +118,16 @@ class Delays:
         )
 
     def _settle(self, delayed: _Delayed, error: Exception | None) -> None:
-        def settle() -> None:
-            if delayed.life != self._life:
-                return
-            if error is None:
-                delayed.request.end_as_copy()
-            elif isinstance(error, _OF_THE_BROKER):
-                delayed.request.give_back(Reason.NOT_CONFIRMED)
-            else:
-                delayed.request.bury(Reason.INVALID, f"it cannot be delayed: {error}")
-
-        self._consumer.call_soon_ack(settle)
+        if delayed.life != self._life:
+            return
+        request = delayed.request
+        if error is None:
+            # From here: the event loop takes a second to come to what one of its own callbacks adds.
+            request.end_as_copy()
+        elif isinstance(error, _OF_THE_BROKER):
+            self._consumer.call_soon_ack(request.give_back, Reason.NOT_CONFIRMED)
+        else:
+            self._consumer.call_soon_ack(request.bury, Reason.INVALID, f"it cannot be delayed: {error}")
 
 
 def _copy(request: Request, headers: dict[str, Any]) -> amqp.Message:
