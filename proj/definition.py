@@ -9,8 +9,24 @@ from collections.abc import Callable
 from typing import Any
 
 from proj.errors import BadTask
+from proj.printable import one_line, shown
 
 _INSTEAD = "write a plain function that calls asyncio.run(…)"
+
+
+def check_function(name: str, function: Callable[..., Any]) -> None:
+    """Raise `BadTask` for what cannot be made a task: what has no name, or no parameters that can be read."""
+    # Celery defines a function of that name, with the parameters of this one.
+    named = str(getattr(function, "__name__", "")).isidentifier()
+    if isinstance(function, functools.partial) or not named:
+        raise BadTask(f"{name}: a task is a function with a name, got {shown(function)}", "write it with def")
+    try:
+        inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        raise BadTask(
+            f"{name}: its parameters cannot be read: {one_line(error)}", "wrap it in a function"
+        ) from error
+    refuse_coroutine(name, function)
 
 
 def refuse_coroutine(name: str, function: Callable[..., Any]) -> None:

@@ -20,8 +20,9 @@ from kombu import Producer
 
 from proj import checks, events, publish, queues
 from proj.arguments import check_call, given_arguments
+from proj.definition import check_function
 from proj.errors import OutcomeUnknown, ProjError
-from proj.options import check_options
+from proj.options import check_name, check_options
 
 log = logging.getLogger("proj.enqueue")
 
@@ -43,6 +44,23 @@ class App(celery.Celery):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, amqp=_AMQP, tasks=_Tasks(self), **options)
 
+    def task(self, *args: Any, **options: Any) -> Any:
+        """Make a task of a function, as Celery does. Raises `BadTask` at once for one that cannot work."""
+
+        def check(function: Any) -> None:
+            check_function(str(options.get("name") or getattr(function, "__qualname__", "a task")), function)
+
+        if len(args) == 1 and callable(args[0]):
+            check(args[0])
+            return super().task(*args, **options)
+        decorate = super().task(*args, **options)
+
+        def checked(function: Any) -> Any:
+            check(function)
+            return decorate(function)
+
+        return checked
+
     def send_task(
         self,
         name: str,
@@ -56,6 +74,7 @@ class App(celery.Celery):
         when it has no zone) are held by the broker to the second, rounded up. A message whose `task_id` is
         given may be a repeat, and is marked as one. Raises the errors that `proj.publish` lists.
         """
+        check_name(name)
         args, kwargs = given_arguments(name, args, kwargs)
         if options.get("task_type") is None and not is_unchecked(options):  # else the task has checked them
             check_call(name, args, kwargs, getattr(self.tasks.get(name), "parameters", None))

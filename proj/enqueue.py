@@ -14,12 +14,16 @@ from proj.definition import refuse_coroutine, result_of
 from proj.door import is_unchecked
 from proj.errors import BrokerUnreachable, UnknownTask
 from proj.parameters import Parameters
+from proj.printable import shown
 
 #: Errors that are over after a while, more likely than not.
 TRANSIENT: Final = (ConnectionError, TimeoutError, BrokerUnreachable)
 
 #: Seconds between two attempts, at most.
 LONGEST_BACKOFF: Final = 600
+
+#: Characters of a name that the nearest one is looked for with: AMQP has room for no more.
+_LONGEST_NAME: Final = 255
 
 
 class Task(celery.Task):
@@ -121,8 +125,8 @@ def find_task(name: str) -> Task:
     from proj import app
 
     tasks = own_tasks(app)
-    if name in tasks:
+    if isinstance(name, str) and name in tasks:
         return tasks[name]
-    near = difflib.get_close_matches(name, tasks, 1, cutoff=0.4)
+    near = difflib.get_close_matches(str(name)[:_LONGEST_NAME], tasks, 1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(tasks)}"
-    raise UnknownTask(f"there is no task {name!r}", hint)
+    raise UnknownTask(f"there is no task {shown(name)}", hint)

@@ -1,10 +1,14 @@
 """The options of one call, each of which is checked before anything is sent."""
 
+import difflib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import celery
 import kombu
 from amqp import serialization
+from celery.app.amqp import AMQP
 from kombu import compression
 
 from proj import checks, properties
@@ -25,14 +29,45 @@ _LONGEST_REPR: Final = 4096
 _PRIORITIES: Final = range(256)
 
 
+#: Share of letters that an unknown option and a known one have in common before it is taken for a slip.
+_SLIP_LIKENESS: Final = 0.8
+
+#: What Celery and kombu take.
+_KNOWN: Final = frozenset(
+    parameter
+    for function in (
+        celery.Celery.send_task,
+        celery.Task.apply_async,
+        AMQP.as_task_v2,
+        kombu.Producer.publish,
+    )
+    for parameter in inspect.signature(function).parameters
+)
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no name of a task. Raises `BadInput`."""
+    if not name or not _is_short(name):
+        raise BadInput(f"the name of a task is a text of at most {_SHORT} bytes, got {shown(name)}")
+
+
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Refuse an option of the wrong kind, or one that a message has no room for. Raises `BadInput`."""
     for option, value in options.items():
+        if option not in _KNOWN:
+            _refuse_slip(name, option, options)
         fits, expected = _EXPECTED.get(option, _ANYTHING)
         if value is not None and not fits(value):
             raise BadInput(f"{name}: {option} must be {expected}, got {shown(value)}")
     if headers := options.get("headers"):
         _check_headers(name, headers)
+
+
+def _refuse_slip(name: str, option: str, options: Mapping[str, Any]) -> None:
+    """Refuse an option whose name is nearly one that there is; kombu would send the message without it."""
+    near = difflib.get_close_matches(option, _KNOWN, 1, _SLIP_LIKENESS)
+    if near and option not in (options.get("stamped_headers") or ()):
+        raise BadInput(f"{name}: there is no option {option}", f"did you mean {near[0]}?")
 
 
 def _check_headers(name: str, headers: dict[str, Any]) -> None:

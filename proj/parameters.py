@@ -31,9 +31,13 @@ class Parameters:
     def __init__(self, task: str, run: Callable[..., Any]) -> None:
         """What the task returns is not looked at. Raises `BadTask` for an annotation that cannot be used."""
         self.task = task
+        try:
+            signature = inspect.signature(run)
+        except (TypeError, ValueError) as error:  # as of some functions that are written in C
+            raise BadTask(f"{task}: its parameters cannot be read: {one_line(error)}") from error
         parameters = [
             parameter.replace(annotation=_annotation(task, run, parameter))
-            for parameter in inspect.signature(run).parameters.values()
+            for parameter in signature.parameters.values()
         ]
         self.names = [parameter.name for parameter in parameters]
         self._positional = [

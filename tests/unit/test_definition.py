@@ -10,7 +10,7 @@ import pytest
 from proj import app
 from proj.definition import refuse_coroutine, result_of
 from proj.enqueue import Task
-from proj.errors import BadTask
+from proj.errors import BadInput, BadTask, BrokerUnreachable
 
 
 async def _coroutine(x: int) -> int:
@@ -39,6 +39,18 @@ def _waiting(function: Callable[..., Coroutine[Any, Any, int]]) -> Callable[...,
     return wait
 
 
+def _logging(function: Callable[..., int]) -> Callable[..., int]:
+    @functools.wraps(function)
+    def log(*args: Any, **kwargs: Any) -> int:
+        return function(*args, **kwargs)
+
+    return log
+
+
+def _plain(a, b=2):  # type: ignore[no-untyped-def]
+    return a, b
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -65,12 +77,32 @@ def test_function_that_waits_for_a_coroutine_is_not(function: Callable[..., Any]
     refuse_coroutine("a.task", function)
 
 
-@pytest.mark.parametrize("options", [{}, {"pydantic": True}, {"bind": True}], ids=str)
-def test_async_task_is_refused(options: dict[str, Any]) -> None:
-    """By its name."""
+@pytest.mark.parametrize("options", [{}, {"pydantic": True}, {"bind": True}, {"lazy": False}], ids=str)
+def test_async_task_is_refused_when_it_is_defined(options: dict[str, Any]) -> None:
+    """By the decorator, which names it."""
     with pytest.raises(BadTask, match=r"test\.coroutine: a task cannot be an async function"):
-        app.task(name="test.coroutine", **options, lazy=False, shared=False)(_coroutine)
+        app.task(name="test.coroutine", **options)(_coroutine)
+    with pytest.raises(BadTask, match=r"_coroutine: a task cannot be an async function"):
+        app.task(_coroutine)
     assert "test.coroutine" not in app.tasks
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (
+            functools.update_wrapper(functools.partial(_plain, b=5), _plain),
+            "a task is a function with a name",
+        ),
+        (lambda: 1, "a task is a function with a name"),
+        (5, "a task is a function with a name"),
+        (max, "its parameters cannot be read"),
+    ],
+)
+def test_what_cannot_be_a_task_is_refused(function: Any, words: str) -> None:
+    """In one line, where Celery would raise whatever it trips over."""
+    with pytest.raises(BadTask, match=rf"test\.odd: {words}"):
+        app.task(name="test.odd")(function)
 
 
 def test_class_whose_run_is_async_is_refused() -> None:
@@ -90,3 +122,71 @@ def test_coroutine_that_a_task_returns_is_an_error() -> None:
     with pytest.raises(BadTask, match=r"the task returned a generator"):
         result_of("a.task", _generator())
     assert result_of("a.task", 1) == 1
+
+
+def _kinds(a: int, /, b: int = 2, *rest: int, c: int, d: int = 4, **more: int) -> Any:
+    return a, b, rest, c, d, more
+
+
+def _bound(self: Task, a: int) -> Any:
+    return self.name, a
+
+
+@_logging
+def _decorated(a: int) -> int:
+    return a
+
+
+class _Holder:
+    @staticmethod
+    def static(a: int) -> int:
+        return a
+
+    def method(self, a: int) -> int:
+        return a
+
+
+#: How a task is written, with a call that it takes and what comes of it, and calls that it does not take.
+WRITTEN: list[tuple[Callable[..., Any], dict[str, Any], tuple[Any, ...], dict[str, Any], Any]] = [
+    (_plain, {}, (1,), {}, (1, 2)),
+    (_plain, {"pydantic": True}, (1,), {"b": 3}, (1, 3)),
+    (_kinds, {}, (1, 2, 3), {"c": 4, "e": 5}, (1, 2, (3,), 4, 4, {"e": 5})),
+    (_kinds, {"pydantic": True}, ("1",), {"c": "4"}, (1, 2, (), 4, 4, {})),
+    (_bound, {"bind": True}, (1,), {}, ("test.written", 1)),
+    (_bound, {"bind": True, "pydantic": True}, (1,), {}, ("test.written", 1)),
+    (_bound, {"bind": True, "autoretry_for": (KeyError,)}, (1,), {}, ("test.written", 1)),
+    (_decorated, {}, (1,), {}, 1),
+    (_Holder.static, {}, (1,), {}, 1),
+    (_Holder().method, {}, (1,), {}, 1),
+]
+
+WRONG: list[tuple[Any, Any]] = [
+    ((), None),
+    ((1,) * 9, {"a": 1}),
+    (("x",), {"a": object()}),
+    ((None,), {"": 1}),
+    (5, 5),
+]
+
+
+@pytest.mark.parametrize(("function", "options", "args", "kwargs", "result"), WRITTEN)
+def test_task_may_be_written_in_any_way(
+    function: Callable[..., Any],
+    options: dict[str, Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    result: Any,
+) -> None:
+    """What it takes is executed, and comes to the broker, which there is none of; all else is refused."""
+    task = app.task(name="test.written", shared=False, lazy=False, **options)(function)
+    try:
+        assert task(*args, **kwargs) == result
+        with pytest.raises(BrokerUnreachable):
+            task.apply_async(args, kwargs)
+        for wrong_args, wrong_kwargs in WRONG:
+            with pytest.raises(BadInput):
+                task.apply_async(wrong_args, wrong_kwargs)
+        with pytest.raises(BadInput):
+            task.s(object()).delay()
+    finally:
+        app.tasks.pop("test.written")

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proj import app
 from proj.checks import MAX_DELAY, MAX_LIFETIME, checked_id, delay, lifetime
-from proj.enqueue import find_task
+from proj.enqueue import enqueue, find_task
 from proj.errors import BadArguments, BadInput, BrokerUnreachable, ExitCode, UnknownTask
 
 
@@ -151,6 +152,23 @@ def test_any_option_is_sent_or_refused(option: str, value: Any) -> None:
     with pytest.raises((BadInput, BrokerUnreachable)) as ended:
         find_task("proj.tasks.add").apply_async((1, 2), **{option: value})
     assert str(ended.value).isprintable()
+
+
+def test_option_that_is_a_slip_is_refused() -> None:
+    """Celery would send the message without it."""
+    with pytest.raises(BadInput, match=r"no option contdown \(did you mean countdown\?\)"):
+        find_task("proj.tasks.add").apply_async((1, 2), contdown=60)
+
+
+@pytest.mark.parametrize(
+    "name", [5, None, [], "x" * 10**6, HALF, b"proj.tasks.add"], ids=lambda name: ascii(name)[:20]
+)
+def test_what_is_no_name_of_a_task_is_told(name: Any) -> None:
+    """By `enqueue` and by `send_task`."""
+    with pytest.raises(UnknownTask, match="there is no task"):
+        enqueue(name, (1, 2))
+    with pytest.raises(BadInput, match="the name of a task is a text"):
+        app.send_task(name, (1, 2))
 
 
 def test_unknown_task_is_told_with_the_nearest() -> None:
