@@ -82,6 +82,19 @@ def is_time_limit(limit: object) -> TypeGuard[float | None]:
     )
 
 
+def check_time_limit(name: str, option: str, limit: float | None, consumer_timeout: int | None) -> None:
+    """Refuse a limit that the broker would not wait for, where its timeout is known. Raises `BadInput`.
+
+    Whoever publishes may not know it; every worker does, and makes the message a dead letter.
+    """
+    if limit and consumer_timeout and limit >= consumer_timeout:
+        raise BadInput(
+            f"{name}: {option} must be below the broker's consumer_timeout, "
+            f"got {limit:g} and {consumer_timeout}",
+            "lower it, or raise consumer_timeout in the broker's configuration and PROJ_CONSUMER_TIMEOUT",
+        )
+
+
 def delay(countdown: float | None, eta: datetime | None, *, is_retry: bool = False) -> int | None:
     """Whole seconds from now, rounded up, or None for "now". Raises `BadInput`.
 

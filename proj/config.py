@@ -167,6 +167,11 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def known_consumer_timeout(self) -> int | None:
+        """The broker's `consumer_timeout`, where it was set; the default is a guess of a program's."""
+        return self.proj_consumer_timeout if "proj_consumer_timeout" in self.model_fields_set else None
+
+    @property
     def state_dir(self) -> Path:
         return self.proj_state_dir
 

@@ -18,7 +18,7 @@ from celery.app.amqp import AMQP
 from celery.app.registry import TaskRegistry
 from kombu import Producer
 
-from proj import checks, events, publish, queues
+from proj import checks, config, events, publish, queues
 from proj.arguments import check_call, given_arguments
 from proj.definition import check_function
 from proj.errors import OutcomeUnknown, ProjError
@@ -129,6 +129,7 @@ class App(celery.Celery):
             # publisher's, of which the worker's broker may know nothing.
             if options.get(limit) == getattr(task, limit, None):
                 options[limit] = None
+            checks.check_time_limit(name, limit, options[limit], config.load().known_consumer_timeout)
         # Without it, a message that no queue takes is confirmed and dropped.
         options["mandatory"] = True
         # Kombu would repeat a publish that may have arrived, unmarked and for as long as it takes.

@@ -3,6 +3,7 @@
 One worker gets every message of this module, and is the same at the end.
 """
 
+import textwrap
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -154,6 +155,28 @@ def test_message_that_expired_is_executed_when_it_is_redriven(
     worker.says("[expired] succeeded")
 
     eventually("its success is stored", lambda: _outcomes(bundle, "expired")["expired"]["state"] == "SUCCESS")
+
+
+def test_time_limit_is_refused_by_who_knows_what_the_broker_waits_for(bundle: Bundle, worker: Worker) -> None:
+    """A publisher whose PROJ_CONSUMER_TIMEOUT is set; any other leaves it to the worker."""
+    code = """
+        import json
+        from proj.tasks import add
+        from proj.errors import BadInput
+        try:
+            outcome = add.apply_async((1, 2), task_id="too-long", time_limit=1800).id
+        except BadInput as error:
+            outcome = str(error)
+        print(json.dumps(outcome))
+    """
+    assert bundle.python(textwrap.dedent(code)) == "too-long"
+    known = "import os; os.environ['PROJ_CONSUMER_TIMEOUT'] = '1800'\n"
+    assert "time_limit must be below the broker's consumer_timeout, got 1800 and 1800" in bundle.python(
+        known + textwrap.dedent(code)
+    )
+
+    worker.says("[too-long] became a dead letter: invalid: its time limit must be below")
+    assert "got 1800 and 1800" in _outcomes(bundle, "too-long")["too-long"]["error"]
 
 
 def test_worker_that_met_them_all_is_the_same_and_ends_in_time(
