@@ -32,18 +32,6 @@ _PRIORITIES: Final = range(256)
 #: Share of letters that an unknown option and a known one have in common before it is taken for a slip.
 _SLIP_LIKENESS: Final = 0.8
 
-#: What Celery and kombu take.
-_KNOWN: Final = frozenset(
-    parameter
-    for function in (
-        celery.Celery.send_task,
-        celery.Task.apply_async,
-        AMQP.as_task_v2,
-        kombu.Producer.publish,
-    )
-    for parameter in inspect.signature(function).parameters
-)
-
 
 def check_name(name: str) -> None:
     """Refuse what is no name of a task. Raises `BadInput`."""
@@ -149,3 +137,16 @@ _EXPECTED: Final[dict[str, _Expected]] = {
     "link_error": _SIGNATURES,
     "ignore_result": (lambda value: isinstance(value, bool), "true or false"),
 }
+
+#: What Celery and kombu take.
+_KNOWN: Final = frozenset(_EXPECTED).union(
+    *(
+        inspect.signature(function).parameters
+        for function in (
+            celery.Celery.send_task,
+            celery.Task.apply_async,
+            AMQP.as_task_v2,
+            kombu.Producer.publish,
+        )
+    )
+)
