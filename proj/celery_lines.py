@@ -66,7 +66,7 @@ def _of_task(record: logging.LogRecord) -> bool:
     if event and isinstance(record.args, dict):
         said: dict[str, Any] = dict(record.args)
         if said.get("description") == _DUPLICATE:
-            event = events.DUPLICATE
+            return False  # said by `proj.request`
         fields = {"event": event, "task_id": said["id"], "task_name": said["name"]}
         if event == events.SUCCEEDED:
             fields |= {"runtime": round(said["runtime"], 6), "result": said["return_value"]}

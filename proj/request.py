@@ -239,6 +239,10 @@ class Request(request.Request):
             except BackendGetMetaError as error:
                 self._exception = repr(error)
                 return self.give_back(Reason.STORE_UNREACHABLE)
+            if self._end:
+                # Celery does so only for the first in each of its processes.
+                words = "is a duplicate: it succeeded already, and is not executed"
+                self.say(logging.INFO, events.DUPLICATE, words)
         else:
             self._end = End.RAN
         return super().on_success(failed__retval__runtime, **options)
