@@ -24,7 +24,7 @@ from celery.utils.log import get_logger
 from celery.utils.serialization import create_exception_cls
 from celery.worker import request
 
-from proj import burial, checks, config, events, logs, queues
+from proj import burial, checks, config, events, logs, queues, shape
 from proj.printable import shortened
 from proj.reasons import Reason
 
@@ -65,7 +65,7 @@ class Request(request.Request):
     def __init__(self, message: Any, **options: Any) -> None:
         """Raises `InvalidTaskError` for what is no request to execute a task, and what Celery trips over."""
         super().__init__(message, **options)
-        self._check_shape()
+        shape.check(self)
         self.time_limits = self._limits()
         if message.headers.get(queues.REPEAT_HEADER):
             # What Celery looks at before it looks for a stored success. The broker's own flag does not know
@@ -78,19 +78,6 @@ class Request(request.Request):
             retries=self.request_dict.get("retries") or None,
             redelivered=message.delivery_info.get("redelivered") or None,
         )
-
-    def _check_shape(self) -> None:
-        """Raise `InvalidTaskError` for what Celery would find out about in the middle of its work."""
-        _, _, embed = self._payload
-        for what, value, is_good in (
-            ("an id", self.id, checks.is_id(self.id)),
-            ("the name of a task", self.name, isinstance(self.name, str)),
-            ("a list of arguments", self.args, isinstance(self.args, list | tuple)),
-            ("a mapping of keyword arguments", self.kwargs, isinstance(self.kwargs, dict)),
-            ("a mapping of callbacks", embed, not embed or isinstance(embed, dict)),
-        ):
-            if not is_good:
-                raise InvalidTaskError(f"expected {what}, got {burial.text(repr(value))}")
 
     def _limits(self) -> tuple[float | None, float | None]:
         """The hard and the soft limit, in seconds; no soft one where it is not below the hard one.
