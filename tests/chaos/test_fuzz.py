@@ -1,0 +1,74 @@
+"""Whatever stands in a work queue is executed, suppressed, delayed or a dead letter, and the worker lives."""
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import hypothesis
+import pytest
+
+from proj.broker import BrokerNode
+from tests.bundle import Bundle
+from tests.chaos.fuzzing import Fuzzing, Verdict
+from tests.chaos.messages import MESSAGES, Message
+
+#: What a worker gets at once.
+BATCH: Final = 250
+
+#: How it says that the messages were chosen by chance.
+RANDOM: Final = "random"
+
+
+@pytest.fixture(scope="module", params=["prefork", "threads"])
+def fuzzing(
+    node: BrokerNode, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fuzzing]:
+    folder = tmp_path_factory.mktemp("fuzz")
+    with Bundle(node, vhost=f"fuzz-{request.param}", folder=folder) as bundle:
+        fuzzing = Fuzzing(bundle, f"--pool={request.param}", slots=2)
+        fuzzing.start()
+        yield fuzzing
+
+
+def test_nothing_is_lost_whatever_is_wrong_with_it(fuzzing: Fuzzing, pytestconfig: pytest.Config) -> None:
+    """A thousand messages, each wrong in one to three places, and the worker is the same process."""
+    count, seed = pytestconfig.getoption("fuzz_messages"), pytestconfig.getoption("fuzz_seed")
+    if seed == RANDOM:
+        seed = random.randrange(2**32)
+    report = pytestconfig.get_terminal_writer().line
+    report(f"--fuzz-messages={count} --fuzz-seed={seed or ''}")
+    messages = fuzzing.number(_drawn(count, seed))
+    seconds = 0.0
+    for first in range(0, count, BATCH):
+        batch = messages[first : first + BATCH]
+        verdict = fuzzing.run(batch)
+        seconds += verdict.seconds
+        if not verdict:
+            pytest.fail(_explained(fuzzing, verdict, batch))
+    report(f"{count} messages in {seconds:.1f} s, {count / seconds:.0f} a second")
+
+
+def _drawn(count: int, seed: str | None) -> list[Message]:
+    """So many messages: the same each time, unless a seed is given."""
+    drawn: list[Message] = []
+
+    @hypothesis.settings(
+        max_examples=count,
+        phases=[hypothesis.Phase.generate],
+        database=None,
+        derandomize=seed is None,
+    )
+    @hypothesis.given(MESSAGES)
+    def draw(message: Message) -> None:
+        drawn.append(message)
+
+    (draw if seed is None else hypothesis.seed(int(seed))(draw))()
+    return drawn
+
+
+def _explained(fuzzing: Fuzzing, verdict: Verdict, batch: Sequence[Message]) -> str:
+    """What is wrong, with the smallest message that shows it, as Python would make it."""
+    if found := fuzzing.smallest(verdict, batch):
+        message, alone = found
+        return f"{verdict}\n\nThe smallest: {message!r}\n{alone}"
+    return f"{verdict}\n\nNone of them fails alone."
