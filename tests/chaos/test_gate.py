@@ -83,7 +83,7 @@ def worker(bundle: Bundle) -> Worker:
 
 
 def _publish(channel: Any, body: bytes, headers: dict[str, Any], **properties: Any) -> None:
-    channel.basic_publish(
+    channel.basic_publish_confirm(
         amqp.Message(
             body,
             content_type="application/json",
