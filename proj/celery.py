@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from proj import celery_cli, config, connection, properties, streams, worker
+from proj import celery_cli, chords, config, connection, properties, streams, worker
 from proj.door import App
 from proj.errors import ConfigError
 from proj.printable import error_line
@@ -32,6 +32,7 @@ app.steps["consumer"].add("proj.worker_heartbeat:HeartbeatStep")
 properties.install()
 connection.keep_from_children(app)
 worker.install()
+chords.install(app)
 celery_cli.install()
 if context and context.invoked_subcommand == "flower":
     from proj import monitor  # here, since a worker needs no web server

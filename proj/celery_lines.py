@@ -71,6 +71,8 @@ def _of_task(record: logging.LogRecord) -> bool:
         if event == events.SUCCEEDED:
             fields |= {"runtime": round(said["runtime"], 6), "result": said["return_value"]}
         elif event == events.RETRIED:
+            if said["name"] == events.CHORD_POLL and not trace.logger.isEnabledFor(logging.DEBUG):
+                return False
             # The record has only the words; what is being handled is what the task raised.
             error = sys.exc_info()[1]
             if isinstance(error, Retry):

@@ -41,6 +41,10 @@ DEAD_LETTERED: Final = "dead_lettered"
 REDRIVEN: Final = "redriven"
 DROPPED: Final = "dropped"
 
+#: The task of Celery's that polls for the end of a chord's header tasks. That a poll is published, received
+#: or retried, is logged at level DEBUG: there are many.
+CHORD_POLL: Final = "celery.chord_unlock"
+
 #: The `event` of a line that is none of these, such as one that a task writes.
 OTHER: Final = "log"
 
@@ -62,6 +66,8 @@ def say(
     it: a worker may begin before the publisher has the confirm. `fields` are keys of the line in JSON;
     those that are None are left out.
     """
+    if task_name == CHORD_POLL and level == logging.INFO:
+        level = logging.DEBUG
     if not log.isEnabledFor(level):
         return
     extra = {name: value for name, value in fields.items() if value is not None}
