@@ -12,8 +12,7 @@ from proj import queues, results
 from proj.reasons import Reason
 from proj.unpacking import NotUnpacked, unpack
 
-#: Headers of a redriven message: how often it was, and when it died first, since that history is dropped.
-REDRIVES: Final = "x-proj-redrives"
+#: Header of a redriven message: when it died first, since that history is dropped.
 FIRST_DEATH: Final = "x-proj-first-death"
 
 #: What the broker has added, and what would send copies elsewhere.
@@ -70,7 +69,7 @@ class DeadLetter:
 
     @property
     def redrives(self) -> int:
-        count = self.headers.get(REDRIVES)
+        count = self.headers.get(queues.REDRIVES_HEADER)
         return count if isinstance(count, int) else 0
 
     @property
@@ -124,7 +123,7 @@ class DeadLetter:
         }
         if _is_over(headers.get("expires")):
             headers["expires"] = None  # or the worker would throw the message away
-        headers |= {REDRIVES: self.redrives + 1, queues.REPEAT_HEADER: True}
+        headers |= {queues.REDRIVES_HEADER: self.redrives + 1, queues.REPEAT_HEADER: True}
         if {"task", "retries"} <= headers.keys():
             headers["retries"] = 0  # or a task whose retries had run out would have none of them
         if self.first:

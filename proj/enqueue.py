@@ -9,6 +9,7 @@ from typing import Any, Final
 import celery
 from celery.backends.base import DisabledBackend
 
+from proj import revocation
 from proj.arguments import check_call, given_arguments
 from proj.definition import refuse_coroutine, result_of
 from proj.door import is_unchecked
@@ -50,6 +51,7 @@ class Task(celery.Task):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Execute the task in this process. Raises `BadArguments` before it starts."""
         args, kwargs = self.check_arguments(args, kwargs)
+        revocation.check(self)
         try:
             return result_of(self.name, super().__call__(*args, **kwargs))
         except (SystemExit, KeyboardInterrupt) as error:

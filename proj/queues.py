@@ -53,6 +53,9 @@ _SILENCE: Final = 0.25
 #: Seconds for which a queue is asked again that has not answered.
 LOOK_PATIENCE: Final = 10.0
 
+#: Header of a redriven message: how often it was.
+REDRIVES_HEADER: Final = "x-proj-redrives"
+
 #: Header of a message that may be a repeat: published twice, tried again, or redriven. Before its task is
 #: executed, a success under its id is looked for; for every message that would cost too much.
 REPEAT_HEADER: Final = "x-proj-repeat"

@@ -10,7 +10,7 @@ from celery.signals import celeryd_after_setup, celeryd_init, task_postrun, work
 from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
 
-from proj import celery_lines, config, logs, printed
+from proj import celery_lines, config, logs, printed, worker_commands
 from proj.enqueue import Task
 from proj.errors import BadTask, ConfigError, ExitCode, ProjError
 
@@ -20,6 +20,7 @@ log = get_logger(__name__)
 def install() -> None:
     """Add to the workers of this process what this module has, besides its classes."""
     celery_lines.install()
+    worker_commands.install()
     celeryd_init.connect(give_unique_name)
     celeryd_init.connect(check_queues)
     celeryd_init.connect(logs.log_all_that_is_said)

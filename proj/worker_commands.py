@@ -1,0 +1,51 @@
+"""What workers do when they are told to by remote control, where that is not what Celery does."""
+
+from typing import Any
+
+import celery
+from celery import states
+from celery.platforms import EX_OK
+from celery.signals import worker_shutting_down
+from celery.utils.functional import maybe_list
+from celery.utils.log import get_logger
+from celery.worker import control, state
+
+from proj import checks
+from proj.result_store import store_error
+
+log = get_logger(__name__)
+
+
+def install() -> None:
+    """Let the workers of this process have these commands in place of Celery's of the same names."""
+    control.control_command()(shutdown)
+    control.control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")(revoke)
+
+
+def shutdown(_state: Any, msg: str = "Got shutdown from remote", **_: Any) -> dict[str, str]:
+    """Shut down the worker as SIGTERM does: its tasks have the grace period, and it answers before."""
+    log.warning(msg)
+    worker_shutting_down.send(sender=_state.hostname, sig="SIGTERM", how="Warm", exitcode=EX_OK)
+    state.should_stop = EX_OK
+    return {"ok": "shuts down when its tasks have ended"}
+
+
+def revoke(_state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
+    """Revoke tasks by their ids, and store that, so that it holds when all workers were restarted."""
+    said = control.revoke(_state, task_id, terminate, signal, **options)
+    problem = _store_revoked(_state.app, maybe_list(task_id) or [])
+    if problem:
+        log.error("Revoked only until this worker ends: %s", problem)
+        return {"error": f"revoked only until the workers end: {problem}"}
+    return said
+
+
+def _store_revoked(app: celery.Celery, task_ids: list[Any]) -> str | None:
+    """Store `REVOKED` under each id that no end is stored under; why that is not possible, in words."""
+    for task_id in filter(checks.is_id, task_ids):
+        try:
+            if app.backend.get_task_meta(task_id)["status"] not in states.READY_STATES:
+                app.backend.mark_as_revoked(task_id, "revoked")
+        except Exception as error:  # the store may be of any kind, and each further id would take as long
+            return str(store_error(error, "written"))
+    return None
