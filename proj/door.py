@@ -129,7 +129,7 @@ class App(celery.Celery):
             # publisher's, of which the worker's broker may know nothing.
             if options.get(limit) == getattr(task, limit, None):
                 options[limit] = None
-            checks.check_time_limit(name, limit, options[limit], config.load().known_consumer_timeout)
+            checks.check_time_limit(name, limit, options.get(limit), config.load().known_consumer_timeout)
         # Without it, a message that no queue takes is confirmed and dropped.
         options["mandatory"] = True
         # Kombu would repeat a publish that may have arrived, unmarked and for as long as it takes.

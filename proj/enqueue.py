@@ -9,11 +9,11 @@ from typing import Any, Final
 import celery
 from celery.backends.base import DisabledBackend
 
-from proj import revocation
+from proj import checks, revocation
 from proj.arguments import check_call, given_arguments
 from proj.definition import refuse_coroutine, result_of
 from proj.door import is_unchecked
-from proj.errors import BrokerUnreachable, UnknownTask
+from proj.errors import BadTask, BrokerUnreachable, UnknownTask
 from proj.parameters import Parameters
 from proj.printable import shown
 
@@ -46,7 +46,11 @@ class Task(celery.Task):
         super().__init_subclass__(**options)
         # Of a function, Celery makes a class; with `pydantic=True`, its `run` is a wrapper of Celery's.
         # upstream: not reported; remove when a task has a public name for its function
-        refuse_coroutine(cls.name or cls.__qualname__, getattr(cls, "_decorated_fun", cls.run))
+        name = cls.name or cls.__qualname__
+        refuse_coroutine(name, getattr(cls, "_decorated_fun", cls.run))
+        for limit in ("time_limit", "soft_time_limit"):
+            if not checks.is_time_limit(value := getattr(cls, limit)):
+                raise BadTask(f"{name}: {limit} must be 0 or more seconds, got {shown(value)}")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Execute the task in this process. Raises `BadArguments` before it starts."""
@@ -74,6 +78,12 @@ class Task(celery.Task):
         args, kwargs = given_arguments(self.name, args, kwargs)
         if not is_unchecked(options):
             check_call(self.name, args, kwargs, self.parameters)
+        if self.soft_time_limit and self.time_limit and self.soft_time_limit > self.time_limit:
+            # Celery refuses it with a `ValueError`.
+            raise BadTask(
+                f"{self.name}: soft_time_limit must not be above time_limit, "
+                f"got {self.soft_time_limit:g} and {self.time_limit:g}"
+            )
         if self.app.conf.task_always_eager:
             options = self.app.checked_options(self.name, options)
         return super().apply_async(args, kwargs, **options)

@@ -115,7 +115,7 @@ _EXPECTED: Final[dict[str, _Expected]] = {
     ),
     "routing_key": _NAME,
     "reply_to": _NAME,
-    "shadow": _NAME,
+    "shadow": _REPR,
     "group_id": _NAME,
     "root_id": _NAME,
     "parent_id": _NAME,

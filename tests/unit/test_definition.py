@@ -190,3 +190,15 @@ def test_task_may_be_written_in_any_way(
             task.s(object()).delay()
     finally:
         app.tasks.pop("test.written")
+
+
+def test_time_limits_that_cannot_be_kept_are_refused() -> None:
+    """At the decorator, or, where the other limit is that of the settings, by the first call."""
+    with pytest.raises(BadTask, match=r"test\.limited: time_limit must be 0 or more seconds, got '5'"):
+        app.task(name="test.limited", time_limit="5", shared=False, lazy=False)(_plain)
+    task = app.task(name="test.limited", soft_time_limit=10**6, shared=False, lazy=False)(_plain)
+    try:
+        with pytest.raises(BadTask, match=r"test\.limited: soft_time_limit must not be above time_limit"):
+            task.delay(1)
+    finally:
+        app.tasks.pop("test.limited")

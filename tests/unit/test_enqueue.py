@@ -103,7 +103,7 @@ WRONG: dict[str, list[Any]] = {
     "exchange": [5, {}, HALF],
     "routing_key": [5, "x" * 256, HALF],
     "reply_to": [5, "x" * 256],
-    "shadow": [5, "x" * 256],
+    "shadow": [5, "x" * 5000],
     "headers": [
         *([], "x", {1: 2}, {"x" * 256: 1}, {"x": object()}, {HALF: 1}, {"x": 10**30}),
         *({"x": "y" * 200_000}, {f"x{n}": n for n in range(20_000)}, {"x": {"y": {1, 2}}}),
