@@ -44,10 +44,8 @@ class Task(celery.Task):
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a task that Celery cannot execute, before it is registered. Raises `BadTask`."""
         super().__init_subclass__(**options)
-        # Of a function, Celery makes a class; with `pydantic=True`, its `run` is a wrapper of Celery's.
-        # upstream: not reported; remove when a task has a public name for its function
         name = cls.name or cls.__qualname__
-        refuse_coroutine(name, getattr(cls, "_decorated_fun", cls.run))
+        refuse_coroutine(name, cls.run)
         for limit in ("time_limit", "soft_time_limit"):
             if not checks.is_time_limit(value := getattr(cls, limit)):
                 raise BadTask(f"{name}: {limit} must be 0 or more seconds, got {shown(value)}")

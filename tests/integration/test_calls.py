@@ -59,7 +59,7 @@ print(json.dumps([
     assert bundle.depth("proj.dead") == 1
 
 
-def test_annotation_that_cannot_be_used_is_told_at_the_start(bundle: Bundle) -> None:
+def test_annotation_that_cannot_be_used_is_reported_at_the_start(bundle: Bundle) -> None:
     """The worker ends, and a publish is refused: with the task, the argument and the annotation."""
     bundle.add_task("""
         @app.task(name="proj.tasks.unknown")

@@ -263,7 +263,7 @@ def test_annotations_turn_back_what_json_does_not_have() -> None:
         (_validated, (1,), {}, "the arguments cannot be checked: a slip of the validator"),
     ],
 )
-def test_wrong_call_is_told(function: Callable[..., Any], args: Any, kwargs: Any, words: str) -> None:
+def test_wrong_call_is_reported(function: Callable[..., Any], args: Any, kwargs: Any, words: str) -> None:
     """In one line, by the argument's name, whatever its kind."""
     with pytest.raises(BadArguments, match=words) as refused:
         _passes(function, *args, **kwargs)

@@ -163,7 +163,7 @@ def test_option_that_is_a_slip_is_refused() -> None:
 @pytest.mark.parametrize(
     "name", [5, None, [], "x" * 10**6, HALF, b"proj.tasks.add"], ids=lambda name: ascii(name)[:20]
 )
-def test_what_is_no_name_of_a_task_is_told(name: Any) -> None:
+def test_what_is_no_name_of_a_task_is_refused(name: Any) -> None:
     """By `enqueue` and by `send_task`."""
     with pytest.raises(UnknownTask, match="there is no task"):
         enqueue(name, (1, 2))
