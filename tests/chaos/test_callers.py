@@ -180,6 +180,7 @@ class Ends:
     fault: Fault
     of: dict[str, tuple[str, str, float]]
     command: Any
+    limits: list[Any]
 
 
 @pytest.fixture(scope="module", params=FAULTS)
@@ -194,7 +195,8 @@ def ends(
         with fault.happens(bundle):
             ended = bundle.python(_PROGRAM.format(before=fault.before, limit=TIMEOUT + SLACK))
             command = bundle.run(BIN / "celery", "-A", "proj", "call", "proj.tasks.add", "--args=[1, 2]")
-        yield Ends(fault, ended, command)
+        published = bundle.peek("proj.tasks") if fault.happens is nothing else []
+        yield Ends(fault, ended, command, [each["properties"]["headers"]["timelimit"] for each in published])
 
 
 @pytest.mark.parametrize("caller", CALLERS)
@@ -207,6 +209,13 @@ def test_publish_of_each_caller(ends: Ends, caller: str) -> None:
     assert kind == ends.fault.kind, text
     assert ends.fault.words in text
     assert seconds < TIMEOUT + SLACK
+
+
+def test_limits_are_those_of_the_worker(ends: Ends) -> None:
+    """No message carries the time limits of its publisher's settings, whoever published it."""
+    none = ["undefined", "undefined"]  # as the management API writes it
+    assert all(limits == none for limits in ends.limits)
+    assert ends.limits or ends.fault.happens is not nothing
 
 
 def test_celery_call(ends: Ends) -> None:

@@ -116,6 +116,29 @@ def test_message_that_no_queue_takes(bundle: Bundle) -> None:
     assert bundle.depth("proj.tasks") == 4
 
 
+def test_queue_that_nobody_declared(bundle: Bundle) -> None:
+    """It is refused by its name and as a `kombu.Queue`, by every caller; nothing declares it."""
+    code = """
+import json
+from kombu import Queue
+from proj import app, errors
+from proj.tasks import add
+def ended(publish):
+    try:
+        publish()
+    except errors.BadInput as error:
+        return str(error)
+print(json.dumps([ended(each) for each in (
+    lambda: add.apply_async((1, 2), queue="mine"),
+    lambda: add.apply_async((1, 2), queue=Queue("mine")),
+    lambda: app.send_task("elsewhere.task", queue=Queue("mine")),
+)]))
+"""
+    for line in bundle.python(code):
+        assert "Queue 'mine' missing from task_queues" in line
+    assert not bundle.has("mine")
+
+
 def test_control_unroutable_without_mandatory(bundle: Bundle) -> None:
     """Without `mandatory` the same message is confirmed, and is in no queue."""
     bundle.switch_off("door.py", '["mandatory"] = True', '["mandatory"] = False')
