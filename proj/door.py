@@ -127,9 +127,9 @@ class App(celery.Celery):
         for limit in ("time_limit", "soft_time_limit"):
             # Unless said for this message, the limits are those of the worker: the message would carry the
             # publisher's, of which the worker's broker may know nothing.
-            if options.get(limit) == getattr(task, limit, None):
-                options[limit] = None
-            checks.check_time_limit(name, limit, options.get(limit), config.load().known_consumer_timeout)
+            said = options.get(limit)
+            options[limit] = None if said == getattr(task, limit, None) else said
+            checks.check_time_limit(name, limit, options[limit], config.load().known_consumer_timeout)
         # Without it, a message that no queue takes is confirmed and dropped.
         options["mandatory"] = True
         # Kombu would repeat a publish that may have arrived, unmarked and for as long as it takes.
