@@ -106,10 +106,11 @@ class Verdict:
 class Fuzzing:
     """A worker that batches of messages are sent to, and that is started again when one has ended it."""
 
-    def __init__(self, bundle: Bundle, *options: str, slots: int) -> None:
+    def __init__(self, bundle: Bundle, *options: str, slots: int, silence: float = SILENCE) -> None:
         self._bundle = bundle
         self._options = (*options, f"--concurrency={slots}")
         self._slots = slots
+        self._silence = silence
         self._numbers = itertools.count(1)
         self._ledger = bundle.folder / "ledger"
         self._logs = itertools.count(1)
@@ -167,7 +168,8 @@ class Fuzzing:
         suspects = [*verdict.twice, *verdict.missing]
         if verdict.worker:
             suspects = [*self._left(messages), *suspects]
-        for suspect in suspects[:20] or [*messages]:
+            self.start()
+        for suspect in suspects or messages:
             if not (alone := self._alone(suspect)):
                 return self._shrunk(suspect, alone)
         return None
@@ -182,8 +184,10 @@ class Fuzzing:
         return message, verdict
 
     def _alone(self, message: Message) -> Verdict:
-        self.start()
-        return self.run(self.number([message]))
+        verdict = self.run(self.number([message]))
+        if verdict.worker:
+            self.start()
+        return verdict
 
     def _left(self, messages: Sequence[Message]) -> list[Message]:
         """What the worker has in its hands, which ends it."""
@@ -236,7 +240,7 @@ class Fuzzing:
             seen = fates.total()
             if seen != news:
                 news, quiet = seen, time.monotonic()
-            elif time.monotonic() > quiet + SILENCE:
+            elif time.monotonic() > quiet + self._silence:
                 return
 
     def _note(self, fates: Fates, said: int) -> None:

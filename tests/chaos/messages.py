@@ -130,6 +130,7 @@ PROPERTIES: Final[dict[str, tuple[Any, ...]]] = {
 }
 BODY: Final[dict[str, tuple[Any, ...]]] = {
     "args": (Text(1_000_000), Deep(990), Deep(100_000), {"0": "x"}),
+    "how": (Text(1_000_000),),
     "kwargs": ({"how": "done", "more": 1}, {"token": "x"}, {"self": 1}, {"": 1}, {"x" * 300: 1}),
     "embed": ({"callbacks": 5, "errbacks": 5, "chain": 5, "chord": 5},),
     "callbacks": _LISTS_OF_SIGNATURES,
@@ -211,6 +212,8 @@ class Message:
                 _put(properties, name, value)
             elif name in embed:
                 embed[name] = value
+            elif name == "how":
+                body["args"] = [self.token, *([] if value is ABSENT else [value])]
             else:
                 _put(body, name, value)
         payload, headers = self._laid_out(body, headers)

@@ -1,4 +1,7 @@
-"""Whatever stands in a work queue is executed, suppressed, delayed or a dead letter, and the worker lives."""
+"""Whatever stands in a work queue is executed, suppressed, delayed or a dead letter, and the worker lives.
+
+Others each time: `pytest tests/chaos/test_fuzz.py --fuzz-messages=9999 --fuzz-seed=random`.
+"""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -11,12 +14,17 @@ from proj.broker import BrokerNode
 from tests.bundle import Bundle
 from tests.chaos.fuzzing import Fuzzing, Verdict
 from tests.chaos.messages import MESSAGES, Message
+from tests.chaos.wire import Raw, Text
 
 #: What a worker gets at once.
 BATCH: Final = 250
 
 #: How it says that the messages were chosen by chance.
 RANDOM: Final = "random"
+
+
+#: What RabbitMQ 4 takes in one message, without what is around it.
+LONG: Final = Text(16 * 2**20 - 2_000)
 
 
 @pytest.fixture(scope="module", params=["prefork", "threads"])
@@ -46,6 +54,47 @@ def test_nothing_is_lost_whatever_is_wrong_with_it(fuzzing: Fuzzing, pytestconfi
         if not verdict:
             pytest.fail(_explained(fuzzing, verdict, batch))
     report(f"{count} messages in {seconds:.1f} s, {count / seconds:.0f} a second")
+
+
+def test_large_messages(fuzzing: Fuzzing) -> None:
+    """As large as a broker takes them, in one of their parts."""
+    places = {"how": LONG, "args": LONG, "kwargs": {"more": LONG}, "callbacks": LONG, "all": LONG}
+    wrong = [*places.items(), ("all", Raw(b"\xff", LONG.length))]
+    verdict = fuzzing.run(fuzzing.number([Message(0, ((f"body.{place}", value),)) for place, value in wrong]))
+    assert verdict, verdict
+
+
+@pytest.mark.parametrize(
+    ("protections", "wrong", "seen"),
+    [
+        (
+            {
+                "request.py": ("        shape.check(self)\n", ""),
+                "request.py ": ("elif self._end or not self.task.acks_late:", "elif True:"),
+            },
+            ("body.kwargs", None),
+            "missing: ",
+        ),
+        ({"consumer.py": ("except Exception as error:", "except lost as error:")}, ("body.all", 5), "ended"),
+    ],
+    ids=["lost", "ended"],
+)
+def test_without_the_gate_the_smallest_message_is_found(
+    bundle: Bundle, protections: dict[str, tuple[str, str]], wrong: tuple[str, object], seen: str
+) -> None:
+    """The control: acknowledged by an error of Celery's own, or the end of the worker."""
+    fuzzing = Fuzzing(bundle, slots=2, silence=2)
+    for file, (protection, instead) in protections.items():
+        bundle.switch_off(file.strip(), protection, instead)
+    others = [Message(0, (("header.lang", "php"),))] * 20
+    batch = fuzzing.number([*others, Message(0, (wrong, ("header.lang", "php")), end="fail"), *others])
+
+    verdict = fuzzing.run(batch)
+
+    assert seen in str(verdict)
+    found = fuzzing.smallest(verdict, batch)
+    assert found
+    assert found[0].numbered(0) == Message(0, (wrong,))
 
 
 def _drawn(count: int, seed: str | None) -> list[Message]:
