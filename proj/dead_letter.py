@@ -22,6 +22,8 @@ _DROPPED_HEADERS: Final = (
     "x-last-death-",
     "x-delivery-count",
     "x-acquired-count",
+    queues.TURN_HEADER,
+    queues.DELIVERIES_HEADER,
 )
 _COPY_HEADERS: Final = ("CC", "BCC")
 

@@ -1,13 +1,10 @@
 """One delivery to a worker, and what becomes of its message when the task does not just end."""
 
-import atexit
 import logging
-import os
 from datetime import UTC, datetime
 from enum import StrEnum, auto
-from typing import Any
+from typing import Any, Final
 
-import click
 from celery import states
 from celery.exceptions import (
     BackendGetMetaError,
@@ -19,16 +16,25 @@ from celery.exceptions import (
     WorkerLostError,
     WorkerTerminate,
 )
-from celery.platforms import EX_FAILURE, EX_OK
+from celery.platforms import EX_FAILURE
 from celery.utils.log import get_logger
 from celery.utils.serialization import create_exception_cls
 from celery.worker import request
 
-from proj import burial, checks, config, events, logs, queues, shape
+from proj import burial, checks, config, events, logs, pools, queues, shape
 from proj.printable import shortened
 from proj.reasons import Reason
 
 log = get_logger(__name__)
+
+
+#: Headers that are about this very message. Celery would give all that it does not know to a retry.
+_OF_THIS_DELIVERY: Final = (
+    queues.TURN_HEADER,
+    queues.DELIVERIES_HEADER,
+    "x-delivery-count",
+    "x-acquired-count",
+)
 
 
 class End(StrEnum):
@@ -67,6 +73,8 @@ class Request(request.Request):
         super().__init__(message, **options)
         shape.check(self)
         self.time_limits = self._limits()
+        for name in _OF_THIS_DELIVERY:
+            self.request_dict.pop(name, None)
         if message.headers.get(queues.REPEAT_HEADER):
             # What Celery looks at before it looks for a stored success. The broker's own flag does not know
             # of a message that was published twice.
@@ -112,7 +120,7 @@ class Request(request.Request):
         except TaskRevokedError:
             raise
         except Exception as error:
-            _forget_job(pool, self.id)
+            pools.forget_job(pool, self.id)
             # A pool that executes in this very thread raises what the task's tracer did.
             reason = Reason.FAILED if self.time_start else Reason.INVALID
             self.bury(reason, f"the pool cannot take it: {error!r}")
@@ -170,7 +178,7 @@ class Request(request.Request):
             super().cancel(pool, signal, emit_retry)
         except NotImplementedError:  # only processes can be ended
             if not emit_retry:
-                _wait_for_no_thread()
+                pools.wait_for_no_thread()
                 # With `-P solo` this interrupts the task; the error would be taken for its own.
                 raise WorkerTerminate(EX_FAILURE) from None
 
@@ -281,27 +289,3 @@ class Request(request.Request):
 
     def say(self, level: int, event: str, words: str, **fields: Any) -> None:
         events.say(log, level, event, self.id, self.name, words, **fields)
-
-
-def _forget_job(pool: Any, task_id: str) -> None:
-    """Let the pool forget a task that it could not be given; at its end it would wait for it."""
-    # upstream: not reported; remove when `apply_async` of billiard keeps nothing of what it cannot send
-    jobs = getattr(getattr(pool, "_pool", None), "_cache", {})
-    for job in tuple(jobs.values()):
-        if getattr(job, "correlation_id", None) == task_id and not hasattr(job, "_payload"):
-            job.discard()
-
-
-def _wait_for_no_thread() -> None:
-    """Let the process end with its command, and not wait for a thread that still executes a task.
-
-    Python waits for each; before 3.13 it did not for one that it was interrupted in waiting for.
-    """
-    if context := click.get_current_context(silent=True):  # else a program runs the worker, and ends itself
-        context.find_root().call_on_close(_exit)
-
-
-def _exit() -> None:
-    # What Python does before it ends, besides waiting: the worker's heartbeat is removed, Celery's files too.
-    atexit._run_exitfuncs()
-    os._exit(EX_OK)

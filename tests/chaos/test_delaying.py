@@ -54,9 +54,8 @@ def _publish(
     if deliveries is not None:
         headers[queues.DELIVERIES_HEADER] = deliveries
     with bundle.channel() as channel:
-        channel.confirm_select()
         for task_id in ids:
-            channel.basic_publish(
+            channel.basic_publish_confirm(
                 amqp.Message(
                     BODY,
                     content_type="application/json",

@@ -5,6 +5,7 @@ One worker gets every message of this module, and is the same at the end.
 
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import amqp
@@ -12,7 +13,7 @@ import pytest
 
 from proj import queues
 from proj.broker import BrokerNode
-from tests.bundle import PATIENCE, Bundle, Worker, eventually
+from tests.bundle import PATIENCE, Bundle, Worker, eventually, vhost_of
 
 ADD: Final = {"task": "proj.tasks.add", "lang": "py", "retries": 0}
 
@@ -191,3 +192,33 @@ def test_worker_that_met_them_all_is_the_same_and_ends_in_time(
 
     assert worker.process.wait(PATIENCE / 4) == 0
     assert bundle.kept("proj.tasks") == 0
+
+
+#: What Celery's tracer answers as it answers a duplicate: the arguments are no mapping.
+_NO_MAPPING: Final = b"[[1, 2], null, {}]"
+
+
+def test_message_that_celery_would_acknowledge_unexecuted_is_kept(
+    node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The control for the check of its shape: what passes that is stopped where it would be acknowledged.
+
+    And the control for that: without both, the message is lost.
+    """
+    with Bundle(node, vhost=vhost_of(request), folder=tmp_path) as bundle:
+        bundle.declare()
+        bundle.switch_off("request.py", "        shape.check(self)\n", "")
+        worker = bundle.worker().ready()
+        with bundle.channel() as channel:
+            _publish(channel, _NO_MAPPING, {"id": "kept"})
+        worker.says("[kept] became a dead letter: invalid: Celery ended it without executing it")
+        eventually("it is a dead letter", lambda: bundle.depth("proj.dead") == 1)
+        assert worker.terminate() == 0
+
+        bundle.switch_off("request.py", "elif self._end or not self.task.acks_late:", "elif True:")
+        worker = bundle.worker(log="lost.log").ready()
+        with bundle.channel() as channel:
+            _publish(channel, _NO_MAPPING, {"id": "lost"})
+        worker.says("[lost] received")
+        assert worker.terminate() == 0
+        assert (bundle.kept("proj.tasks"), bundle.depth("proj.dead")) == (0, 1)
