@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import click
 
-from proj.errors import ProjError
+from proj.errors import ConfigError, ProjError
 from proj.printable import error_line
 
 
@@ -22,6 +22,11 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except ProjError as error:
         raise _OneLine(error) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # As of --logfile.
+        raise _OneLine(ConfigError(f"{error.filename!r} cannot be used: {error.strerror}")) from error
 
 
 class _OneLine(click.ClickException):

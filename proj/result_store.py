@@ -182,13 +182,12 @@ def open_store(app: Any, url: str) -> Any:
     def make() -> Any:
         try:
             kind, rest = backends.by_url(url, app.loader)
+            if is_database:
+                _check_database(rest)
+            patient = type(kind.__name__, (_PatientDatabase if is_database else _Patient, kind), {})
+            store = patient(app=app, url=rest)
         except (ImportError, AttributeError, celery.exceptions.ImproperlyConfigured) as error:
             raise _wrong_url(_reason(error), "the URL of a database begins with db+") from None
-        if is_database:
-            _check_database(rest)
-        store = type(kind.__name__, (_PatientDatabase if is_database else _Patient, kind), {})(
-            app=app, url=rest
-        )
         store.max_retries = math.inf  # what ends it is the deadline
         store.max_sleep_between_retries_ms = ATTEMPT_INTERVAL * 1000
         return store

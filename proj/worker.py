@@ -3,18 +3,22 @@
 import os
 import signal
 import threading
-from typing import Any
+from typing import Any, Final
 
 import click
 from celery.signals import celeryd_after_setup, celeryd_init, task_postrun, worker_shutting_down
 from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
 
-from proj import celery_lines, config, logs, printed, worker_commands
+from proj import celery_lines, config, logs, printed, queues, worker_commands
 from proj.enqueue import Task
 from proj.errors import BadTask, ConfigError, ExitCode, ProjError
+from proj.printable import error_line
 
 log = get_logger(__name__)
+
+#: What Celery appends to a worker's name to name the queue that its commands come from.
+_LONGEST_SUFFIX: Final = ".celery.pidbox"
 
 
 def install() -> None:
@@ -38,6 +42,10 @@ def give_unique_name(instance: Any, **_: Any) -> None:
     """
     if instance.hostname == default_nodename(None):
         instance.hostname = default_nodename(None, f"celery-{os.getpid()}")
+    if not queues.can_be_name(f"{instance.hostname}{_LONGEST_SUFFIX}"):
+        name = error_line(instance.hostname)
+        click.echo(f"Error: a worker cannot be named {name!r} (give it a shorter one with -n)", err=True)
+        raise SystemExit(int(ExitCode.USAGE))
 
 
 def check_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:

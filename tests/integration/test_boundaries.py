@@ -182,3 +182,28 @@ def test_home_that_is_not_known(bundle: Bundle) -> None:
     assert done.returncode == 2
     assert "the home folder ~nobody-has-this-name is not known" in done.stderr
     assert not (bundle.folder / "~nobody-has-this-name").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--logfile=/dev/null/x.log",), "'/dev/null/x.log' cannot be used: Not a directory"),
+        (("-n", "z" * 300), "a worker cannot be named 'celery@zzz"),
+    ],
+)
+def test_worker_with_an_option_that_cannot_be(bundle: Bundle, options: tuple[str, ...], said: str) -> None:
+    """It ends with one line, and no traceback."""
+    worker = bundle.worker(*options)
+
+    assert worker.ends() == 2
+    assert f"Error: {said}" in worker.text()
+    assert "Traceback" not in worker.text()
+
+
+@pytest.mark.parametrize("url", ["file:///dev/null/x", "mongodb://x"])
+def test_result_backend_that_refuses_its_url(bundle: Bundle, url: str) -> None:
+    """Whatever Celery's class for it lacks, the line says which setting it is."""
+    done = bundle.proj("result", "it", env={"CELERY_RESULT_BACKEND": url})
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("Error: CELERY_RESULT_BACKEND cannot be used: ")

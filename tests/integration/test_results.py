@@ -106,7 +106,7 @@ def test_failure_that_names_what_is_no_text_is_stored(
     eventually("it is a dead letter", lambda: bundle.depth("proj.dead") == 1)
 
     outcome = _outcome(bundle, "it")
-    assert outcome["error"] == "ValueError: no file caf\udce9.txt\0"
+    assert outcome["error"] == "ValueError: no file caf\\udce9.txt\0"
     assert "no file caf\\udce9.txt\\x00" in outcome["traceback"]
 
 
