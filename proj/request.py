@@ -148,9 +148,8 @@ class Request(request.Request):
         if self.expires and datetime.now(UTC) > self.expires:
             self.bury(Reason.EXPIRED, f"its time was over at {self.expires.isoformat()}")
             return True
-        before = self._already_revoked
         revoked = bool(super().revoked())
-        if revoked and not before:
+        if revoked and self._end:
             self.say(logging.INFO, events.REVOKED, "revoked")
         return revoked
 

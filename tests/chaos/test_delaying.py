@@ -28,6 +28,10 @@ def bundle(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             def slow(x: int, y: int) -> int:
                 return x + y
 
+            @app.task(name="proj.tasks.quick", rate_limit="2/s")
+            def quick(x: int, y: int) -> int:
+                return x + y
+
             @app.task(name="proj.tasks.calm", rate_limit="0.5/h")
             def calm(x: int, y: int) -> int:
                 return x + y
@@ -150,6 +154,19 @@ def test_backlog_under_a_rate_limit_holds_no_slot(bundle: Bundle, worker: Worker
         int(line.text.split()[2]) for line in worker.lines("delayed for") if line.id.startswith("calm")
     )
     assert [round(each / 7200) for each in seconds] == list(range(1, 20))
+
+
+def test_rate_limit_above_one_a_second_waits_in_the_slot(bundle: Bundle, worker: Worker) -> None:
+    """A delay queue counts whole seconds."""
+    ids = [f"quick-{n}" for n in range(4)]
+    _publish(bundle, *ids, task="proj.tasks.quick")
+
+    for task_id in ids:
+        worker.says(f"[{task_id}] succeeded")
+
+    at = [line.at for line in worker.lines("succeeded") if line.id in ids]
+    assert at[-1] - at[0] > 1
+    assert not [line for line in worker.lines("delayed for") if line.id in ids]
 
 
 def test_rate_limit_of_a_running_worker(bundle: Bundle, worker: Worker) -> None:

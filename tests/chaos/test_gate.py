@@ -13,7 +13,7 @@ import pytest
 
 from proj import queues
 from proj.broker import BrokerNode
-from tests.bundle import PATIENCE, Bundle, Worker, eventually, vhost_of
+from tests.bundle import BIN, PATIENCE, Bundle, Worker, eventually, vhost_of
 
 ADD: Final = {"task": "proj.tasks.add", "lang": "py", "retries": 0}
 
@@ -222,3 +222,22 @@ def test_message_that_celery_would_acknowledge_unexecuted_is_kept(
         worker.says("[lost] received")
         assert worker.terminate() == 0
         assert (bundle.kept("proj.tasks"), bundle.depth("proj.dead")) == (0, 1)
+
+
+def test_revocation_that_cannot_be_stored_is_not_acknowledged(
+    node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """While the store is down, a message that is revoked is given back."""
+    with Bundle(node, vhost=vhost_of(request), folder=tmp_path) as bundle:
+        bundle.declare()
+        bundle.env["CELERY_RESULT_BACKEND"] = "db+postgresql://nobody:nothing@127.0.0.1:1/nowhere"
+        worker = bundle.worker().ready()
+        bundle.run(BIN / "celery", "-A", "proj", "control", "revoke", "it")
+        with bundle.channel() as channel:
+            _publish(channel, GOOD, {"id": "it"})
+
+        worker.says("[it] given back: store unreachable")
+
+        assert worker.terminate() == 0
+        assert bundle.kept("proj.tasks") + bundle.depth("proj.dead") == 1
+        assert "[it] succeeded" not in worker.text()
