@@ -29,6 +29,7 @@ app.Task.max_retries = settings.proj_max_retries
 # Celery lets the environment's CELERY_RESULT_BACKEND win over the configuration, but not over this.
 app.backend_cls = f"proj.result_store:open_store+{settings.result_backend}"
 app.steps["consumer"].add("proj.worker_heartbeat:HeartbeatStep")
+app.steps["worker"].add("proj.lookout:LookoutStep")
 properties.install()
 connection.keep_from_children(app)
 worker.install()

@@ -103,6 +103,15 @@ class DeadLetter:
             return None
 
     @property
+    def embedded(self) -> dict[str, Any]:
+        """What Celery has put into the body beside the arguments: callbacks, chord and chain."""
+        try:
+            _, _, embedded = json.loads(self._content)
+        except (NotUnpacked, ValueError, TypeError, RecursionError):
+            return {}
+        return embedded if isinstance(embedded, dict) else {}
+
+    @property
     def text(self) -> str:
         """The body, unpacked if it is compressed."""
         try:

@@ -39,6 +39,10 @@ _READ_ON, _READ_ON_OF_MANY, _MANY = 1 / 50, 1 / 10, 1000
 #: Seconds that the broker may take to put back what was given back. It takes milliseconds.
 _GIVE_BACK_TIMEOUT: Final = 10
 
+#: Seconds that people wait while a worker looks, and seconds between two attempts. As a rule, a look takes
+#: milliseconds.
+_READER_PATIENCE, _READER_INTERVAL = 10.0, 0.25
+
 Progress = Callable[[int], AbstractContextManager[Callable[[], None]]]
 
 #: Sends dead letters on, and returns those that must stay, each with the reason.
@@ -58,18 +62,33 @@ class Report:
     undeliverable: bool = False
 
 
-def listing(wanted: Wanted, limit: int) -> list[DeadLetter]:
+def listing(wanted: Wanted, limit: int, patience: float = _READER_PATIENCE) -> list[DeadLetter]:
     """The first dead letters that are meant, oldest first, at most `limit`.
 
     Reads no more than it must: with nothing to look for, `limit` messages and what was looked at before.
+    Raises `Busy` when another program has been looking for `patience` seconds.
     """
     found: list[DeadLetter] = []
-    with _reading() as reader:
+    with _reading(patience=patience) as reader:
         for chunk in reader.chunks(limit if wanted == Wanted() else CHUNK):
             found += [letter for letter in chunk if letter in wanted]
             if len(found) >= limit:
                 break
     return found[:limit]
+
+
+def survey(app: Any, limit: int, size: int, note: Callable[[DeadLetter], None]) -> None:
+    """Call `note` with each of the oldest `limit` dead letters, `size` of which are in memory at a time.
+
+    Raises `Busy` when another program is looking.
+    """
+    with _reading(app, patience=0) as reader:
+        for chunk in reader.chunks(size, most=size):
+            for letter in chunk:
+                note(letter)
+            limit -= len(chunk)
+            if limit <= 0:
+                break
 
 
 def redrive(
@@ -85,7 +104,7 @@ def redrive(
     def sender(reader: _Reader) -> Send:
         if dry_run:
             return redriving.Rehearsal(reader.channel).send
-        return redriving.Publisher(reader.channel, _patience()).send
+        return redriving.Publisher(reader.channel, reader.answer_timeout).send
 
     return _work(wanted, limit, dry_run, progress, sender, events.REDRIVEN)
 
@@ -169,27 +188,41 @@ def _interrupted(error: BaseException, reader: "_Reader", report: Report, event:
 class _Reader:
     """Reads the queue from its front, a chunk a channel, and gives back in order what is not settled."""
 
-    def __init__(self, broker: Any) -> None:
+    def __init__(self, broker: Any, answer_timeout: float, patience: float) -> None:
+        """Raises `Busy` when another program has been looking for `patience` seconds."""
         self.broker = broker
         self.channel: Callable[[], Any] = broker.channel
         self._drain = broker.drain_events
+        self.answer_timeout = answer_timeout
         queues.ensure(broker)
-        self._control = broker.channel()
-        self._control.queue_declare(queues.DEAD_READER, exclusive=True, durable=False, auto_delete=True)
+        self._control = self._take(time.monotonic() + patience)
         state = queues.look(self._control, queues.dead_queue.name)
         if state.consumer_count:
-            raise BrokerRefused(*_BUSY)
+            raise Busy
         self.total = state.message_count
         self._read = 0
         self._read_before = False
         #: Each channel, how many messages it has read, and how many of them are settled.
         self._held: dict[Any, list[int]] = {}
 
-    def chunks(self, size: int) -> Iterator[list[DeadLetter]]:
-        """All messages that were there at the start; the first chunk has `size`."""
+    def _take(self, deadline: float) -> Any:
+        """A channel, once this program is the one that looks."""
+        while True:
+            channel = self.channel()
+            try:
+                channel.queue_declare(queues.DEAD_READER, exclusive=True, durable=False, auto_delete=True)
+            except ResourceLocked:
+                if time.monotonic() > deadline:
+                    raise Busy from None
+                time.sleep(_READER_INTERVAL)
+            else:
+                return channel
+
+    def chunks(self, size: int, most: int | None = None) -> Iterator[list[DeadLetter]]:
+        """All messages that were there at the start; the first chunk has `size`, the others `most`."""
         while self._read < self.total:
             yield self._chunk(size)
-            size = max(CHUNK, self.total // _MAX_CHUNKS)
+            size = most or max(CHUNK, self.total // _MAX_CHUNKS)
 
     def settle(self, letters: list[DeadLetter]) -> None:
         """Acknowledge letters of one chunk, the earlier ones first: the broker may forget them."""
@@ -240,14 +273,13 @@ class _Reader:
 
         channel.basic_qos(0, size, a_global=False)
         tag = channel.basic_consume(queues.dead_queue.name, callback=take)
-        patience = _patience()
         try:
             while read < size:
-                self._drain(timeout=patience)
+                self._drain(timeout=self.answer_timeout)
         except TimeoutError:
             if self._ready():
                 raise
-            raise BrokerRefused(*_BUSY) from None
+            raise Busy from None
         channel.basic_cancel(tag)  # so that what is settled is not made up for
         self._held[channel] = [size, 0]
         self._read += size
@@ -257,29 +289,34 @@ class _Reader:
         return int(queues.look(self._control, queues.dead_queue.name).message_count)
 
 
-_BUSY: Final = ("another program is looking at the dead letters", "try again when it has ended")
+class Busy(BrokerRefused):
+    """Another program is looking at the dead letters."""
+
+    def __init__(self) -> None:
+        super().__init__("another program is looking at the dead letters", "try again when it has ended")
 
 
 @contextmanager
-def _reading() -> Iterator[_Reader]:
-    from proj import app
-
+def _reading(app: Any = None, patience: float = _READER_PATIENCE) -> Iterator[_Reader]:
+    app = app or _app()
     broker = app.connection_for_write()
     try:
-        connection.connect(broker, time.monotonic() + _patience())
-        reader = _Reader(broker)
+        connection.connect(broker, time.monotonic() + _answer_timeout(app))
+        reader = _Reader(broker, _answer_timeout(app), patience)
         yield reader
         reader.give_back()
         broker.close()
-    except ResourceLocked:
-        raise BrokerRefused(*_BUSY) from None
     except broker_errors.ERRORS as error:
         raise broker_errors.explain(error, broker) from error
     finally:
         connection.abandon(broker)  # what was not given back in order is given back by the broker
 
 
-def _patience() -> float:
+def _app() -> Any:
     from proj import app
 
+    return app
+
+
+def _answer_timeout(app: Any) -> float:
     return float(app.conf.broker_transport_options["read_timeout"])

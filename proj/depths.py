@@ -192,7 +192,7 @@ class Reader:
         ours = read_declared(self._broker, [queue.name for queue in queues.topology])
         if not all(ours.values()):  # whoever reads dead letters declares the whole topology
             raise BrokerRefused("part of the topology is missing", "a worker that starts declares it")
-        first = dead_letters.listing(Wanted(), limit=1)
+        first = dead_letters.listing(Wanted(), limit=1, patience=0)
         last = first[0].last if first else None
         if not last:
             raise BrokerRefused("the broker has not written when it died", see)

@@ -38,7 +38,7 @@ def result(task_id: str, as_json: bool) -> None:
     if not found.ended:
         raise NoResultYet(
             f"no result of {task_id} is stored yet",
-            "it is under way, or a dead letter that no worker has read, or was never enqueued",
+            "it is under way, or a dead letter that no worker has read yet, or was never enqueued",
         )
     if found.error:
         raise click.exceptions.Exit(ExitCode.TASK_FAILED)
