@@ -75,7 +75,11 @@ def test_large_messages(fuzzing: Fuzzing) -> None:
             ("body.kwargs", None),
             "missing: ",
         ),
-        ({"consumer.py": ("except Exception as error:", "except lost as error:")}, ("body.all", 5), "ended"),
+        (
+            {"consumer.py": ("except Exception as error:", "except lost as error:")},
+            ("body.all", 5),
+            "the worker: ",
+        ),
     ],
     ids=["lost", "ended"],
 )
