@@ -221,7 +221,8 @@ def test_message_that_celery_would_acknowledge_unexecuted_is_kept(
         worker = bundle.worker(log="lost.log").ready()
         with bundle.channel() as channel:
             _publish(channel, _NO_MAPPING, {"id": "lost"})
-        worker.says("[lost] received")
+            _publish(channel, GOOD, {"id": "next"})
+        worker.says("[next] succeeded")  # its slot was free
         assert worker.terminate() == 0
         assert (bundle.kept("proj.tasks"), bundle.depth("proj.dead")) == (0, 1)
 
