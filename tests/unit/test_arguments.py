@@ -270,14 +270,18 @@ def test_wrong_call_is_reported(function: Callable[..., Any], args: Any, kwargs:
     _is_for_people(refused.value)
 
 
-@pytest.mark.parametrize("args", ["!", b"!", 5, {"x": 1}, {1}, iter([1]), object()], ids=repr)
+@pytest.mark.parametrize(
+    "args", ["!", b"!", 5, {"x": 1}, {1}, iter([1]), object()], ids=lambda value: type(value).__name__
+)
 def test_what_is_no_list_of_arguments_is_refused(args: Any) -> None:
     """A comma that is missing makes a text of a tuple of one."""
     with pytest.raises(BadArguments, match=r"a list or a tuple, got .*is a comma missing\?"):
         given_arguments("a.task", args, None)
 
 
-@pytest.mark.parametrize("kwargs", ["x", 5, [("x", 1)], {1: 2}, object()], ids=repr)
+@pytest.mark.parametrize(
+    "kwargs", ["x", 5, [("x", 1)], {1: 2}, object()], ids=lambda value: type(value).__name__
+)
 def test_what_are_no_keyword_arguments_is_refused(kwargs: Any) -> None:
     """Names are texts."""
     with pytest.raises(BadArguments, match="keyword arguments are a dict"):
