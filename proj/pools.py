@@ -1,7 +1,13 @@
-"""What Celery's pools leave undone: they keep a task that they could not be given, and wait for threads."""
+"""What Celery's pools leave undone.
+
+They keep a task that they could not be given. Their threads drop what is raised outside of a task, and are
+waited for at the end.
+"""
 
 import atexit
 import os
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import click
@@ -15,6 +21,18 @@ def forget_job(pool: Any, task_id: str) -> None:
     for job in tuple(jobs.values()):
         if getattr(job, "correlation_id", None) == task_id and not hasattr(job, "_payload"):
             job.discard()
+
+
+def on_lost_error(result: Any, report: Callable[[BaseException], None]) -> None:
+    """Call `report` with what a pool of threads would drop: an error that is raised outside of the task."""
+    future = getattr(result, "f", None)
+    if isinstance(future, Future):
+
+        def ended(future: Future[Any]) -> None:
+            if not future.cancelled() and (error := future.exception()):
+                report(error)
+
+        future.add_done_callback(ended)
 
 
 def wait_for_no_thread() -> None:

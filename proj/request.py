@@ -6,6 +6,7 @@ from enum import StrEnum, auto
 from typing import Any, Final
 
 from celery import states
+from celery.app.trace import ExceptionInfo
 from celery.exceptions import (
     BackendGetMetaError,
     BackendStoreError,
@@ -116,7 +117,9 @@ class Request(request.Request):
     def execute_using_pool(self, pool: Any, **options: Any) -> Any:
         """Hand the task to the pool. Raises `TaskRevokedError`, upon which Celery frees the slot."""
         try:
-            return super().execute_using_pool(pool, **options)
+            result = super().execute_using_pool(pool, **options)
+            pools.on_lost_error(result, self._on_tracer_error)
+            return result
         except TaskRevokedError:
             raise
         except Exception as error:
@@ -271,6 +274,11 @@ class Request(request.Request):
         if isinstance(error, WorkerLostError):
             self.task.backend.store_result(self.id, error, states.RETRY, request=self._context)
         return ended
+
+    def _on_tracer_error(self, error: BaseException) -> None:
+        """End a delivery whose tracer raised, as over a next step of a duplicate that cannot be published."""
+        if not self.acknowledged:
+            self.on_failure(ExceptionInfo((type(error), error, error.__traceback__)))
 
     def _end_at_limit(self, error: TimeLimitExceeded) -> None:
         """Note that the task was killed at its hard time limit, which is told twice, in any order."""

@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
+from proj import queues
 from tests.bundle import Bundle, Worker, eventually
+from tests.integration import dead
 
 #: A task that leaves a line in a file for each time it is executed, and can be told to die afterwards.
 ACT = """
@@ -41,6 +45,27 @@ def test_message_that_is_published_twice_acts_once(bundle: Bundle) -> None:
     _handled(bundle, worker)
     assert _acts(bundle) == 1
     assert bundle.depth("proj.dead") == 0
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_duplicate_whose_next_step_cannot_be_published_keeps_no_slot(bundle: Bundle, pool: str) -> None:
+    """It is given back until its delivery limit, in every pool; the worker's only slot is free after that."""
+    bundle.python("from proj import app; app.backend.store_result('it', 3, 'SUCCESS'); print(1)")
+    link = {"task": "proj.tasks.add", "args": [1], "kwargs": {}, "options": {"queue": "nowhere"}}
+    body = [[1, 2], {}, {"callbacks": [link], "errbacks": None, "chain": None, "chord": None}]
+    headers = {"id": "it", "task": "proj.tasks.add", "lang": "py", queues.REPEAT_HEADER: True}
+    dead.publish(
+        bundle,
+        body,
+        application_headers=headers,
+        content_type="application/json",
+        content_encoding="utf-8",
+    )
+    bundle.worker("-P", pool)
+
+    dead.await_count(bundle, 1)
+
+    assert bundle.proj("enqueue", "add", "1", "2", "--wait").stdout == "3\n"
 
 
 def test_redelivered_message_whose_success_is_stored_acts_once(bundle: Bundle) -> None:
