@@ -2,11 +2,14 @@
 
 import difflib
 import functools
+import sys
 import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import celery
+from celery.app.task import get_actual_ignore_result
 from celery.backends.base import DisabledBackend
 
 from proj import checks, revocation
@@ -82,9 +85,30 @@ class Task(celery.Task):
                 f"{self.name}: soft_time_limit must not be above time_limit, "
                 f"got {self.soft_time_limit:g} and {self.time_limit:g}"
             )
+        if options.get("retries") and options.get("task_id") == self.request.id:
+            self._store_retry()
         if self.app.conf.task_always_eager:
             options = self.app.checked_options(self.name, options)
         return super().apply_async(args, kwargs, **options)
+
+    def retry(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        exc: BaseException | None = None,
+        **options: Any,
+    ) -> Any:
+        """Enqueue the next attempt, once it is stored that there is one; as `celery.Task.retry`."""
+        self.request.retry_exc = exc
+        return super().retry(args, kwargs, exc, **options)
+
+    def _store_retry(self) -> None:
+        """Store that the task is tried again, before that attempt can store how it ended."""
+        request = self.request
+        if not get_actual_ignore_result(self, request) or self.store_errors_even_if_ignored:
+            raised = traceback.format_exc() if sys.exception() else None
+            self.backend.mark_as_retry(request.id, getattr(request, "retry_exc", None), raised, request)
+        request.retry_is_stored = True  # Celery's tracer would do it again, too late
 
     @property
     def backend(self) -> Any:

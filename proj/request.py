@@ -268,12 +268,11 @@ class Request(request.Request):
             self._end_at_limit(error)
         elif isinstance(error, WorkerLostError):
             self._reason, self._exception = Reason.WORKER_LOST, repr(error)
+            # Before another worker has it, whose end must not be written over.
+            self.task.backend.mark_as_retry(self.id, error, request=self._context)
         elif isinstance(error, Reject):
             self._reason = Reason.REJECTED
-        ended = super().on_failure(exc_info, *args, **kwargs)
-        if isinstance(error, WorkerLostError):
-            self.task.backend.store_result(self.id, error, states.RETRY, request=self._context)
-        return ended
+        return super().on_failure(exc_info, *args, **kwargs)
 
     def _on_tracer_error(self, error: BaseException) -> None:
         """End a delivery whose tracer raised, as over a next step of a duplicate that cannot be published."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ from celery.app import backends
 from celery.local import PromiseProxy
 from celery.utils.log import get_logger
 
-from proj import config, stored_exception
+from proj import config, finality, stored_exception
 from proj.deadline import cut_after
 from proj.errors import ConfigError, ProjError, ResultStoreError
 from proj.printable import shortened
@@ -55,6 +56,13 @@ SQLITE_BUSY_TIMEOUT: Final = 5
 
 #: What must be stored before the message of a task is acknowledged.
 _NEEDED: Final = (states.SUCCESS, states.REVOKED)
+
+#: Databases in which one statement stores a state, if it may replace what is stored. The others do as Celery
+#: does: they read, and then write.
+_UPSERTS: Final = {
+    "sqlite": "sqlalchemy.dialects.sqlite",
+    "postgresql": "sqlalchemy.dialects.postgresql",
+}
 
 #: Seconds between two attempts to change the mode of an SQLite file that others open.
 LOCK_INTERVAL: Final = 0.02
@@ -129,6 +137,13 @@ class _Patient:
                 raise  # not the store's
             raise celery.exceptions.BackendGetMetaError(_reason(error), task_id=task_id) from error
 
+    def mark_as_retry(
+        self, task_id: str, exc: Any, traceback: str | None = None, request: Any = None, **options: Any
+    ) -> Any:
+        """Store that a task is tried again; not once more when its next attempt is published."""
+        if not getattr(request, "retry_is_stored", False):
+            super().mark_as_retry(task_id, exc, traceback, request, **options)  # type: ignore[misc]
+
     def prepare_exception(self, exc: BaseException, serializer: str | None = None) -> Any:
         exc = stored_exception.original(exc)
         stored = super().prepare_exception(exc, serializer)  # type: ignore[misc]
@@ -148,6 +163,7 @@ class _PatientDatabase(_Patient):
     url: str
     engine_options: dict[str, Any]
     session_manager: Any
+    task_cls: Any
 
     def ResultSession(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802  as Celery names it
         if not self.session_manager.prepared:
@@ -162,10 +178,52 @@ class _PatientDatabase(_Patient):
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: str | None = None, **more: Any
     ) -> Any:
+        from celery.backends.database import session_cleanup
+
         if traceback:
             # No database takes half a character, as of a file's name that is no UTF-8; and PostgreSQL no NUL.
             traceback = traceback.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
-        return super()._store_result(task_id, result, state, traceback, **more)  # type: ignore[misc]
+        session = self.ResultSession()
+        upsert = _UPSERTS.get(session.get_bind().dialect.name)
+        if not upsert or "retries" not in self.task_cls.__table__.columns:
+            session.close()
+            return super()._store_result(task_id, result, state, traceback, **more)  # type: ignore[misc]
+        with session_cleanup(session):
+            session.execute(self._upsert(upsert, task_id, result, state, traceback, more.get("request")))
+            session.commit()
+        return None
+
+    def _upsert(
+        self, kind: str, task_id: str, result: Any, state: str, traceback: str | None, request: Any
+    ) -> Any:
+        """One statement that stores the state, or leaves what is stored and may not be replaced."""
+        from sqlalchemy import func
+
+        insert = import_module(kind).insert
+        row = self.task_cls(task_id)
+        # upstream: not reported; remove when Celery stores a state, by its attempt, in one statement
+        self._update_result(row, result, state, traceback=traceback, request=request)  # type: ignore[attr-defined]
+        attempt = finality.attempt_of(request)
+        row.retries = None if request is None else attempt
+        table = self.task_cls.__table__
+        values = {column.name: getattr(row, column.name) for column in table.columns if column.name != "id"}
+        kept = {"task_id"} if values["stamps"] else {"task_id", "stamps"}
+        stored_attempt = func.coalesce(table.c.retries, 0)
+        return (
+            insert(table)
+            .values(values)
+            .on_conflict_do_update(
+                index_elements=[table.c.task_id],
+                set_={name: value for name, value in values.items() if name not in kept},
+                where=finality.may_replace(state, attempt, table.c.status, stored_attempt),
+            )
+        )
+
+    def _get_task_meta_for(self, task_id: str) -> Any:
+        meta = super()._get_task_meta_for(task_id)  # type: ignore[misc]
+        if isinstance(meta.get("retries"), int):
+            meta["retries"] = finality.retries_of(meta["retries"])
+        return meta
 
     def _decode_stored_result(self, payload: Any) -> Any:
         # Celery would unpickle what is not JSON, as its older versions wrote it, and so execute what a row

@@ -1,0 +1,139 @@
+"""Ends are final: a state that is stored late replaces none that is newer, on SQLite and on PostgreSQL."""
+
+import itertools
+from typing import Any
+
+import pytest
+
+from tests.bundle import Bundle, eventually
+
+#: Each of them (state, redrives, retries), and what is stored after both were written, in either order.
+PAIRS: list[tuple[tuple[str, int, int], tuple[str, int, int]]] = [
+    (("RETRY", 0, 0), ("SUCCESS", 0, 1)),
+    (("RETRY", 0, 0), ("FAILURE", 0, 1)),
+    (("RETRY", 0, 0), ("RETRY", 0, 1)),
+    (("FAILURE", 0, 3), ("FAILURE", 1, 0)),
+    (("FAILURE", 0, 3), ("SUCCESS", 1, 0)),
+    (("RETRY", 0, 3), ("RETRY", 1, 0)),
+    (("STARTED", 0, 3), ("FAILURE", 1, 0)),
+    (("FAILURE", 0, 1), ("SUCCESS", 0, 0)),
+]
+
+#: Stores a state as a worker does; `write` is (state, redrives, retries).
+WRITE = """
+import json
+from celery.app.task import Context
+from proj import app
+
+def write(task_id, state, redrives, retries):
+    value = ValueError("no") if state in ("RETRY", "FAILURE") else retries
+    request = Context({"id": task_id, "task": "t", "retries": retries, "x-proj-redrives": redrives})
+    app.backend.store_result(task_id, value, state, request=request)
+
+def read(task_id):
+    meta = app.backend.get_task_meta(task_id)
+    return [meta["status"], meta["retries"]]
+"""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def stored(request: pytest.FixtureRequest, bundle: Bundle) -> Bundle:
+    """A bundle with either store."""
+    if request.param != "sqlite":
+        request.getfixturevalue("database")
+    return bundle
+
+
+def _call(bundle: Bundle, code: str) -> Any:
+    return bundle.python(WRITE + code)
+
+
+def test_newer_state_stands_in_either_order(stored: Bundle) -> None:
+    """The later attempt's state is what is left, whoever writes first; and a success is."""
+    found = _call(
+        stored,
+        f"""
+found = []
+for number, pair in enumerate({PAIRS!r}):
+    for name, order in (("a", pair), ("b", pair[::-1])):
+        for state in order:
+            write(f"{{number}}{{name}}", *state)
+        found.append(read(f"{{number}}{{name}}"))
+print(json.dumps(found))
+""",
+    )
+
+    assert found == [[last[0], last[2]] for _, last in PAIRS for _ in "ab"]
+
+
+def test_values_of_a_refused_state_are_not_stored(stored: Bundle) -> None:
+    """The row is that of one state in whole."""
+    meta = _call(
+        stored,
+        """
+write("x", "SUCCESS", 0, 1)
+write("x", "FAILURE", 0, 2)
+meta = app.backend.get_task_meta("x")
+print(json.dumps([meta["status"], meta["result"], meta["traceback"], meta["retries"], meta["name"]]))
+""",
+    )
+
+    assert meta == ["SUCCESS", 1, None, 1, "t"]
+
+
+def test_concurrent_writers_end_with_the_last_attempt(stored: Bundle) -> None:
+    """Four writers store the states of the same new ids at once; no end is lost."""
+    found = _call(
+        stored,
+        """
+import random, threading
+states = [("RETRY", 0, 0), ("RETRY", 0, 1), ("RETRY", 0, 2), ("FAILURE", 0, 3)]
+turn, problems = threading.Barrier(len(states)), []
+
+def run(number):
+    try:
+        for n in range(100):
+            turn.wait(60)
+            write(f"c{n}", *states[(number + n) % len(states)])
+    except Exception as error:
+        problems.append(repr(error))
+
+threads = [threading.Thread(target=run, args=(number,)) for number in range(len(states))]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(json.dumps([problems, [read(f"c{n}") for n in range(100)]]))
+""",
+    )
+
+    assert found == [[], [["FAILURE", 3]] * 100]
+
+
+@pytest.mark.timeout(120)
+def test_tasks_that_retry_at_once_all_end(stored: Bundle) -> None:
+    """300 tasks that retry, on 8 slots: each ends with its last attempt, and the log has no error."""
+    stored.add_task("""
+        @app.task(bind=True, name="proj.tasks.again", max_retries=2)
+        def again(self, end):
+            if self.request.retries < 2 or not end:
+                raise self.retry(exc=ConnectionError("not yet"), countdown=0)
+            return end
+    """)
+    worker = stored.worker("--concurrency=8", "--without-mingle", "--without-gossip")
+    stored.python("""
+from proj.tasks import again
+for n in range(300): again.apply_async((n % 2,), task_id=f"r{n}")
+print(0)
+""")
+
+    def states() -> list[list[Any]]:
+        found: list[list[Any]] = _call(stored, 'print(json.dumps([read(f"r{n}") for n in range(300)]))')
+        return found
+
+    eventually(
+        "all have ended",
+        lambda: worker.text().count(" succeeded in ") == 150 and stored.depth("proj.dead") == 150,
+    )
+    assert states() == list(itertools.islice(itertools.cycle([["FAILURE", 2], ["SUCCESS", 2]]), 300))
+    assert "is not stored" not in worker.text()
+    assert "result store fails" not in worker.text()
+    assert "UNIQUE" not in worker.text()
