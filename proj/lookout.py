@@ -85,7 +85,7 @@ class Lookout:
 
     def _run(self) -> None:
         if not self._app.backend.persistent:
-            return  # who waits over `rpc://` waits for a reply
+            return  # results travel as messages, and no reply could be forged here
         broker = self._app.connection_for_read(heartbeat=0)
         while not self._stopped.wait(INTERVAL):
             try:
@@ -95,7 +95,7 @@ class Lookout:
             except Exception as error:
                 self._not_before = time.monotonic() + REFRESH
                 if (problem := str(error)) != self._problem:
-                    log.warning("Dead letters cannot be read, so who waits for one waits on: %s", problem)
+                    log.warning("Dead letters cannot be read, so their waiters get no answer: %s", problem)
                 self._problem = problem
         connection.abandon(broker)
 
@@ -148,7 +148,7 @@ class Lookout:
     def _warn(self, count: int) -> None:
         if count > MAX_LETTERS and not self._warned:
             log.warning(
-                "There are %d dead letters. Only the oldest %d are read, so who waits for another waits on"
+                "There are %d dead letters. Only the oldest %d are read; waiters for the others get no answer"
                 " (redrive or drop some: proj dead --help)",
                 count,
                 MAX_LETTERS,
