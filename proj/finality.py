@@ -13,8 +13,9 @@ from proj import queues
 #: Retries that are told apart within one life of a message. A redrive begins the next life.
 _RETRIES: Final = 1 << 16
 
-#: Attempts that the store's column has room for, redrives included.
-LAST: Final = (1 << 31) - 1
+#: The highest attempt, redrives included: the store's column has 31 bits, and the first attempt of the life
+#: after it has to be a number for them too. PostgreSQL refuses a statement that compares with a greater one.
+LAST: Final = (1 << 31) - _RETRIES - 1
 
 
 def attempt_of(request: Any) -> int:

@@ -81,6 +81,22 @@ print(json.dumps([meta["status"], meta["result"], meta["traceback"], meta["retri
     assert meta == ["SUCCESS", 1, None, 1, "t"]
 
 
+@pytest.mark.parametrize("before", ["", "STARTED", "RETRY", "FAILURE"])
+def test_revocation_is_stored_over_all_but_a_success(stored: Bundle, before: str) -> None:
+    """Whoever revokes an id has no attempt of its message, and so no request to store it with."""
+    assert (
+        _call(
+            stored,
+            f"""
+if {before!r}: write("x", {before!r}, 1, 1)
+app.backend.mark_as_revoked("x", "revoked")
+print(json.dumps(app.backend.get_task_meta("x")["status"]))
+""",
+        )
+        == "REVOKED"
+    )
+
+
 def test_concurrent_writers_end_with_the_last_attempt(stored: Bundle) -> None:
     """Four writers store the states of the same new ids at once; no end is lost."""
     found = _call(
