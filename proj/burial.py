@@ -24,6 +24,10 @@ class NotExecuted(Exception):
     """How a message ended that a worker made a dead letter unexecuted: the reason, and what is wrong."""
 
 
+class Ignored(Exception):
+    """How a task ended that raised Celery's `Ignore`, and stored no end of its own."""
+
+
 def text(value: object) -> str:
     """The value for people, shortened."""
     words = str(value)

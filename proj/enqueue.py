@@ -9,11 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import celery
+from celery import states
 from celery.app.task import get_actual_ignore_result
 from celery.backends.base import DisabledBackend
+from celery.exceptions import Ignore
 
 from proj import checks, revocation
 from proj.arguments import check_call, given_arguments
+from proj.burial import Ignored
 from proj.definition import refuse_coroutine, result_of
 from proj.door import is_unchecked
 from proj.errors import BadTask, BrokerUnreachable, UnknownTask
@@ -59,6 +62,9 @@ class Task(celery.Task):
         revocation.check(self)
         try:
             return result_of(self.name, super().__call__(*args, **kwargs))
+        except Ignore as error:
+            self._store_ignored(error)
+            raise
         except (SystemExit, KeyboardInterrupt) as error:
             if threading.current_thread() is threading.main_thread():
                 raise
@@ -101,6 +107,16 @@ class Task(celery.Task):
         """Enqueue the next attempt, once it is stored that there is one; as `celery.Task.retry`."""
         self.request.retry_exc = exc
         return super().retry(args, kwargs, exc, **options)
+
+    def _store_ignored(self, error: Ignore) -> None:
+        """Store how the task ended, for who waits for it; an end that the task stored itself stands."""
+        request = self.request
+        if request.called_directly or getattr(request, "end_is_stored", False):
+            return
+        words = f"the task raised Ignore: {error}" if error.args else "the task raised Ignore"
+        self.backend.mark_as_failure(
+            request.id, Ignored(words), request=request, call_errbacks=False, state=states.REVOKED
+        )
 
     def _store_retry(self) -> None:
         """Store that the task is tried again, before that attempt can store how it ended."""

@@ -25,7 +25,7 @@ from celery.app import backends
 from celery.local import PromiseProxy
 from celery.utils.log import get_logger
 
-from proj import config, finality, stored_exception
+from proj import config, finality, queues, stored_exception
 from proj.deadline import cut_after
 from proj.errors import ConfigError, ProjError, ResultStoreError
 from proj.printable import shortened
@@ -117,7 +117,10 @@ class _Patient:
         patient = current_task and not isinstance(result, celery.exceptions.BackendStoreError)
         self._deadline = time.monotonic() + (STORE_PATIENCE if patient else PATIENCE)
         try:
-            return super().store_result(task_id, result, state, traceback, *args, **kwargs)  # type: ignore[misc]
+            stored = super().store_result(task_id, result, state, traceback, *args, **kwargs)  # type: ignore[misc]
+            if state in states.READY_STATES and current_task and current_task.request.id == task_id:
+                current_task.request.end_is_stored = True  # perhaps by the task itself
+            return stored
         except Exception as error:
             if state in _NEEDED:
                 raise celery.exceptions.BackendStoreError(
@@ -136,6 +139,20 @@ class _Patient:
             if not super().exception_safe_to_retry(error):  # type: ignore[misc]
                 raise  # not the store's
             raise celery.exceptions.BackendGetMetaError(_reason(error), task_id=task_id) from error
+
+    def mark_as_done(
+        self,
+        task_id: str,
+        result: Any,
+        request: Any = None,
+        store_result: bool = True,
+        state: str = states.SUCCESS,
+    ) -> None:
+        """Store the result; of a task that ignores it, the bare success, where a repeat looks for one."""
+        is_ignored = not store_result or getattr(request, "ignore_result", False)
+        if is_ignored and self.persistent and getattr(request, queues.REPEAT_HEADER, False):  # type: ignore[attr-defined]
+            self.store_result(task_id, None, state, request=request)
+        super().mark_as_done(task_id, result, request, store_result, state)  # type: ignore[misc]
 
     def mark_as_retry(
         self, task_id: str, exc: Any, traceback: str | None = None, request: Any = None, **options: Any

@@ -12,7 +12,7 @@ from celery import states
 from celery.result import AsyncResult
 
 from proj import stored_exception
-from proj.burial import NotExecuted
+from proj.burial import Ignored, NotExecuted
 from proj.errors import BadArguments, NoResultYet
 from proj.result_store import store_error
 
@@ -43,6 +43,13 @@ class Outcome:
         """False when a worker has ended it without executing it, or has refused its arguments."""
         never = (f"{NotExecuted.__name__}: ", f"{BadArguments.__name__}: {self.task}: ")
         return not (self.error or "").startswith(never)
+
+    @property
+    def way(self) -> str:
+        """How it ended without a result, for people."""
+        if self.state != states.REVOKED:
+            return "failed"
+        return "was ignored" if (self.error or "").startswith(f"{Ignored.__name__}: ") else "was revoked"
 
     @property
     def ended(self) -> bool:

@@ -8,6 +8,7 @@ from celery.exceptions import BackendGetMetaError, Ignore
 from celery.utils.log import get_logger
 
 from proj import queues
+from proj.burial import Ignored
 
 log = get_logger(__name__)
 
@@ -17,12 +18,14 @@ def check(task: celery.Task) -> None:
 
     Only what was delayed, or may be a repeat, costs a look-up, and what was redriven does not: it is to be
     executed. While the store is down the task is executed, as Celery does it with what may be a repeat.
+    So is a repeat of what ended with `Ignore`, whose state is the same.
     """
     request = task.request
     if request.called_directly or not _has_waited(request):
         return
     try:
-        revoked = task.backend.get_task_meta(request.id)["status"] == states.REVOKED
+        meta = task.backend.get_task_meta(request.id)
+        revoked = meta["status"] == states.REVOKED and not isinstance(meta["result"], Ignored)
     except BackendGetMetaError as error:
         log.warning("It is not known whether %s[%s] is revoked: %s", task.name, request.id, error)
         return

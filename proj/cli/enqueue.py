@@ -156,6 +156,8 @@ def _enqueue(
 
     logs.write_events()
     found = find_task(name)
+    if wait and found.ignore_result:
+        raise click.UsageError(f"--wait needs a result, and {name} ignores its results (ignore_result=True)")
     failed_before = _failure(task_id) if wait and task_id is not None else None
     said = {option: value for option, value in options.items() if value is not None}
     ids: list[str] = []
@@ -211,7 +213,7 @@ def _print_results(ids: list[str], timeout: float | None, as_json: bool, failed_
                 elif ended.error is None:
                     click.echo(to_json(ended.result))
                 else:
-                    failure = error_line(f"{ended.task}[{task_id}] failed: {ended.error}")
+                    failure = error_line(f"{ended.task}[{task_id}] {ended.way}: {ended.error}")
                     click.echo(f"Error: {failure}", err=True)
                 advance()
                 let_go()

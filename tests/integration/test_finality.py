@@ -124,6 +124,42 @@ print(json.dumps([problems, [read(f"c{n}") for n in range(100)]]))
     assert found == [[], [["FAILURE", 3]] * 100]
 
 
+def test_retry_is_stored_before_it_is_published(bundle: Bundle) -> None:
+    """The next attempt may begin, and end, at once; its predecessor stores nothing after it is published."""
+    bundle.add_task("""
+        from celery import signals
+        seen = []
+
+        def status(task_id):
+            return app.backend.get_task_meta(task_id)["status"]
+
+        @signals.before_task_publish.connect(weak=False)
+        def look(headers, **_):
+            if headers["retries"]:
+                seen.append(status(headers["id"]))
+                app.backend.store_result(headers["id"], None, "PROBE")
+
+        @signals.task_retry.connect(weak=False)
+        def look_again(request, **_):
+            seen.append(status(request.id))
+
+        @app.task(bind=True, name="proj.tasks.once_more", max_retries=1, ignore_result=False)
+        def once_more(self):
+            if not self.request.retries:
+                raise self.retry(exc=ConnectionError("not yet"), countdown=0)
+            return seen
+    """)
+    bundle.worker("--concurrency=1", "--without-mingle", "--without-gossip")
+
+    seen = bundle.python("""
+import json
+from proj.tasks import once_more
+print(json.dumps(once_more.delay().get(timeout=90)))
+""")
+
+    assert seen == ["RETRY", "PROBE"]
+
+
 @pytest.mark.timeout(120)
 def test_tasks_that_retry_at_once_all_end(stored: Bundle) -> None:
     """300 tasks that retry, on 8 slots: each ends with its last attempt, and the log has no error."""
