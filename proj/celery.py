@@ -27,7 +27,7 @@ app.config_from_object(config.celery_config(settings))
 # Not as `task_annotations`, which would win over what a task says itself.
 app.Task.max_retries = settings.proj_max_retries
 # Celery lets the environment's CELERY_RESULT_BACKEND win over the configuration, but not over this.
-app.backend_cls = f"proj.result_store:open_store+{settings.result_backend}"
+app.backend_cls = f"proj.store:open_store+{settings.result_backend}"
 app.steps["consumer"].add("proj.worker_heartbeat:HeartbeatStep")
 app.steps["worker"].add("proj.lookout:LookoutStep")
 properties.install()

@@ -320,5 +320,5 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "task_store_errors_even_if_ignored": True,
         # Made when they are needed: a worker may start before its database.
         "database_create_tables_at_setup": False,
-        "database_engine_callback": "proj.result_store:tune_engine",
+        "database_engine_callback": "proj.database:tune_engine",
     }

@@ -14,7 +14,7 @@ from celery.result import AsyncResult
 from proj import stored_exception
 from proj.burial import Ignored, NotExecuted
 from proj.errors import BadArguments, NoResultYet
-from proj.result_store import store_error
+from proj.store import store_error
 
 #: Seconds between two looks for a result. Each is a query; Celery's half a second makes short tasks wait.
 POLL_INTERVAL: Final = 0.1

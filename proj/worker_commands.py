@@ -11,7 +11,7 @@ from celery.utils.log import get_logger
 from celery.worker import control, state
 
 from proj import checks
-from proj.result_store import store_error
+from proj.store import store_error
 
 log = get_logger(__name__)
 

@@ -19,7 +19,7 @@ from celery.utils.log import get_logger
 
 from proj import config, heartbeat
 from proj.heartbeat import CONNECTING, NOT_CONSUMING, READY, STARTING, STOPPING, Heartbeat
-from proj.result_store import STORE_PATIENCE
+from proj.patience import STORE_PATIENCE
 
 log = get_logger(__name__)
 

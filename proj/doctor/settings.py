@@ -11,12 +11,14 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from celery import states
 
 from proj import queues
+from proj.database import CONNECT_TIMEOUT
 from proj.deadline import within
 from proj.doctor.finding import Finding, error, info, ok, warning
 from proj.doctor.subject import Subject
 from proj.enqueue import own_tasks
 from proj.errors import ResultStoreError
-from proj.result_store import CONNECT_TIMEOUT, PATIENCE, store_error
+from proj.patience import PATIENCE
+from proj.store import store_error
 
 #: Options of the connection that the outcome of a publish rests on.
 _CONNECTION_OPTIONS: Final = {

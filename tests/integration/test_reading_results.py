@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 
-from proj import result_store
+from proj import database as store_database
 from tests.bundle import Bundle, eventually
 from tests.integration import stores
 from tests.integration.stores import Database, Fault, LoginOnly
@@ -125,8 +125,8 @@ def test_reading_from_postgresql_that_answers_no_question(bundle: Bundle) -> Non
 
 def test_postgresql_that_answers_no_question_is_waited_for(bundle: Bundle) -> None:
     """The control for the server that says nothing: with a new connection not bounded, it is waited for."""
-    bundle.switch_off("result_store.py", "ANSWER_TIMEOUT: Final = 10", "ANSWER_TIMEOUT: Final = 2")
-    bundle.switch_off("result_store.py", 'event.listen(engine, "connect", begin, insert=True)', "pass")
+    bundle.switch_off("database.py", "ANSWER_TIMEOUT: Final = 10", "ANSWER_TIMEOUT: Final = 2")
+    bundle.switch_off("database.py", 'event.listen(engine, "connect", begin, insert=True)', "pass")
     with LoginOnly() as server:
         reader = bundle.start("result", "any", env={"CELERY_RESULT_BACKEND": "db+" + server.url})
         eventually("it is asked", lambda: server.asked)
@@ -137,10 +137,10 @@ def test_postgresql_that_answers_no_question_is_waited_for(bundle: Bundle) -> No
 
 def test_postgresql_that_refuses_the_first_question_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that fails while it is new is closed at once, and nobody waits to cut it."""
-    monkeypatch.setattr(result_store, "ANSWER_TIMEOUT", 1000)
+    monkeypatch.setattr(store_database, "ANSWER_TIMEOUT", 1000)
     with LoginOnly(LoginOnly.REFUSAL) as server:
         engine = create_engine(server.url, poolclass=NullPool)
-        result_store.tune_engine(engine)
+        store_database.tune_engine(engine)
 
         # The error is kept, and with it whatever its traceback keeps.
         with pytest.raises(OperationalError) as refused:
