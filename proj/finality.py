@@ -39,16 +39,19 @@ def may_replace(state: str, attempt: int, stored_state: Any, stored_attempt: Any
 
     A success is final, and replaces all else. Any other state replaces those of its own attempt and of older
     ones. An end also replaces any end in the same life of the message: a repeat with the same id counts its
-    retries anew, and whoever waits for it waits for its end.
+    retries anew, and whoever waits for it waits for its end. What is no end replaces none in the same life: a
+    revocation holds for the attempt that begins after it.
     """
     if state == states.SUCCESS:
         return stored_state != states.SUCCESS
-    is_older = stored_attempt <= attempt
+    life = attempt // _RETRIES * _RETRIES
+    has_ended = (stored_state == states.FAILURE) | (stored_state == states.REVOKED)
     if state in states.READY_STATES:
-        has_ended = (stored_state == states.FAILURE) | (stored_state == states.REVOKED)
-        next_life = (attempt // _RETRIES + 1) * _RETRIES
-        is_older = is_older | (has_ended & (stored_attempt < next_life))
-    return (stored_state != states.SUCCESS) & is_older
+        may = (stored_attempt <= attempt) | (has_ended & (stored_attempt < life + _RETRIES))
+    else:
+        has_not_ended = (stored_state != states.FAILURE) & (stored_state != states.REVOKED)
+        may = (stored_attempt <= attempt) & (has_not_ended | (stored_attempt < life))
+    return (stored_state != states.SUCCESS) & may
 
 
 def _count(value: object) -> int:

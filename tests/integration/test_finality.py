@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.bundle import Bundle, eventually
+from tests.bundle import PATIENCE, Bundle, eventually
 
 #: Each of them (state, redrives, retries), and what is stored after both were written, in either order.
 PAIRS: list[tuple[tuple[str, int, int], tuple[str, int, int]]] = [
@@ -184,6 +184,7 @@ print(0)
     eventually(
         "all have ended",
         lambda: worker.text().count(" succeeded in ") == 150 and stored.depth("proj.dead") == 150,
+        patience=3 * PATIENCE,
     )
     assert states() == list(itertools.islice(itertools.cycle([["FAILURE", 2], ["SUCCESS", 2]]), 300))
     assert "is not stored" not in worker.text()

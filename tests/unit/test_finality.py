@@ -70,6 +70,13 @@ def test_end_of_a_repeat_is_stored(
     assert _store(before + repeat)[0] == end
 
 
+@given(_failures, st.sampled_from([states.STARTED, states.RETRY, "OWN"]), _attempts, _attempts)
+def test_what_is_no_end_replaces_none_in_the_same_life(end: str, state: str, first: int, second: int) -> None:
+    """A task that is revoked may begin, or be retried, before it looks; a redrive begins another life."""
+    assert not may_replace(state, second, end, first)
+    assert may_replace(state, attempt_of(Context({queues.REDRIVES_HEADER: 1})), end, first)
+
+
 @given(st.sampled_from([*states.ALL_STATES, "OWN"]), st.integers(0, LAST), st.integers(0, LAST))
 def test_success_is_final(state: str, attempt: int, stored: int) -> None:
     """Nothing replaces it, and it replaces all else."""
