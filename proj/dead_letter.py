@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import amqp
 
-from proj import queues, results
+from proj import checks, queues, results
 from proj.reasons import Reason
 from proj.unpacking import NotUnpacked, unpack
 
@@ -156,8 +156,8 @@ class Outcomes:
         self.problem: str | None = None
 
     def of(self, letter: DeadLetter) -> results.Outcome | None:
-        """How its last attempt ended, if it had one, and the store has it."""
-        if self.problem or not letter.task or not letter.attempts:
+        """How it ended, if the store can hold its id, and has that."""
+        if self.problem or not checks.is_id(letter.id):
             return None
         try:
             return results.outcome(letter.id)

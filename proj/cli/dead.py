@@ -28,7 +28,8 @@ REASONS: Final[dict[str, str]] = {
 }
 
 #: Columns that are cut, and to how many characters at least, when a line would be wider than the terminal.
-_CUT: Final = {"exception": 20, "arguments": 12, "task": 16, "reason": 14}
+#: An id is whole, so that it can be copied, if it is one that our publishers would take.
+_CUT: Final = {"exception": 20, "arguments": 12, "task": 16, "reason": 14, "id": 155}
 
 #: Characters of a line when there is no terminal.
 _WIDTH: Final = 200

@@ -236,8 +236,20 @@ def _number(text: str) -> Any:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
+    except BadInput:
+        raise
     except (ValueError, RecursionError):
         raise BadInput(
             f"this argument is not JSON: {text}", "a text has quotes of its own: '\"text\"'"
         ) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs. Raises `BadInput` for a key that is there twice: one value would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise BadInput(f"this argument has a key twice: {json.dumps(twice)}")
+    return found

@@ -15,6 +15,7 @@ import pytest
 from proj import queues
 from proj.broker import BrokerNode
 from tests.bundle import BIN, PATIENCE, Bundle, Worker, eventually, vhost_of
+from tests.integration import dead
 
 ADD: Final = {"task": "proj.tasks.add", "lang": "py", "retries": 0}
 
@@ -139,6 +140,13 @@ def test_message_that_cannot_be_executed_is_a_dead_letter_with_its_end(
     assert BAD[name][2] in buried[name]["error"]
     assert len(buried[name]["error"]) < 1000
     assert f"{name}] succeeded" not in worker.text()
+
+
+def test_dead_letter_says_why_whatever_its_body_is(
+    bundle: Bundle, buried: dict[str, dict[str, Any]]
+) -> None:
+    rows = {row["id"]: row for row in dead.rows(bundle)}
+    assert {name: rows[name]["exception"] for name in BAD} == {name: buried[name]["error"] for name in BAD}
 
 
 @pytest.mark.parametrize("name", BAD_IDS)

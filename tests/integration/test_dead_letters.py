@@ -145,6 +145,19 @@ def test_what_is_no_celery_message_is_listed(
     assert bundle.depth("proj.dead") == 1
 
 
+def test_id_of_any_length_leaves_the_list_readable(bundle: Bundle) -> None:
+    """One that our publishers would take is whole; a longer one does not push the rest out of sight."""
+    for task_id in ("x" * 100_000, "y" * 155):
+        headers = {"id": task_id, "task": "proj.tasks.add"}
+        dead.publish(bundle, [[1, 2], {}, {}], "proj.dead", application_headers=headers)
+    dead.await_count(bundle, 2)
+
+    lines = bundle.proj("dead", "list").stdout.splitlines()
+
+    assert max(map(len, lines)) < 400
+    assert "y" * 155 in lines[-1]
+
+
 @pytest.mark.parametrize("what", dead.UNREADABLE)
 def test_properties_that_python_does_not_read_hide_no_dead_letter(bundle: Bundle, what: str) -> None:
     """A text that is no UTF-8, or a time beyond the calendar, is shown, and does not hide the others."""
