@@ -11,7 +11,7 @@ from amqp import serialization
 from celery.app.amqp import AMQP
 from kombu import compression
 
-from proj import checks, properties
+from proj import checks, properties, shape
 from proj.errors import BadInput
 from proj.printable import one_line, shown
 
@@ -48,6 +48,8 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         if value is not None and not fits(value):
             raise BadInput(f"{name}: {option} must be {expected}, got {shown(value)}")
     if headers := options.get("headers"):
+        if not options.get("retries"):  # else Celery gives the retry those of the attempt before
+            _refuse_taken(name, headers)
         _check_headers(name, headers)
 
 
@@ -56,6 +58,12 @@ def _refuse_slip(name: str, option: str, options: Mapping[str, Any]) -> None:
     near = difflib.get_close_matches(option, _KNOWN, 1, _SLIP_LIKENESS)
     if near and option not in (options.get("stamped_headers") or ()):
         raise BadInput(f"{name}: there is no option {option}", f"did you mean {near[0]}?")
+
+
+def _refuse_taken(name: str, headers: dict[str, Any]) -> None:
+    """Refuse a header that would stand in place of Celery's own: with another id, nobody finds its result."""
+    if taken := sorted(shape.TAKEN & headers.keys()):
+        raise BadInput(f"{name}: a header cannot be named {taken[0]!r}: Celery uses this name")
 
 
 def _check_headers(name: str, headers: dict[str, Any]) -> None:

@@ -83,6 +83,9 @@ _EMBEDDED: Final[Mapping[str, Callable[[object], bool]]] = {
 
 _KNOWN: Final = {**_HEADERS, **_EMBEDDED}
 
+#: Names that the headers of a call cannot have: Celery writes these, or would read them as its own.
+TAKEN: Final = frozenset(dir(Context)) | frozenset(_HEADERS) | {"compression"}
+
 #: Celery makes an attribute of each header, over its own.
 _RESERVED: Final = frozenset(dir(Context)) - frozenset(_KNOWN) - _WRITTEN_BY_CELERY
 

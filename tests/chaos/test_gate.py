@@ -142,9 +142,7 @@ def test_message_that_cannot_be_executed_is_a_dead_letter_with_its_end(
     assert f"{name}] succeeded" not in worker.text()
 
 
-def test_dead_letter_says_why_whatever_its_body_is(
-    bundle: Bundle, buried: dict[str, dict[str, Any]]
-) -> None:
+def test_dead_letter_says_why_whatever_its_body_is(bundle: Bundle, buried: dict[str, dict[str, Any]]) -> None:
     rows = {row["id"]: row for row in dead.rows(bundle)}
     assert {name: rows[name]["exception"] for name in BAD} == {name: buried[name]["error"] for name in BAD}
 

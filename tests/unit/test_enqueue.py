@@ -107,6 +107,7 @@ WRONG: dict[str, list[Any]] = {
     "headers": [
         *([], "x", {1: 2}, {"x" * 256: 1}, {"x": object()}, {HALF: 1}, {"x": 10**30}),
         *({"x": "y" * 200_000}, {f"x{n}": n for n in range(20_000)}, {"x": {"y": {1, 2}}}),
+        *({name: "x"} for name in ("id", "task", "group", "retries", "headers", "get", "compression")),
     ],
     "time_limit": [-1, math.nan, math.inf, "5", True, Decimal(5)],
     "soft_time_limit": [-1, math.nan, []],
