@@ -17,7 +17,7 @@ from celery import bootsteps, states
 from celery.app.task import Context
 from celery.utils.log import get_logger
 
-from proj import checks, config, connection, dead_letters, queues
+from proj import burial, checks, config, connection, dead_letters, queues, stored_exception
 from proj.dead_letter import DeadLetter
 from proj.errors import BrokerUnreachable
 from proj.reasons import Reason
@@ -140,7 +140,7 @@ class Lookout:
                 settled.add(end.key)
             else:
                 end.store(self._app)
-                # The worker that lost the last attempt may store RETRY now: the next look sees.
+                # The next look sees whether the store has taken it.
                 all_are_settled = False
         self._settled = settled
         return all_are_settled
@@ -159,17 +159,21 @@ class Lookout:
 class _End:
     """How the message of a dead letter ended, without its body."""
 
+    #: What its last attempt ended with, such as the signal that killed its process.
+    _last_error = ""
+
     def __init__(self, letter: DeadLetter) -> None:
         self.key = letter.id, letter.last
         self._id = letter.id
-        reason = Reason(letter.reason).words
-        self._error = DeadLettered(f"{reason} (see: proj dead show {letter.id})")
+        self._words = Reason(letter.reason).words
         self._died = datetime.fromisoformat(letter.last) if letter.last else datetime.now(UTC)
         self._context = Context({**letter.embedded, **letter.headers, "id": letter.id})
 
     def is_stored(self, app: celery.Celery) -> bool:
         """Whether an end of the message is stored, and not that of an attempt before it was redriven."""
         meta = app.backend.get_task_meta(self._id)
+        if meta["status"] == states.RETRY and isinstance(last := meta["result"], BaseException):
+            self._last_error = f": {burial.text(stored_exception.words(last))}"
         if meta["status"] != states.FAILURE:
             return meta["status"] in states.READY_STATES
         done = meta.get("date_done")
@@ -178,4 +182,5 @@ class _End:
         return not done or done.replace(tzinfo=UTC) >= self._died + timedelta(seconds=1)
 
     def store(self, app: celery.Celery) -> None:
-        app.backend.mark_as_failure(self._id, self._error, request=self._context)
+        error = DeadLettered(f"{self._words}{self._last_error} (see: proj dead show {self._id})")
+        app.backend.mark_as_failure(self._id, error, request=self._context)

@@ -255,9 +255,11 @@ def test_killer_of_its_process_is_told_apart_from_an_exception(
 
     assert message["properties"]["headers"]["x-death"][0]["reason"] == "delivery_limit"
     assert _attempts(bundle) == 6
-    assert _outcome(bundle)["error"].startswith("WorkerLostError: ")
-    assert error in _outcome(bundle)["error"]
-    assert "proj dead show it" in bundle.proj("result", "it").stderr
+    eventually("its end is stored", lambda: _outcome(bundle)["state"] == "FAILURE")
+    outcome = _outcome(bundle)
+    assert outcome["error"].startswith("DeadLettered: delivery limit: WorkerLostError: ")
+    assert error in outcome["error"]
+    assert "proj dead show it" in outcome["error"]
 
 
 def _raw(bundle: Bundle, body: bytes, content_type: str, **headers: object) -> None:
