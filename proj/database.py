@@ -60,13 +60,11 @@ class Database(Patient):
     ) -> Any:
         from celery.backends.database import session_cleanup
 
-        if traceback:
-            # No database takes half a character, as of a file's name that is no UTF-8; and PostgreSQL no NUL.
-            traceback = traceback.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
         session = self.ResultSession()
         upsert = _UPSERTS.get(session.get_bind().dialect.name)
         if not upsert or "retries" not in self.task_cls.__table__.columns:
             session.close()
+            traceback = _fitting(traceback)
             return super()._store_result(task_id, result, state, traceback, **more)  # type: ignore[misc]
         with session_cleanup(session):
             session.execute(self._upsert(upsert, task_id, result, state, traceback, more.get("request")))
@@ -86,7 +84,11 @@ class Database(Patient):
         attempt = finality.attempt_of(request)
         row.retries = None if request is None else attempt
         table = self.task_cls.__table__
-        values = {column.name: getattr(row, column.name) for column in table.columns if column.name != "id"}
+        values = {
+            column.name: _fitting(getattr(row, column.name), getattr(column.type, "length", None))
+            for column in table.columns
+            if column.name != "id"
+        }
         kept = {"task_id"} if values["stamps"] else {"task_id", "stamps"}
         stored_attempt = func.coalesce(table.c.retries, 0)
         return (
@@ -109,6 +111,17 @@ class Database(Patient):
         # Celery would unpickle what is not JSON, as its older versions wrote it, and so execute what a row
         # says: https://github.com/celery/celery/issues/3025. There are no such rows here.
         return None if payload is None else self.decode(payload)  # type: ignore[attr-defined]
+
+
+def _fitting(value: Any, length: int | None = None) -> Any:
+    """The value as a column takes it: a text with no half character and no NUL, and not too long for it.
+
+    No database takes half a character, as of a file's name that is no UTF-8, and PostgreSQL no NUL. A routing
+    key may have 255 bytes, and Celery's column for it has room for 155 characters.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")[:length]
+    return value
 
 
 def tune_engine(engine: Any) -> None:

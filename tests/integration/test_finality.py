@@ -1,6 +1,7 @@
 """Ends are final: a state that is stored late replaces none that is newer, on SQLite and on PostgreSQL."""
 
 import itertools
+import json
 from typing import Any
 
 import pytest
@@ -190,3 +191,23 @@ print(0)
     assert "is not stored" not in worker.text()
     assert "result store fails" not in worker.text()
     assert "UNIQUE" not in worker.text()
+
+
+def test_long_routing_key_fits_the_store(stored: Bundle) -> None:
+    """Celery's column for it has room for 155 characters, and AMQP for 255 bytes."""
+    body = [[1, 2], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
+    stored.declare()
+    stored.publish(
+        body,
+        exchange="proj",
+        routing_key=f"{'k' * 200}.proj.tasks",
+        serializer="json",
+        headers={"id": "it", "task": "proj.tasks.add", "lang": "py"},
+        correlation_id="it",
+    )
+    stored.worker()
+
+    def result() -> Any:
+        return json.loads(stored.proj("result", "it", "--json").stdout)["result"]
+
+    assert eventually("it succeeds", result) == 3
