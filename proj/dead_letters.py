@@ -41,7 +41,7 @@ _GIVE_BACK_TIMEOUT: Final = 10
 
 #: Seconds that people wait while a worker looks, and seconds between two attempts. As a rule, a look takes
 #: milliseconds.
-_READER_PATIENCE, _READER_INTERVAL = 10.0, 0.25
+_READER_PATIENCE, _READER_INTERVAL = 5.0, 0.25
 
 Progress = Callable[[int], AbstractContextManager[Callable[[], None]]]
 
