@@ -68,13 +68,9 @@ def bury_message(
 ) -> None:
     """Make a dead letter of a message of which no request could be made."""
     headers, properties = message.headers, message.properties
-    task_id = headers.get("id")
-    bury(
-        consumer.app,
-        task_id or properties.get("correlation_id") or properties.get("message_id"),
-        headers.get("task"),
-        reason,
-        problem,
-    )
+    ids = (headers.get("id"), properties.get("correlation_id"), properties.get("message_id"))
+    # The first that the store can hold; else there is only the log to name it.
+    task_id = next(filter(checks.is_id, ids), ids[0])
+    bury(consumer.app, task_id, headers.get("task"), reason, problem)
     if not message.acknowledged:
         message.reject_log_error(log, consumer.connection_errors)

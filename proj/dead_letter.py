@@ -82,7 +82,7 @@ class DeadLetter:
         """
         retries = self.headers.get("retries")
         by_death: dict[str, int] = {
-            Reason.REJECTED: 1 if self.task else 0,
+            Reason.REJECTED: 1 if self.task and checks.is_id(self.headers.get("id")) else 0,
             Reason.DELIVERY_LIMIT: queues.DELIVERY_LIMIT + 1,
         }
         known = by_death.get(self.reason, 0) + (retries if isinstance(retries, int) else 0)

@@ -122,7 +122,8 @@ def buried(bundle: Bundle, worker: Worker) -> dict[str, dict[str, Any]]:
         for name, (body, headers, _) in BAD.items():
             _publish(channel, body, {"id": name} | headers)
         for name, task_id in BAD_IDS.items():
-            _publish(channel, GOOD, {"case": name} | ({} if task_id is None else {"id": task_id}))
+            headers = {"case": name} | ({} if task_id is None else {"id": task_id})
+            _publish(channel, GOOD, headers, correlation_id=f"waited-{name}")
         _publish(channel, GOOD, {"id": "good"})
     worker.says("[good] succeeded")
     count = len(BAD) + len(BAD_IDS)
@@ -152,6 +153,14 @@ def test_id_that_nothing_can_be_stored_under_makes_a_dead_letter(
     bundle: Bundle, buried: dict[str, dict[str, Any]], name: str
 ) -> None:
     assert [headers["case"] for headers in _dead(bundle) if headers.get("case") == name] == [name]
+    # Whoever published it may have named it in the properties, too.
+    assert _outcomes(bundle, f"waited-{name}")[f"waited-{name}"]["state"] == "FAILURE"
+
+
+def test_message_that_no_task_was_executed_for_had_no_attempt(
+    bundle: Bundle, buried: dict[str, dict[str, Any]]
+) -> None:
+    assert {row["attempts"] for row in dead.rows(bundle)} == {0}
 
 
 def test_message_that_expired_is_executed_when_it_is_redriven(
