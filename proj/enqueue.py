@@ -12,7 +12,7 @@ import celery
 from celery import states
 from celery.app.task import get_actual_ignore_result
 from celery.backends.base import DisabledBackend
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Retry
 
 from proj import checks, revocation
 from proj.arguments import check_call, given_arguments
@@ -64,6 +64,9 @@ class Task(celery.Task):
             return result_of(self.name, super().__call__(*args, **kwargs))
         except Ignore as error:
             self._store_ignored(error)
+            raise
+        except Retry as error:
+            self._refuse_unpublished(error)
             raise
         except (SystemExit, KeyboardInterrupt) as error:
             if threading.current_thread() is threading.main_thread():
@@ -117,6 +120,13 @@ class Task(celery.Task):
         self.backend.mark_as_failure(
             request.id, Ignored(words), request=request, call_errbacks=False, state=states.REVOKED
         )
+
+    def _refuse_unpublished(self, error: Retry) -> None:
+        """Let a `Retry` that the task raised by itself be a failure: Celery would acknowledge the message."""
+        request = self.request
+        is_published = getattr(request, "retry_is_stored", False)
+        if not (request.called_directly or request.is_eager or is_published):
+            raise RuntimeError("the task raised Retry, which publishes nothing: call self.retry()") from error
 
     def _store_retry(self) -> None:
         """Store that the task is tried again, before that attempt can store how it ended."""

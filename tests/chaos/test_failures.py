@@ -395,3 +395,19 @@ def test_control_without_delivery_limit_a_killer_goes_round_for_ever(
     eventually("it is executed beyond the limit", lambda: _attempts(bundle) > 6)
 
     assert bundle.depth("proj.dead") == 0
+
+
+def test_retry_that_was_not_published_is_a_failure(bundle: Bundle) -> None:
+    """Celery's `Retry`, raised by hand, publishes no next attempt: the message is kept, not acknowledged."""
+    bundle.add_task("""
+        @app.task(name="proj.tasks.again")
+        def again() -> None:
+            from celery.exceptions import Retry
+            raise Retry("later")
+    """)
+    bundle.worker()
+    bundle.enqueue("task", "proj.tasks.again", "--id", "it")
+
+    _dead(bundle)
+
+    assert _outcome(bundle)["error"].startswith("RuntimeError: the task raised Retry")
