@@ -10,7 +10,8 @@ from celery.utils.functional import maybe_list
 from celery.utils.log import get_logger
 from celery.worker import control, state
 
-from proj import checks
+from proj import checks, config
+from proj.errors import BadInput
 from proj.store import store_error
 
 log = get_logger(__name__)
@@ -20,6 +21,9 @@ def install() -> None:
     """Let the workers of this process have these commands in place of Celery's of the same names."""
     control.control_command()(shutdown)
     control.control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")(revoke)
+    limits = [("task_name", str), ("soft", float), ("hard", float)]
+    control.control_command(args=limits, signature="<task_name> <soft_secs> [hard_secs]")(time_limit)
+    control.control_command(args=[("queue", str)], signature="<queue>")(add_consumer)
 
 
 def shutdown(_state: Any, msg: str = "Got shutdown from remote", **_: Any) -> dict[str, str]:
@@ -38,6 +42,26 @@ def revoke(_state: Any, task_id: Any, terminate: bool = False, signal: Any = Non
         log.error("Revoked only until this worker ends: %s", problem)
         return {"error": f"revoked only until the workers end: {problem}"}
     return said
+
+
+def time_limit(_state: Any, task_name: Any = None, hard: Any = None, soft: Any = None, **_: Any) -> Any:
+    """Set the time limits of a task. Above consumer_timeout, the broker would end the worker in that task."""
+    try:
+        for option, limit in (("time_limit", hard), ("soft_time_limit", soft)):
+            if not checks.is_time_limit(limit):
+                return {"error": f"a time limit is a number of seconds, got {limit!r}"}
+            checks.check_time_limit(str(task_name), option, limit, config.load().proj_consumer_timeout)
+    except BadInput as error:
+        return {"error": str(error)}
+    return control.time_limit(_state, task_name, hard, soft)
+
+
+def add_consumer(_state: Any, queue: Any, **_: Any) -> Any:
+    """Consume from a queue of the topology. Celery would declare another, which loses its dead letters."""
+    known = _state.app.amqp.queues
+    if queue not in known:
+        return {"error": f"there is no queue {queue!r} (there is: {', '.join(known)})"}
+    return control.add_consumer(_state, queue)
 
 
 def _store_revoked(app: celery.Celery, task_ids: list[Any]) -> str | None:

@@ -100,3 +100,22 @@ def test_revocation_that_cannot_be_stored_is_an_answer(bundle: Bundle) -> None:
 
     done = bundle.run(BIN / "celery", "-A", "proj", "control", "--timeout=20", "revoke", "it")
     assert "revoked only until the workers end: the result store cannot be" in done.stdout + done.stderr
+
+
+def test_what_would_lose_messages_is_refused(bundle: Bundle) -> None:
+    """A time limit that the broker does not wait for, and a queue whose dead letters would go nowhere."""
+    worker = bundle.worker().ready()
+
+    assert "below the broker's consumer_timeout, got 1800 and 1800" in _control(
+        bundle, "time_limit", "proj.tasks.add", "10", "1800"
+    )
+    assert "below the broker's consumer_timeout" in _control(bundle, "time_limit", "proj.tasks.add", "5000")
+    assert "a number of seconds, got nan" in _control(bundle, "time_limit", "proj.tasks.add", "nan")
+    assert "there is no queue 'other' (there is: proj.tasks)" in _control(bundle, "add_consumer", "other")
+    assert not bundle.has("other")
+
+    assert "OK" in _control(bundle, "time_limit", "proj.tasks.add", "10", "20")
+    assert "OK" in _control(bundle, "cancel_consumer", "proj.tasks")
+    assert "OK" in _control(bundle, "add_consumer", "proj.tasks")
+    bundle.enqueue("add", "1", "2", "--wait", "--timeout", "60")
+    assert worker.process.poll() is None
