@@ -23,6 +23,23 @@ print(json.dumps(chord(header)(sleep_dots.si("1")).id))
     assert bundle.depth("proj.dead") == 0
 
 
+def test_chord_whose_header_task_the_broker_made_a_dead_letter(bundle: Bundle) -> None:
+    """It fails once a worker has stored how that message ended."""
+    body = bundle.python("""
+import json
+from celery import chord
+from proj.tasks import add, sleep_dots
+header = [add.s(3, 4).set(expires=0.2), add.s(1, 2)]
+print(json.dumps(chord(header)(sleep_dots.si("1")).id))
+""")
+    eventually("one has expired", lambda: bundle.depth("proj.dead") == 1)
+    bundle.worker()
+
+    eventually("the chord has failed", lambda: bundle.proj("result", body).returncode == 1)
+
+    assert "ChordError" in bundle.proj("result", body).stdout
+
+
 def test_chord_is_polled_with_back_off_and_quietly(bundle: Bundle) -> None:
     """Between two looks are 1, 2, 4 … seconds; at level INFO, a line of the log has only the last one."""
     worker = bundle.worker("--concurrency=2")
