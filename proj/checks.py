@@ -1,9 +1,9 @@
 """What can be wrong with a message before it is sent: its arguments, its id, its times."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final, TypeGuard
+from typing import Any, Final, TypeGuard
 
 from kombu.utils.uuid import uuid
 
@@ -93,6 +93,13 @@ def check_time_limit(name: str, option: str, limit: float | None, consumer_timeo
             f"got {limit:g} and {consumer_timeout}",
             "lower it, or raise consumer_timeout in the broker's configuration and PROJ_CONSUMER_TIMEOUT",
         )
+
+
+def check_delayed_route(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse an address for a message that is delayed: the broker delays by queue. Raises `BadInput`."""
+    for option in ("exchange", "routing_key"):
+        if options.get(option):
+            raise BadInput(f"{name}: a delay and {option}= exclude each other", "name the queue with queue=")
 
 
 def delay(countdown: float | None, eta: datetime | None, *, is_retry: bool = False) -> int | None:

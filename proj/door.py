@@ -123,6 +123,8 @@ class App(celery.Celery):
         options["countdown"] = checks.delay(
             options.pop("countdown", None), options.pop("eta", None), is_retry=bool(options.get("retries"))
         )
+        if options["countdown"] and not options.get("retries"):
+            checks.check_delayed_route(name, options)
         options["expires"] = checks.lifetime(options.get("expires", getattr(task, "expires", None)))
         for limit in ("time_limit", "soft_time_limit"):
             # Unless said for this message, the limits are those of the worker: the message would carry the

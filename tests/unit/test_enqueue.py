@@ -122,6 +122,13 @@ WRONG: dict[str, list[Any]] = {
 }
 
 
+@pytest.mark.parametrize("option", ["exchange", "routing_key"])
+def test_delay_excludes_an_address(option: str) -> None:
+    """Celery would send the message to the queue of its task, without a word."""
+    with pytest.raises(BadInput, match=f"a delay and {option}= exclude each other"):
+        find_task("proj.tasks.add").apply_async((1, 2), None, countdown=5, **{option: "elsewhere"})
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [(option, value) for option, values in WRONG.items() for value in values],
