@@ -22,8 +22,8 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NoReturn
 
 #: From `linux/prctl.h`.
@@ -101,7 +101,6 @@ class _Server:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MAX_REQUEST)
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, __file__, str(theirs.fileno())],
@@ -109,6 +108,7 @@ class _Server:
                 stdin=subprocess.DEVNULL,
             )
         self._socket = ours
+        self._one_at_a_time = threading.Lock()
         atexit.register(self._end)
 
     def _end(self) -> None:
@@ -116,8 +116,21 @@ class _Server:
         self._process.wait()
 
     def fork(self, request: dict[str, Any], streams: list[int]) -> int:
-        socket.send_fds(self._socket, [json.dumps(request).encode("utf-8", "surrogateescape")], streams)
-        return int(self._socket.recv(64))
+        message = json.dumps(request).encode("utf-8", "surrogateescape")
+        with self._one_at_a_time, _adopting():
+            socket.send_fds(self._socket, [message], streams)
+            return int(self._socket.recv(64))
+
+
+@contextmanager
+def _adopting() -> Iterator[None]:
+    """Adopt each process that loses its parent in the block; later ones, nobody here would wait for."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 @functools.cache
