@@ -123,9 +123,7 @@ class Task(celery.Task):
 
     def _refuse_unpublished(self, error: Retry) -> None:
         """Let a `Retry` that the task raised by itself be a failure: Celery would acknowledge the message."""
-        request = self.request
-        is_published = getattr(request, "retry_is_stored", False)
-        if not (request.called_directly or request.is_eager or is_published):
+        if error.sig is None and not self.request.called_directly:
             raise RuntimeError("the task raised Retry, which publishes nothing: call self.retry()") from error
 
     def _store_retry(self) -> None:

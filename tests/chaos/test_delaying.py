@@ -173,7 +173,9 @@ def test_rate_limit_of_a_running_worker(bundle: Bundle, worker: Worker) -> None:
     """`celery control rate_limit` is obeyed as well, and so is its end."""
 
     def limit(rate: str) -> None:
-        done = bundle.run(BIN / "celery", "-A", "proj", "control", "rate_limit", "proj.tasks.add", rate)
+        done = bundle.run(
+            BIN / "celery", "-A", "proj", "control", "--timeout=5", "rate_limit", "proj.tasks.add", rate
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     limit("1/h")

@@ -250,7 +250,7 @@ def test_revocation_that_cannot_be_stored_is_not_acknowledged(
         bundle.declare()
         bundle.env["CELERY_RESULT_BACKEND"] = "db+postgresql://nobody:nothing@127.0.0.1:1/nowhere"
         worker = bundle.worker().ready()
-        bundle.run(BIN / "celery", "-A", "proj", "control", "revoke", "it")
+        bundle.run(BIN / "celery", "-A", "proj", "control", "--timeout=10", "revoke", "it")
         with bundle.channel() as channel:
             _publish(channel, GOOD, {"id": "it"})
 

@@ -14,7 +14,7 @@ from proj.tasks import add, sleep_dots
 header = [add.s(1, 2), add.s(3, 4).set(task_id="part", countdown=60)]
 print(json.dumps(chord(header)(sleep_dots.si("1")).id))
 """)
-    done = bundle.run(BIN / "celery", "-A", "proj", "control", "revoke", "part")
+    done = bundle.run(BIN / "celery", "-A", "proj", "control", "--timeout=10", "revoke", "part")
     assert done.returncode == 0, done.stderr
 
     eventually("the chord has failed", lambda: bundle.proj("result", body).returncode == 1)

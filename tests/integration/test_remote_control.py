@@ -5,7 +5,7 @@ from tests.integration import dead
 
 
 def _control(bundle: Bundle, *command: str) -> str:
-    done = bundle.run(BIN / "celery", "-A", "proj", "control", *command)
+    done = bundle.run(BIN / "celery", "-A", "proj", "control", "--timeout=5", *command)
     assert (done.returncode, "Error" in done.stderr) == (0, False), done.stderr
     return done.stdout
 
