@@ -63,9 +63,7 @@ def bury(
         log.warning("What waits for message %s cannot be informed: %s", said_id, text(repr(error)))
 
 
-def bury_message(
-    consumer: Any, message: Any, reason: Reason, problem: object = None, signal: Any = None
-) -> None:
+def bury_message(consumer: Any, message: Any, reason: Reason, problem: object = None) -> None:
     """Make a dead letter of a message of which no request could be made."""
     headers, properties = message.headers, message.properties
     ids = (headers.get("id"), properties.get("correlation_id"), properties.get("message_id"))

@@ -9,6 +9,7 @@ from typing import Any, Final
 import amqp
 
 from proj import checks, queues, results
+from proj.publishing import copy_of
 from proj.reasons import Reason
 from proj.unpacking import NotUnpacked, unpack
 
@@ -26,9 +27,6 @@ _DROPPED_HEADERS: Final = (
     queues.DELIVERIES_HEADER,
 )
 _COPY_HEADERS: Final = ("CC", "BCC")
-
-#: `expiration` would end it again, and `user_id` must be that of whoever publishes.
-_DROPPED_PROPERTIES: Final = ("application_headers", "delivery_mode", "expiration", "user_id", "cluster_id")
 
 
 class DeadLetter:
@@ -139,8 +137,7 @@ class DeadLetter:
             headers["retries"] = 0  # or a task whose retries had run out would have none of them
         if self.first:
             headers[FIRST_DEATH] = self.first
-        kept = {name: value for name, value in self.properties.items() if name not in _DROPPED_PROPERTIES}
-        return amqp.Message(self.body, application_headers=headers, delivery_mode=queues.PERSISTENT, **kept)
+        return copy_of(self.message, self.body, headers)
 
     def _latest_death(self) -> dict[str, Any]:
         said = self.headers.get("x-last-death-queue"), self.headers.get("x-last-death-reason")

@@ -14,6 +14,7 @@ from kombu.transport.native_delayed_delivery import MAX_LEVEL, calculate_routing
 
 from proj import config, events, publish, queues
 from proj.errors import BrokerRefused, BrokerUnreachable, OutcomeUnknown
+from proj.publishing import copy_of
 from proj.reasons import Reason
 from proj.request import Request
 
@@ -32,9 +33,6 @@ _OF_THE_BROKER: Final = (BrokerRefused, BrokerUnreachable, OutcomeUnknown)
 
 #: Headers that the broker counts in, or that would send copies elsewhere.
 _DROPPED_HEADERS: Final = frozenset({"x-delivery-count", "x-acquired-count", "CC", "BCC", "compression"})
-
-#: `expiration` would end the delay early, and `user_id` must be that of whoever publishes.
-_DROPPED_PROPERTIES: Final = ("application_headers", "delivery_mode", "expiration", "user_id", "cluster_id")
 
 
 @dataclass(frozen=True)
@@ -135,8 +133,5 @@ def _copy(request: Request, headers: dict[str, Any]) -> amqp.Message:
     message = request.message
     kept = {name: value for name, value in (message.headers or {}).items() if name not in _DROPPED_HEADERS}
     headers = kept | {queues.REPEAT_HEADER: True, queues.DELIVERIES_HEADER: request.deliveries} | headers
-    properties = {
-        name: value for name, value in message.properties.items() if name not in _DROPPED_PROPERTIES
-    }
     body = message.body if isinstance(message.body, bytes | str) else bytes(message.body)
-    return amqp.Message(body, application_headers=headers, delivery_mode=queues.PERSISTENT, **properties)
+    return copy_of(message, body, headers)

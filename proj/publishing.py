@@ -7,11 +7,17 @@ The one place that waits for a confirm: for a single message (`Channel`), and fo
 import time
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from typing import Any, Final
 
 import amqp
 from amqp.exceptions import MessageNacked
 from kombu.transport import pyamqp
+
+from proj import queues
+
+#: Properties that a copy of a message has not, or has its own: `expiration` would end the copy too, and
+#: `user_id` must be that of whoever publishes.
+_NOT_COPIED: Final = ("application_headers", "delivery_mode", "expiration", "user_id", "cluster_id")
 
 
 @dataclass(eq=False, slots=True)
@@ -157,6 +163,12 @@ class Channel(pyamqp.Channel):
         self._window.wait(deadline)
         if sent.refusal:
             raise sent.refusal
+
+
+def copy_of(message: amqp.Message, body: bytes | str, headers: dict[str, Any]) -> amqp.Message:
+    """The message to be published again, persistent, with this body and these headers."""
+    kept = {name: value for name, value in message.properties.items() if name not in _NOT_COPIED}
+    return amqp.Message(body, application_headers=headers, delivery_mode=queues.PERSISTENT, **kept)
 
 
 def _identity(message: amqp.Message) -> tuple[Any, ...]:
