@@ -1,6 +1,6 @@
 """What workers do when they are told to: `celery control`, and what becomes of messages then."""
 
-from tests.bundle import BIN, Bundle, eventually
+from tests.bundle import BIN, GATED_TASK, Bundle, eventually
 from tests.integration import dead
 
 
@@ -12,13 +12,16 @@ def _control(bundle: Bundle, *command: str) -> str:
 
 def test_shutdown_ends_tasks_and_is_no_error(bundle: Bundle) -> None:
     """`control shutdown` is SIGTERM: the last task ends, the worker is live meanwhile, and it is no error."""
+    bundle.add_task(GATED_TASK)
     worker = bundle.worker()
-    bundle.enqueue("sleep-dots", "5", "--id", "last")
-    worker.started("last")
+    gate = bundle.folder / "gate"
+    bundle.enqueue("task", "proj.tasks.gated", f'"{gate}"', "--id", "last")
+    eventually("the task starts", lambda: "[last]: Received" in worker.text(), seen=worker.text)
 
     assert "OK" in _control(bundle, "shutdown")
     eventually("the worker shuts down", lambda: "Got shutdown from remote" in worker.text())
     assert bundle.proj("health", "--live").returncode == 0
+    gate.touch()
     assert worker.ends() == 0
     assert bundle.proj("result", "last").returncode == 0
 
