@@ -24,6 +24,8 @@ RECEIVED: Final = "received"
 #: Its copy goes to a delay queue: it has an `eta`, or waits for its turn under a rate limit.
 DELAYED: Final = "delayed"
 STARTED: Final = "started"
+#: The result store has not taken a state that is no end, such as a task's own.
+PROGRESS_DROPPED: Final = "progress_dropped"
 SUCCEEDED: Final = "succeeded"
 RETRIED: Final = "retried"
 FAILED: Final = "failed"

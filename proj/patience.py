@@ -3,16 +3,19 @@
 A task is done when its result is stored, and only then is its message acknowledged. While the store is
 down, a worker that has a result tries again for `STORE_PATIENCE`, which also keeps it from taking more
 work. After that the task has failed, with that reason, and its message goes to the dead-letter queue.
+Progress, which a task stores while it runs, gets one attempt and is dropped when that fails.
 """
 
+import logging
 import time
+from contextlib import suppress
 from typing import Any, Final
 
 import celery.exceptions
 from celery import current_task, states
 from celery.utils.log import get_logger
 
-from proj import queues, stored_exception
+from proj import events, queues, stored_exception
 from proj.printable import shortened
 
 log = get_logger(__name__)
@@ -27,6 +30,14 @@ PATIENCE: Final = 2
 #: Seconds between two attempts, at most.
 ATTEMPT_INTERVAL: Final = 1
 
+#: Seconds without a further attempt to store progress, once one has failed: an attempt at a store that hangs
+#: takes `ANSWER_TIMEOUT`, and a task may report its progress a hundred times.
+PROGRESS_PAUSE: Final = 10
+
+#: What is stored with patience: ends, and that there is another attempt, before that can store how it ended.
+#: Any other state is progress: STARTED, and what a task gives to `update_state`.
+_KEPT: Final = states.READY_STATES | {states.RETRY}
+
 #: What must be stored before the message of a task is acknowledged.
 _NEEDED: Final = (states.SUCCESS, states.REVOKED)
 
@@ -36,6 +47,9 @@ class Patient:
 
     #: Until when the operation that is under way is tried again. Each thread has a backend of its own.
     _deadline = 0.0
+
+    #: Until when progress is dropped without an attempt.
+    _progress_resumes = 0.0
 
     def store_result(
         self,
@@ -48,10 +62,14 @@ class Patient:
     ) -> Any:
         """Store it. Raises `BackendStoreError` for a success or a revocation that cannot be stored.
 
+        Progress is dropped with a warning, after one attempt.
+
         A failure that cannot be stored is logged: its message becomes a dead letter all the same. Were
         it raised, Celery 5.7 would answer the message of a task in a pool of threads with nothing, for
         good, and end a worker with `-P solo`.
         """
+        if state not in _KEPT:
+            return self._store_progress(task_id, result, state, traceback, *args, **kwargs)
         # Outside of a task, it is the worker's main process that is kept from all else. And what is to be
         # stored here may be that nothing can be stored.
         traceback = traceback and shortened(traceback, stored_exception.LONGEST_TEXT)
@@ -69,6 +87,24 @@ class Patient:
                 ) from error
             said = {"task_id": task_id, "task_name": getattr(kwargs.get("request"), "task", None)}
             log.error("State %s of task %s is not stored: %s", state, task_id, reason_of(error), extra=said)
+            return result
+
+    def _store_progress(self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
+        """Store it in one attempt, or drop it: the task must not be held by a store that is down."""
+        if time.monotonic() < self._progress_resumes:
+            return result
+        self._deadline = 0.0
+        try:
+            return super().store_result(task_id, result, state, *args, **kwargs)  # type: ignore[misc]
+        except Exception as error:
+            words = f"has its state {state} dropped: {reason_of(error)}"
+            if super().exception_safe_to_retry(error):  # type: ignore[misc]
+                self._progress_resumes = time.monotonic() + PROGRESS_PAUSE
+                words += f" (further progress is not tried for {PROGRESS_PAUSE} s)"
+                with suppress(Exception):
+                    self.on_backend_retryable_error(error)  # type: ignore[attr-defined]
+            name = getattr(kwargs.get("request"), "task", None)
+            events.say(log, logging.WARNING, events.PROGRESS_DROPPED, task_id, name, words)
             return result
 
     def get_task_meta(self, task_id: str, *args: Any, **kwargs: Any) -> Any:

@@ -357,3 +357,102 @@ def test_worker_waits_for_its_store(bundle: Bundle, database: Database) -> None:
     assert [_outcome(bundle, n)["result"] for n in "12"] == [2, 3]
     assert [line.id for line in worker.lines("Result of")] == ["1", "2"]
     assert bundle.depth("proj.dead") == 0
+
+
+# --- Progress while the store fails
+
+
+#: Reports progress of three kinds and then ends.
+_TASK_WITH_PROGRESS = """
+    @app.task(bind=True, name="proj.tasks.stepwise", track_started=True)
+    def stepwise(self):
+        for n in range(STEPS):
+            self.update_state(state="PROGRESS", meta={"step": n})
+            self.update_state(state="OWN", meta={"step": n})
+        log.info("Reported")
+        return "done"
+"""
+
+#: What the worker says of each attempt but the first.
+_AGAIN = "The result store fails, trying again: "
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["", "control"])
+def test_progress_is_dropped_while_sqlite_fails(bundle: Bundle, protected: bool) -> None:
+    """A task that reports its progress is not held, and its end is stored; the control holds it."""
+    bundle.switch_off("patience.py", "STORE_PATIENCE: Final = 30", "STORE_PATIENCE: Final = 1")
+    bundle.add_task(_TASK_WITH_PROGRESS.replace("STEPS", "50" if protected else "1"))
+    if not protected:
+        bundle.switch_off("patience.py", "if state not in _KEPT:", "if False:")
+    worker = _worker(bundle)
+    bundle.enqueue("add", "1", "2")
+    worker.says(" succeeded in ")
+
+    mend = stores.garbage(bundle)
+    try:
+        # With an id of ours, the worker would look for a stored success before it executes the task.
+        task_id = bundle.proj("enqueue", "task", "proj.tasks.stepwise").stdout.strip()
+        worker.says("Reported")
+    finally:
+        mend()
+
+    assert (_AGAIN not in worker.text().partition("Reported")[0]) == protected
+    eventually(
+        "the message is answered", lambda: bundle.depth("proj.dead") or f"[{task_id}] succ" in worker.text()
+    )
+    said = (
+        f"Task proj.tasks.stepwise[{task_id}] has its state STARTED dropped: file is not a database (further"
+    )
+    assert worker.text().count(" dropped: ") == worker.text().count(said) == protected
+
+
+def test_progress_is_dropped_while_postgresql_is_stopped(bundle: Bundle, database: Database) -> None:
+    """The task goes on to its end at once; its worker waits for the store with the end, and stores that."""
+    bundle.switch_off("patience.py", "STORE_PATIENCE: Final = 30", "STORE_PATIENCE: Final = 300")
+    bundle.env["PROJ_LOG_FORMAT"] = "json"
+    bundle.add_task(_TASK_WITH_PROGRESS.replace("STEPS", "50"))
+    worker = _worker(bundle)
+    bundle.enqueue("add", "1", "2")
+    worker.says('"event": "succeeded"')
+
+    mend = _stopped(database)
+    try:
+        # With an id of ours, the worker would look for a stored success before it executes the task.
+        task_id = bundle.proj("enqueue", "task", "proj.tasks.stepwise").stdout.strip()
+        worker.says(_AGAIN)
+    finally:
+        mend()
+
+    assert "Reported" in worker.text().partition(_AGAIN)[0]
+    eventually("its end is stored", lambda: _outcome(bundle, task_id)["result"] == "done")
+    lines = [json.loads(line) for line in worker.text().splitlines()]
+    (dropped,) = [line for line in lines if line["event"] == "progress_dropped"]
+    assert (dropped["level"], dropped["task_id"]) == ("WARNING", task_id)
+
+
+def test_progress_is_stored_while_the_store_works(bundle: Bundle) -> None:
+    """What a task reports can be read before it ends, and again once the store is back."""
+    bundle.switch_off("patience.py", "PROGRESS_PAUSE: Final = 10", "PROGRESS_PAUSE: Final = 0")
+    bundle.add_task("""
+        @app.task(bind=True, name="proj.tasks.stepwise")
+        def stepwise(self, gate):
+            from pathlib import Path
+            self.update_state(state="PROGRESS", meta=0)
+            while not Path(gate).exists():
+                time.sleep(0.05)
+                self.update_state(state="PROGRESS", meta=1)
+    """)
+    worker = _worker(bundle)
+    gate = bundle.folder / "gate"
+    bundle.enqueue("task", "proj.tasks.stepwise", json.dumps(str(gate)), "--id", "it")
+    eventually("it is stored", lambda: _outcome(bundle, "it")["state"] == "PROGRESS")
+
+    mend = stores.garbage(bundle)
+    try:
+        worker.says("[it] has its state PROGRESS dropped: ")
+    finally:
+        mend()
+
+    eventually("it is stored anew", lambda: _outcome(bundle, "it")["result"] == 1)
+    gate.touch()
+    worker.says("[it] succeeded")
