@@ -119,6 +119,13 @@ class Worker:
         self.says(" ready.")
         return self
 
+    @property
+    def name(self) -> str:
+        """The name by which others reach it, once it is ready."""
+        found = re.search(r"(\w[\w.-]*@\S+) ready\.", self.ready().text())
+        assert found, self.text()
+        return found[1]
+
     def started(self, task_id: str) -> LogLine:
         """The line that its `sleep_dots` task wrote at its start."""
         return eventually(
@@ -312,13 +319,30 @@ class Bundle:
             if path.name != "tasks.py":
                 shutil.copy(path, self.copy_of_the_project() / "proj")
 
-    def worker(self, *options: str, env: dict[str, str] | None = None, log: str = "worker.log") -> Worker:
-        """Start a worker of one slot, which is ended with the test."""
+    def control(self, worker: Worker, *command: str) -> str:
+        """What `celery control` prints of the one worker's answer: it waits for no others."""
+        celery = [str(BIN / "celery"), "-A", "proj", "control", f"--timeout={PATIENCE}"]
+        done = self._forked_to_its_end([*celery, f"--destination={worker.name}", *command])
+        assert (done.returncode, "Error" in done.stderr) == (0, False), done.stderr
+        return done.stdout
+
+    def worker(
+        self,
+        *options: str,
+        env: dict[str, str] | None = None,
+        log: str = "worker.log",
+        mingle: bool = False,
+    ) -> Worker:
+        """Start a worker of one slot, which is ended with the test.
+
+        Without `mingle` it does not wait a second for its neighbours' answers, with each connection.
+        """
         path = self.folder / log
         program = str(BIN / "celery")
         with path.open("wb") as output:
             process = fork_server.popen(
-                [program, "-A", "proj", "worker", "--loglevel=INFO", "--concurrency=1", *options],
+                [program, "-A", "proj", "worker", "--loglevel=INFO", "--concurrency=1", *options]
+                + ([] if mingle else ["--without-mingle"]),
                 cwd=self.folder,
                 env=self.env | (env or {}),
                 stdin=subprocess.DEVNULL,

@@ -92,8 +92,8 @@ def test_task_says_how_long_its_messages_are_wanted(bundle: Bundle) -> None:
 
 def test_two_plain_workers_of_one_machine_both_run(bundle: Bundle) -> None:
     """Two workers that were given no name do not take each other's."""
-    first = bundle.worker(log="first.log").ready()
-    second = bundle.worker(log="second.log").ready()
+    first = bundle.worker(log="first.log", mingle=True).ready()
+    second = bundle.worker(log="second.log", mingle=True).ready()
 
     def names() -> set[str]:
         # It waits a second for the answers.

@@ -150,7 +150,7 @@ def test_retry_is_stored_before_it_is_published(bundle: Bundle) -> None:
                 raise self.retry(exc=ConnectionError("not yet"), countdown=0)
             return seen
     """)
-    bundle.worker("--concurrency=1", "--without-mingle", "--without-gossip")
+    bundle.worker("--concurrency=1", "--without-gossip")
 
     seen = bundle.python("""
 import json
@@ -171,7 +171,7 @@ def test_tasks_that_retry_at_once_all_end(stored: Bundle) -> None:
                 raise self.retry(exc=ConnectionError("not yet"), countdown=0)
             return end
     """)
-    worker = stored.worker("--concurrency=8", "--without-mingle", "--without-gossip")
+    worker = stored.worker("--concurrency=8", "--without-gossip")
     stored.python("""
 from proj.tasks import again
 for n in range(300): again.apply_async((n % 2,), task_id=f"r{n}")

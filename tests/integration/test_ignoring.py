@@ -33,7 +33,7 @@ def _outcome(bundle: Bundle, task_id: str) -> dict[str, Any]:
 def test_who_waits_for_a_task_that_is_ignored_is_answered(bundle: Bundle) -> None:
     """It says so, with 1: the waiting command, the result, and Celery's own `.get()`; and a repeat runs."""
     bundle.add_task(TASKS)
-    worker = bundle.worker("--without-mingle", "--without-gossip")
+    worker = bundle.worker("--without-gossip")
 
     wait = ("--wait", "--timeout", "60")
     done = bundle.proj("enqueue", "task", "proj.tasks.idle", '"no need"', "--id", "it", *wait)
@@ -63,7 +63,7 @@ print(json.dumps([end(chain.parent), end(chain)]))
 def test_end_that_a_task_has_stored_itself_stands(bundle: Bundle) -> None:
     """A task may store how it ended, and raise `Ignore`, so that nothing replaces that."""
     bundle.add_task(TASKS)
-    bundle.worker("--without-mingle", "--without-gossip")
+    bundle.worker("--without-gossip")
     wait = ("--wait", "--timeout", "60")
 
     done = bundle.proj("enqueue", "task", "proj.tasks.own_end", '"SUCCESS"', *wait)
@@ -91,7 +91,7 @@ def test_waiting_for_what_has_no_result_is_refused(bundle: Bundle) -> None:
 def test_repeat_of_a_task_that_ignores_its_result_is_suppressed(bundle: Bundle) -> None:
     """The bare success is kept where an id was given, and only there."""
     bundle.add_task(TASKS)
-    worker = bundle.worker("--concurrency=1", "--without-mingle", "--without-gossip")
+    worker = bundle.worker("--concurrency=1", "--without-gossip")
 
     other = bundle.proj("enqueue", "task", "proj.tasks.silent").stdout.strip()
     for _ in range(2):

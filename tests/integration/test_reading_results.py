@@ -46,7 +46,7 @@ print(len(looks))
 def test_result_that_comes_by_message_is_ready(bundle: Bundle) -> None:
     """Whoever enqueued a task may ask again and again whether its result has come over `rpc://`."""
     bundle.env["CELERY_RESULT_BACKEND"] = "rpc://"
-    bundle.worker("--without-mingle", "--without-gossip")
+    bundle.worker("--without-gossip")
 
     seen = bundle.python("""
 import json, time

@@ -30,8 +30,7 @@ VALUES = [
 
 
 def _worker(bundle: Bundle, *options: str, log: str = "worker.log") -> Worker:
-    # To look for its neighbours takes a worker a second, and changes nothing here.
-    return bundle.worker("--without-mingle", "--without-gossip", *options, log=log)
+    return bundle.worker("--without-gossip", *options, log=log)
 
 
 def _outcome(bundle: Bundle, task_id: str) -> dict[str, Any]:

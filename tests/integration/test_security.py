@@ -113,7 +113,7 @@ def test_producer_and_worker_can_do_their_work(bundle: Bundle, users: Users) -> 
             return self.request.retries
         """
     )
-    worker = bundle.worker(env=users.env("proj-worker")).ready()
+    worker = bundle.worker(env=users.env("proj-worker"), mingle=True).ready()
     producer = users.env("proj-producer")
 
     def enqueue(*args: str) -> tuple[int, str]:
@@ -144,7 +144,7 @@ def test_an_operator_redrives_dead_letters(bundle: Bundle, users: Users) -> None
 
 def test_the_monitor_sees_the_broker_and_the_workers(bundle: Bundle, users: Users) -> None:
     """The management API as Flower and `proj` read it, workers that answer, and their events."""
-    bundle.worker(env=users.env("proj-worker")).ready()
+    bundle.worker(env=users.env("proj-worker"), mingle=True).ready()
     management = Management.from_settings(
         Settings(
             celery_broker_url=users.url("proj-monitor"),
@@ -321,7 +321,7 @@ def test_a_refusal_is_one_line(bundle: Bundle, users: Users, user: str, command:
 
 def test_a_worker_with_the_rights_of_a_producer_ends(bundle: Bundle, users: Users) -> None:
     """With one line; to try again would mend nothing."""
-    worker = bundle.worker(env=users.env("proj-producer"))
+    worker = bundle.worker(env=users.env("proj-producer"), mingle=True)
 
     assert worker.ends() == 69
     assert "lacks a right" in worker.text()
@@ -331,7 +331,7 @@ def test_a_worker_with_the_rights_of_a_producer_ends(bundle: Bundle, users: User
 def test_a_worker_that_may_not_declare_names_what_is_missing(bundle: Bundle) -> None:
     """In a virtual host that nobody has set up."""
     users = Users(bundle, topology=False).give_passwords()
-    worker = bundle.worker(env=users.env("proj-worker"))
+    worker = bundle.worker(env=users.env("proj-worker"), mingle=True)
 
     assert worker.ends() == 69
     assert f"no queue '{DEAD}'" in worker.text()
