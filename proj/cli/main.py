@@ -1,6 +1,8 @@
 """The group that all commands hang from: it loads them when asked for, and words their errors."""
 
+import difflib
 import importlib
+import os
 import sys
 from typing import Any, Final, NoReturn
 
@@ -22,6 +24,9 @@ COMMANDS: Final = {
     "broker": ("proj.cli.broker", "Run a private RabbitMQ node, for development and tests."),
 }
 
+#: What a shell sets to complete what is typed; click's name for it.
+_COMPLETE: Final = "_PROJ_COMPLETE"
+
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -33,12 +38,29 @@ class _Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(COMMANDS[name][0]), name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        # Click looks for the nearest one only among commands that are loaded.
+        near = (
+            []
+            if args[0] in COMMANDS or args[0].startswith("-")
+            else difflib.get_close_matches(args[0], COMMANDS)
+        )
+        if near and not ctx.resilient_parsing:
+            raise click.UsageError(f"No such command {args[0]!r}. Did you mean {near[0]!r}?", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, sentence) for name, (_, sentence) in COMMANDS.items()])
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Run, and turn whatever ends it into one line and the exit code of the contract."""
+        if instruction := os.environ.get(_COMPLETE):
+            from click.shell_completion import shell_complete
+
+            sys.exit(shell_complete(self, {}, "proj", _COMPLETE, instruction))
         debug = False
         try:
             with self.make_context("proj", list(sys.argv[1:])) as ctx:
