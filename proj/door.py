@@ -22,6 +22,7 @@ from proj import checks, config, events, publish, queues
 from proj.arguments import check_call, given_arguments
 from proj.definition import check_function
 from proj.errors import OutcomeUnknown, ProjError
+from proj.loader import Loader
 from proj.options import check_name, check_options
 
 log = logging.getLogger("proj.enqueue")
@@ -42,7 +43,7 @@ class App(celery.Celery):
     """A Celery application whose every task message is confirmed, refused or unknown, in bounded time."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, amqp=_AMQP, tasks=_Tasks(self), **options)
+        super().__init__(*args, amqp=_AMQP, loader=Loader, tasks=_Tasks(self), **options)
 
     def task(self, *args: Any, **options: Any) -> Any:
         """Make a task of a function, as Celery does. Raises `BadTask` at once for one that cannot work."""

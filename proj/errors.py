@@ -45,6 +45,10 @@ class ConfigError(ProjError):
     exit_code = ExitCode.USAGE
 
 
+class BadTaskModule(ConfigError):
+    """A module with tasks cannot be imported."""
+
+
 class BadInput(ProjError):
     """The task or its arguments are refused; nothing was sent."""
 

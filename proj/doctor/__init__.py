@@ -52,9 +52,11 @@ AREAS: Final[dict[str, tuple[Check, ...]]] = {
 def examine() -> Iterator[Finding]:
     """Each finding, as soon as it is known; all of them within about half a minute, whatever hangs.
 
-    Raises `ConfigError` for settings that cannot be read.
+    Raises `ConfigError` for settings that cannot be read, and for tasks that cannot be imported.
     """
     from proj import app
+
+    app.loader.import_default_modules()
 
     with Subject(config.load(), app) as subject:
         for area, checks in AREAS.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bundle import Bundle
+from tests.bundle import BIN, Bundle
 from tests.refusal import refuses
 
 #: A command that would enqueue, were nothing wrong.
@@ -212,3 +212,24 @@ except errors.BadInput as error:
         == "proj.tasks.add: Queue 'slip' missing from task_queues (is it in proj/queues.py?)"
     )
     assert bundle.depth("proj.tasks") == 0
+
+
+def test_wrong_import_among_the_tasks(bundle: Bundle) -> None:
+    """Every program that loads the tasks ends with one line that has the file and the line of the mistake."""
+    bundle.add_task("import requets")
+    file = bundle.folder / "copy/proj/tasks.py"
+    line = file.read_text().splitlines().index("import requets") + 1
+    where = f"proj.tasks cannot be imported: {file}:{line}: ModuleNotFoundError: No module named 'requets'"
+
+    for command in (ENQUEUE, ("doctor",)):
+        _refuses(bundle, 2, where, command=command)
+    report = bundle.run(BIN / "celery", "-A", "proj", "report")
+    worker = bundle.worker()
+
+    assert (worker.ends(), report.returncode, report.stdout) == (2, 2, "")
+    assert report.stderr == worker.text()
+    assert report.stderr.startswith(f"Error: {where}")
+    assert report.stderr.count("\n") == 1
+    debugged = bundle.proj("--debug", *ENQUEUE).stderr
+    assert debugged.count("\nModuleNotFoundError: No module named 'requets'\n") == 1
+    assert f'File "{file}", line {line}, in <module>\n' in debugged
