@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, overload
 
 import celery
 from celery.app.amqp import AMQP
@@ -24,6 +24,10 @@ from proj.definition import check_function
 from proj.errors import OutcomeUnknown, ProjError
 from proj.loader import Loader
 from proj.options import check_name, check_options
+from proj.typed import P, R
+
+if TYPE_CHECKING:
+    from proj.typed import TypedTask
 
 log = logging.getLogger("proj.enqueue")
 
@@ -45,7 +49,20 @@ class App(celery.Celery):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, amqp=_AMQP, loader=Loader, tasks=_Tasks(self), **options)
 
-    def task(self, *args: Any, **options: Any) -> Any:
+    @overload
+    def task(self, function: Callable[P, R], /, **options: Any) -> "TypedTask[P, R]": ...
+
+    @overload
+    def task(
+        self, /, *, bind: Literal[True], **options: Any
+    ) -> "Callable[[Callable[Concatenate[Any, P], R]], TypedTask[P, R]]": ...
+
+    @overload
+    def task(
+        self, /, *, bind: Literal[False] = False, **options: Any
+    ) -> "Callable[[Callable[P, R]], TypedTask[P, R]]": ...
+
+    def task(self, /, *args: Any, **options: Any) -> Any:
         """Make a task of a function, as Celery does. Raises `BadTask` at once for one that cannot work."""
 
         def check(function: Any) -> None:

@@ -6,7 +6,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import celery
 from celery import states
@@ -22,6 +22,9 @@ from proj.door import is_unchecked
 from proj.errors import BadTask, BrokerUnreachable, UnknownTask
 from proj.parameters import Parameters
 from proj.printable import shown
+
+if TYPE_CHECKING:
+    from proj.typed import Result
 
 #: Errors that are over after a while, more likely than not.
 TRANSIENT: Final = (ConnectionError, TimeoutError, BrokerUnreachable)
@@ -164,12 +167,13 @@ class Task(celery.Task):
 
 def enqueue(
     name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
-) -> Any:
+) -> "Result[Any]":
     """Enqueue the task of this name; the options are those of `Task.apply_async`.
 
     Raises `UnknownTask`, and what `Task.apply_async` raises.
     """
-    return find_task(name).apply_async(args, kwargs, **options)
+    result: Result[Any] = find_task(name).apply_async(args, kwargs, **options)
+    return result
 
 
 def own_tasks(app: celery.Celery) -> dict[str, Task]:

@@ -80,8 +80,9 @@ def test_function_that_waits_for_a_coroutine_is_not(function: Callable[..., Any]
 @pytest.mark.parametrize("options", [{}, {"pydantic": True}, {"bind": True}, {"lazy": False}], ids=str)
 def test_async_task_is_refused_when_it_is_defined(options: dict[str, Any]) -> None:
     """By the decorator, which names it."""
+    decorate: Any = app.task(name="test.coroutine", **options)
     with pytest.raises(BadTask, match=r"test\.coroutine: a task cannot be an async function"):
-        app.task(name="test.coroutine", **options)(_coroutine)
+        decorate(_coroutine)
     with pytest.raises(BadTask, match=r"_coroutine: a task cannot be an async function"):
         app.task(_coroutine)
     assert "test.coroutine" not in app.tasks
@@ -178,7 +179,8 @@ def test_task_may_be_written_in_any_way(
     result: Any,
 ) -> None:
     """What it takes is executed, and comes to the broker, which there is none of; all else is refused."""
-    task = app.task(name="test.written", shared=False, lazy=False, **options)(function)
+    decorate: Any = app.task(name="test.written", shared=False, lazy=False, **options)
+    task = decorate(function)
     try:
         assert task(*args, **kwargs) == result
         with pytest.raises(BrokerUnreachable):

@@ -34,7 +34,8 @@ def _bound(
 )
 def test_annotations_are_looked_up_where_the_task_is(options: dict[str, Any]) -> None:
     """Only those of arguments; a model is made of its dict, or passed as it is, whoever does it."""
-    ship: Any = app.task(name="test.ship", shared=False, lazy=False, **options)(_ship)
+    made: Any = app.task(name="test.ship", shared=False, lazy=False, **options)
+    ship = made(_ship)
     bound: Any = app.task(name="test.bound", bind=True, shared=False, lazy=False, **options)(_bound)
     try:
         assert ship({"number": 1}, copies=2) == [Order(number=1), 2]

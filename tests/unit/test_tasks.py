@@ -1,5 +1,7 @@
 """The work itself, called as plain functions."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,7 +53,7 @@ def test_add_keeps_the_kind_of_number(x: float, y: float, total: float) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["2", None, True, [1], float("nan"), float("inf")])
-def test_add_refuses_what_is_no_number(wrong: object) -> None:
+def test_add_refuses_what_is_no_number(wrong: Any) -> None:
     """Called directly too."""
     with pytest.raises(BadArguments, match="argument x: expected a number"):
         add(wrong, 1)
