@@ -26,9 +26,10 @@ test-trixie: setup ## Run all tests on a bare Debian 13 in a folder, whose Rabbi
 	@scripts/on-debian trixie make test
 
 .PHONY: check
-check: setup ## Lint, check types, and run all tests.
+check: setup ## Lint, check imports and types, and run all tests.
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
+	@.venv/bin/lint-imports --no-logo
 	@.venv/bin/mypy
 	@$(MAKE) --no-print-directory test
 

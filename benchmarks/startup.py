@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from proj import heartbeat
-from proj.broker import BrokerNode
-from proj.heartbeat import Heartbeat
+from proj.health import heartbeat
+from proj.health.heartbeat import Heartbeat
+from proj.private_node.node import BrokerNode
 
 #: Runs of each program.
 ROUNDS = 30

@@ -15,7 +15,7 @@ os.environ["TZ"] = "UTC"
 time.tzset()
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from proj.broker import BrokerNode  # noqa: E402  after the path is set
+from proj.private_node.node import BrokerNode  # noqa: E402  after the path is set
 from tests.bundle import Bundle  # noqa: E402
 
 #: Kills.

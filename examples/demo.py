@@ -20,10 +20,12 @@ from typing import Any, Final, NoReturn
 from demo_view import View
 from demo_watch import Message, Watch, Worker
 
-from proj import broker_errors, config, queues, results
-from proj.broker import BrokerNode
+import proj
+from proj import config, queues, results
 from proj.enqueue import enqueue
 from proj.errors import BrokerNodeError, ExitCode, ProjError
+from proj.private_node.node import BrokerNode
+from proj.rabbitmq import failures
 
 #: A dot is a second of work: time to watch, and to kill a worker.
 TEXTS: Final = (
@@ -194,8 +196,8 @@ def receive(events: Any) -> None:
             events.drain_events(timeout=left)
     except TimeoutError:
         pass
-    except broker_errors.ERRORS as error:
-        raise broker_errors.explain(error, events) from error
+    except failures.ERRORS as error:
+        raise failures.explain(error, events) from error
 
 
 def tally(accepted: Sequence[str], channel: Any) -> Tally:
@@ -204,7 +206,7 @@ def tally(accepted: Sequence[str], channel: Any) -> Tally:
     Call it when no worker holds a message any more. It takes what is in the queues, and gives it back when
     the channel is closed.
     """
-    executed = [task_id for task_id in accepted if results.outcome(task_id).state == "SUCCESS"]
+    executed = [task_id for task_id in accepted if results.outcome(proj.app, task_id).state == "SUCCESS"]
     dead = queues.dead_queue(channel).queue_declare(passive=True).message_count
     kept: set[str] = set()
     until = time.monotonic() + SETTLE_TIMEOUT

@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 
 from celery.platforms import set_pdeathsig
 
+import proj
 from proj import results
 from proj.errors import ProjError
 
@@ -182,7 +183,7 @@ class Watch:
         self._next_sweep = time.monotonic() + SWEEP_INTERVAL
 
     def _look_up(self, message: Message, seconds: float | None = None) -> None:
-        outcome = results.outcome(message.id)
+        outcome = results.outcome(proj.app, message.id)
         if message.outcome or not outcome.ended:
             return
         # The worker's own measure, where an event told it.

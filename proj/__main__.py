@@ -2,7 +2,7 @@
 
 import sys
 
-from proj import streams
+from proj.logs import streams
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
-"""The only reader of the environment: typed, validated settings, and what Celery is told.
+"""The only reader of the environment: typed, validated settings.
 
-`load` reads the process's environment and a `.env` file in the working folder; the process's
-environment wins. `celery_config` turns the settings into Celery's flat configuration, each line with its why.
+`load` reads the process's environment and a `.env` file in the working folder. The process's environment
+wins.
 """
 
 import difflib
+import ipaddress
 import os
 import re
 import ssl
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import quote
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from kombu.utils.url import sanitize_url
 from pydantic import (
@@ -27,7 +28,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from proj import addresses, queues, state_dir, tls
+from proj import state_dir, tls
 from proj.errors import ConfigError
 
 #: Seconds that RabbitMQ lets a delivery go unacknowledged before it ends the channel: its default
@@ -52,6 +53,13 @@ _BYPASSES: Final = ("CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 _SHOWN_LENGTH: Final = 80
 
 
+#: What a user's name or a password can hold and a URL cannot, not as it is.
+_ENCODING: Final = "with [ ] @ : / ; ? # % in a name or a password percent-encoded, such as %40 for @"
+
+#: A percent sign that encodes nothing.
+_LONE_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
 def _absolute(path: Path) -> Path:
     return Path(state_dir.absolute(str(path)))
 
@@ -65,6 +73,77 @@ def _check_ca(path: Path) -> Path:
     except OSError as error:
         raise ValueError(f"expected a file of certificates in PEM: {error.strerror}") from None
     return path
+
+
+def _check_amqp_host(host: str) -> str:
+    """The host of a broker that is set in parts. Raises `ValueError`."""
+    if re.search(r"[\s/@?#\[\]]", host) or (":" in host and not _is_ipv6(host)):
+        raise ValueError("expected a host name or an address alone; the port is set with AMQP_PORT")
+    return _check_host(host)
+
+
+def _check_host(host: str) -> str:
+    """A host that can be looked up. Raises `ValueError`."""
+    try:
+        host.encode("idna")  # as Python does when it looks the name up
+    except UnicodeError:
+        raise ValueError("expected a host name of parts between dots, each of 1 to 63 characters") from None
+    return host
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
+
+
+def _split(url: str, schemes: set[str]) -> SplitResult:
+    """The parts of the URL. Raises `ValueError`, whose words may be a password, for what is none."""
+    split = urlsplit(url)
+    # What a password ends early by leaves its @ behind: of u:1/2@host, the host would be u and its port 1.
+    early = "@" not in split.netloc and "@" in url
+    if split.scheme not in schemes or not split.netloc or early or _LONE_PERCENT.search(url):
+        raise ValueError
+    split.port  # noqa: B018  reading it is what checks it
+    return split
+
+
+def _check_broker_url(url: str) -> str:
+    """One URL, or several separated by `;`. Raises `ValueError`."""
+    parts = url.split(";")
+    for part in parts:
+        try:
+            split = _split(part, {"amqp", "amqps", "pyamqp"})
+        except ValueError:
+            raise ValueError(
+                "expected URLs such as amqp://user:password@host:5672/vhost, separated by ';', " + _ENCODING
+            ) from None
+        _check_host(unquote(split.hostname or ""))
+        if any(name.startswith("ssl") for name, _ in parse_qsl(split.query, keep_blank_values=True)):
+            raise ValueError("TLS is switched on by amqps:// and set with PROJ_BROKER_CA, not in the URL")
+    if len({urlsplit(part).scheme == "amqps" for part in parts}) > 1:
+        raise ValueError("expected amqps:// for all nodes or for none: to fail over must not switch TLS off")
+    return url
+
+
+def _check_management_url(url: str) -> str:
+    """The URL of a management API. Raises `ValueError`."""
+    try:
+        split = _split(url, {"http", "https"})
+        if not split.hostname:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"expected a URL such as http://user:password@host:15672, {_ENCODING}") from None
+    _check_host(split.hostname)
+    return url
+
+
+def _check_backend(url: str) -> str:
+    """The URL of a result backend, any that Celery knows. Raises `ValueError`."""
+    if "://" not in url:
+        raise ValueError("expected a URL such as db+postgresql://user:password@host/database")
+    return url
 
 
 #: Settings that are names of files.
@@ -86,10 +165,8 @@ class Settings(BaseSettings):
     )
 
     #: Wins over the five `AMQP_…` settings. Several URLs, separated by `;`, fail over.
-    celery_broker_url: Annotated[str, AfterValidator(addresses.check_broker_url)] | None = Field(
-        None, repr=False
-    )
-    amqp_host: Annotated[str, AfterValidator(addresses.check_amqp_host)] = "localhost"
+    celery_broker_url: Annotated[str, AfterValidator(_check_broker_url)] | None = Field(None, repr=False)
+    amqp_host: Annotated[str, AfterValidator(_check_amqp_host)] = "localhost"
     amqp_port: int = Field(5672, ge=1, le=65535)
     amqp_user: str = "guest"
     amqp_password: SecretStr = SecretStr("guest")
@@ -100,14 +177,12 @@ class Settings(BaseSettings):
     proj_broker_ca: Annotated[Path, AfterValidator(_check_ca)] | None = None
 
     #: Where the broker's management API is; without it, beside the broker, at port 15672.
-    proj_management_url: Annotated[str, AfterValidator(addresses.check_management_url)] | None = Field(
+    proj_management_url: Annotated[str, AfterValidator(_check_management_url)] | None = Field(
         None, repr=False
     )
 
     #: Any result backend of Celery; without it, SQLite in the state folder.
-    celery_result_backend: Annotated[str, AfterValidator(addresses.check_backend)] | None = Field(
-        None, repr=False
-    )
+    celery_result_backend: Annotated[str, AfterValidator(_check_backend)] | None = Field(None, repr=False)
 
     #: Where results, the workers' heartbeats and the private broker's data are kept.
     proj_state_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
@@ -206,7 +281,7 @@ class Settings(BaseSettings):
     @property
     def safe_result_backend(self) -> str:
         """`result_backend` for people: with no password in it, and without its options."""
-        return addresses.without_password(self.result_backend.partition("?")[0])
+        return without_password(self.result_backend.partition("?")[0])
 
 
 @cache
@@ -234,7 +309,7 @@ def _explain(error: ValidationError) -> str:
     name = str(problem["loc"][0])
     if name.endswith(("_url", "_password", "_backend")):  # may hold a password
         return f"{name.upper()} cannot be used: {reason}"
-    got = addresses.without_password(repr(problem["input"]))  # as of a URL in the wrong place
+    got = without_password(repr(problem["input"]))  # as of a URL in the wrong place
     if len(got) > _SHOWN_LENGTH:
         got = f"{got[:_SHOWN_LENGTH]}…"
     return f"{name.upper()} cannot be used: {reason}, got {got}"
@@ -250,75 +325,6 @@ def _refuse_slips(names: Iterable[str]) -> None:
                 raise ConfigError(f"unknown setting {name}", f"did you mean {nearest}?")
 
 
-def celery_config(settings: Settings) -> dict[str, Any]:
-    """Celery's configuration, flat; the names are Celery's own."""
-    return {
-        # --- What travels
-        # JSON only: a message must never be able to run code, and other languages must be able to write it.
-        "accept_content": ["json"],
-        "task_serializer": "json",
-        "result_serializer": "json",
-        # Every message is written to disk. It is Celery's default too, but the promise rests on it.
-        "task_default_delivery_mode": queues.PERSISTENT,
-        "enable_utc": True,
-        "timezone": "UTC",
-        # --- Where it travels
-        "task_queues": queues.work_queues,
-        "task_default_queue": queues.task_queue.name,
-        "task_default_exchange": queues.task_exchange.name,
-        "task_default_exchange_type": queues.task_exchange.type,
-        "task_default_routing_key": queues.task_queue.routing_key,
-        # A slip in a queue's name must not make a queue that nobody consumes.
-        "task_create_missing_queues": False,
-        "broker_native_delayed_delivery_queue_type": queues.DELAY_QUEUE_TYPE,
-        # --- Publishing
-        "broker_url": settings.broker_url,
-        "broker_transport_options": {
-            # A publish returns when the broker has taken responsibility, not when it was sent.
-            "confirm_publish": True,
-            # While the broker's memory or disk alarm is on it stops reading, and a confirm never comes:
-            # `confirm_timeout` alone leaves the socket to block.
-            "read_timeout": settings.proj_publish_timeout,
-            "write_timeout": settings.proj_publish_timeout,
-        },
-        "broker_connection_timeout": CONNECT_TIMEOUT,
-        "broker_pool_acquire_timeout": settings.proj_publish_timeout,
-        # `proj.publish` repeats a publish itself, since only it knows whether it may have arrived.
-        "task_publish_retry": False,
-        "beat_scheduler": "proj.beat:Scheduler",
-        # --- Working
-        # Acknowledge when the task is done: a worker that dies before gives its message back.
-        "task_acks_late": True,
-        # One message a slot, so that work goes to whoever is free.
-        "worker_prefetch_multiplier": 1,
-        # A worker process that is killed gives its message back too; the queue's delivery limit
-        # ends the loop of a task that kills its workers.
-        "task_reject_on_worker_lost": True,
-        # A failed task goes to the dead-letter queue instead of being forgotten.
-        "task_acks_on_failure": False,
-        "task_acks_on_timeout": False,
-        # What may be a repeat is acknowledged without being executed, when its success is stored.
-        "worker_deduplicate_successful_tasks": True,
-        # Without its connection a worker cannot acknowledge, and the broker gives the message to
-        # another; to go on would execute it twice at once.
-        "worker_cancel_long_running_tasks_on_connection_loss": True,
-        # Below the broker's consumer timeout, which would end the worker's channel. The soft limit is given
-        # to each delivery by `proj.request`: from here, it would outlast a lower hard limit of a task's own.
-        "task_time_limit": settings.proj_task_time_limit,
-        # A worker waits for its broker, for as long as it takes.
-        "broker_connection_retry_on_startup": True,
-        "broker_connection_max_retries": None,
-        "worker_consumer": "proj.consumer:Consumer",
-        # --- Watching
-        # For Flower, which learns only from events.
-        "worker_send_task_events": True,
-        # --- Results
-        "result_backend": settings.result_backend,
-        # The name, the arguments and the worker are stored with the result.
-        "result_extended": True,
-        # A dead letter explains itself with the exception that is stored, so it always is.
-        "task_store_errors_even_if_ignored": True,
-        # Made when they are needed: a worker may start before its database.
-        "database_create_tables_at_setup": False,
-        "database_engine_callback": "proj.database:tune_engine",
-    }
+def without_password(url: str) -> str:
+    """The URL for people. kombu's own way raises for a password that holds a slash, and cites it."""
+    return re.sub(r"(://[^:/@]*):.*@", r"\1:**@", url)

@@ -113,3 +113,14 @@ class MonitorError(ProjError):
     """Flower could not be started."""
 
     exit_code = ExitCode.UNREACHABLE
+
+
+# --- How a message ended whose task did not: stored in place of its exception
+
+
+class NotExecuted(Exception):
+    """How a message ended that a worker made a dead letter unexecuted: the reason, and what is wrong."""
+
+
+class Ignored(Exception):
+    """How a task ended that raised Celery's `Ignore`, and stored no end of its own."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from proj.broker import BrokerNode
+from proj.private_node.node import BrokerNode
 from tests.bundle import eventually
 
 #: Limits that are exceeded at once, and the usual ones.

@@ -25,8 +25,8 @@ import psutil
 import pytest
 
 import proj
-from proj import queues
-from proj.broker import BrokerNode
+from proj.private_node.node import BrokerNode
+from proj.rabbitmq import topology
 from tests import fork_server
 
 #: Seconds that a condition may take before the test gives up: a busy machine is slow, a fault is for ever.
@@ -315,9 +315,10 @@ class Bundle:
 
     def heal(self) -> None:
         """Put the protections back into the copy; tasks that were added stay."""
-        for path in PACKAGE.glob("*.py"):
+        copy = self.copy_of_the_project() / "proj"
+        for path in PACKAGE.rglob("*.py"):
             if path.name != "tasks.py":
-                shutil.copy(path, self.copy_of_the_project() / "proj")
+                shutil.copy(path, copy / path.relative_to(PACKAGE))
 
     def control(self, worker: Worker, *command: str) -> str:
         """What `celery control` prints of the one worker's answer: it waits for no others."""
@@ -374,8 +375,8 @@ class Bundle:
     def declare(self) -> None:
         """Declare the topology, the delays among it, as a worker does."""
         with kombu.Connection(self.url) as connection:
-            queues.declare(connection.default_channel)
-            queues.declare_delays(connection)
+            topology.declare(connection.default_channel)
+            topology.declare_delays(connection)
 
     @contextmanager
     def channel(self) -> Iterator[Any]:
@@ -396,13 +397,13 @@ class Bundle:
     def depth(self, queue: str) -> int:
         """Messages that are ready in the queue now; the management API would tell up to 5 s late."""
         with self.channel() as channel:
-            return int(queues.look(channel, queue).message_count)
+            return int(topology.look(channel, queue).message_count)
 
     def kept(self, queue: str) -> int:
         """Messages in the queue once no worker is left, those among them that one held."""
         with self.channel() as channel:
-            eventually(f"nobody takes from {queue}", lambda: not queues.look(channel, queue).consumer_count)
-            return int(queues.look(channel, queue).message_count)
+            eventually(f"nobody takes from {queue}", lambda: not topology.look(channel, queue).consumer_count)
+            return int(topology.look(channel, queue).message_count)
 
     def unacknowledged(self, queue: str) -> int:
         """Messages that workers hold, as the management API tells it: up to 5 s late, so ask repeatedly."""
@@ -419,7 +420,7 @@ class Bundle:
 
         def back() -> bool:
             with self.channel() as channel:
-                state = queues.look(channel, queue)
+                state = topology.look(channel, queue)
             return bool(state.consumer_count or state.message_count >= len(messages))
 
         eventually(f"the messages are back in {queue}", back)

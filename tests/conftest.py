@@ -9,9 +9,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from proj import broker
-from proj.broker import BrokerNode, find_server_dir
 from proj.errors import BrokerNodeError
+from proj.private_node import node as private_node
+from proj.private_node.node import BrokerNode, find_server_dir
 from tests import ports
 from tests.bundle import Bundle, vhost_of
 from tests.missing import missing
@@ -50,7 +50,7 @@ def _ports_of_this_process(worker_id: str) -> Iterator[None]:
     """So that no test process beside this one takes the ports of a node that is down for a moment."""
     number = int(worker_id.removeprefix("gw") or 0) if worker_id != "master" else 0
     with pytest.MonkeyPatch.context() as patch:
-        for owner in (broker, ports):
+        for owner in (private_node, ports):
             some = len(owner.FREE_PORTS) // _PROCESSES
             patch.setattr(owner, "FREE_PORTS", owner.FREE_PORTS[number % _PROCESSES * some :][:some])
         yield

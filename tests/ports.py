@@ -4,7 +4,7 @@ import random
 import socket
 from contextlib import suppress
 
-from proj.broker_guard import HOST
+from proj.private_node.guard import HOST
 
 #: Beside those that nodes take by themselves, and below those that Linux gives to outgoing connections.
 FREE_PORTS = range(25_000, 32_768)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from proj import state_dir
+from proj.cli.strict_json import to_json
 from proj.errors import ExitCode
-from proj.strict_json import to_json
 
 if TYPE_CHECKING:
-    from proj.broker import BrokerNode
-    from proj.broker_guard import NodeInfo
+    from proj.private_node.guard import NodeInfo
+    from proj.private_node.node import BrokerNode
 
 
 def _default_dir() -> Path:
@@ -70,7 +70,7 @@ def _start_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _node(data_dir: Path, *ports: int) -> "BrokerNode":
     from proj import config
-    from proj.broker import BrokerNode
+    from proj.private_node.node import BrokerNode
 
     return BrokerNode(data_dir, *ports, server_dir=config.load().rabbitmq_dir)
 
@@ -143,7 +143,7 @@ def stop(data_dir: Path) -> None:
 
     Example: proj broker stop
     """
-    from proj.broker import stop_running
+    from proj.private_node.node import stop_running
 
     stopped = stop_running(data_dir)
     click.echo(f"{'Stopped the node' if stopped else 'No node runs'} on {data_dir}.", err=True)
@@ -159,7 +159,7 @@ def status(data_dir: Path, as_json: bool) -> None:
 
     The exit code is 0 when the node accepts connections, else 69.
     """
-    from proj.broker import answers, running
+    from proj.private_node.node import answers, running
 
     info = running(data_dir)
     state = "stopped" if info is None else "running" if answers(info) else "starting"

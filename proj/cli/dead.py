@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+import proj
 from proj.cli.progress import progress_bar
+from proj.cli.strict_json import to_json
+from proj.dead_letters.reasons import Reason
 from proj.errors import BadInput, ExitCode, ProjError
-from proj.printable import indented, printable
-from proj.reasons import Reason
-from proj.strict_json import to_json
+from proj.logs.printable import indented, printable
 
 if TYPE_CHECKING:
-    from proj.dead_letter import DeadLetter
     from proj.dead_letters import Report
+    from proj.dead_letters.letter import DeadLetter
     from proj.results import Outcome
 
 #: What the broker's reasons mean; `unknown` is a message that the broker says nothing about.
@@ -79,10 +80,11 @@ def list_(task: str | None, reason: str | None, limit: int, as_json: bool) -> No
 
     Example: proj dead list --reason rejected --limit 10
     """
-    from proj import dead_letter, dead_letters
+    from proj import dead_letters
+    from proj.dead_letters import letter
 
-    letters = dead_letters.listing(dead_letter.Wanted(task=task, reason=reason), limit)
-    outcomes = dead_letter.Outcomes()
+    letters = dead_letters.listing(proj.app, letter.Wanted(task=task, reason=reason), limit)
+    outcomes = letter.Outcomes(proj.app)
     rows = [_row(letter, outcomes.of(letter)) for letter in letters]
     if as_json:
         for row in rows:
@@ -104,12 +106,13 @@ def show(letter_id: str, as_json: bool) -> None:
 
     Example: proj dead show 0e463b8b-2d75-4f9f-97b1-52a856013fb7
     """
-    from proj import dead_letter, dead_letters
+    from proj import dead_letters
+    from proj.dead_letters import letter
 
-    letters = dead_letters.listing(dead_letter.Wanted(ids={letter_id}), limit=1)
+    letters = dead_letters.listing(proj.app, letter.Wanted(ids={letter_id}), limit=1)
     if not letters:
         raise _unknown([letter_id])
-    outcomes = dead_letter.Outcomes()
+    outcomes = letter.Outcomes(proj.app)
     details = _details(letters[0], outcomes.of(letters[0]))
     if as_json:
         click.echo(to_json(details))
@@ -131,12 +134,17 @@ def redrive(ids: tuple[str, ...], everything: bool, dry_run: bool, **choice: Any
 
     Example: proj dead redrive --all --task proj.tasks.add
     """
-    from proj import dead_letters, logs
+    from proj import dead_letters
+    from proj.logs import formats
 
     _check(ids, everything)
-    logs.write_events()
+    formats.write_events(proj.app.settings)
     report = dead_letters.redrive(
-        _wanted(ids, **choice), choice["limit"], dry_run=dry_run, progress=partial(progress_bar, "redriving")
+        proj.app,
+        _wanted(ids, **choice),
+        choice["limit"],
+        dry_run=dry_run,
+        progress=partial(progress_bar, "redriving"),
     )
     left = ", ".join(f"{why} ({count})" for why, count in sorted(report.left.items()))
     word = "would be redriven" if dry_run else "redriven"
@@ -156,13 +164,18 @@ def drop(ids: tuple[str, ...], everything: bool, dry_run: bool, yes: bool, **cho
 
     Example: proj dead drop --all --reason expired --yes
     """
-    from proj import dead_letters, logs
+    from proj import dead_letters
+    from proj.logs import formats
 
     _check(ids, everything)
-    logs.write_events()
+    formats.write_events(proj.app.settings)
     looking = dry_run or not yes
     report = dead_letters.drop(
-        _wanted(ids, **choice), choice["limit"], dry_run=looking, progress=partial(progress_bar, "dropping")
+        proj.app,
+        _wanted(ids, **choice),
+        choice["limit"],
+        dry_run=looking,
+        progress=partial(progress_bar, "dropping"),
     )
     if report.done and not (dry_run or yes):
         raise click.UsageError(f"{report.done} dead letters would be gone for good; say --yes to drop them")
@@ -176,7 +189,7 @@ def _check(ids: tuple[str, ...], everything: bool) -> None:
 
 
 def _wanted(ids: tuple[str, ...], task: str | None, reason: str | None, **_: Any) -> Any:
-    from proj.dead_letter import Wanted
+    from proj.dead_letters.letter import Wanted
 
     return Wanted(set(ids) if ids else None, task, reason)
 
@@ -199,7 +212,7 @@ def _unknown(ids: Iterable[str]) -> ProjError:
 
 
 def _row(letter: "DeadLetter", outcome: "Outcome | None") -> dict[str, Any]:
-    from proj.dead_letter import attempts_of
+    from proj.dead_letters.letter import attempts_of
 
     attempts = attempts_of(letter, outcome)
     times = "too often" if attempts is None else f"{attempts} times"

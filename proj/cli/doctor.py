@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+import proj
+from proj.cli.strict_json import to_json
 from proj.errors import ExitCode
-from proj.strict_json import to_json
 
 if TYPE_CHECKING:
     from proj.doctor import Finding
@@ -40,7 +41,7 @@ def doctor(as_json: bool) -> None:
     from proj.doctor import Level, examine
 
     findings: list[Finding] = []
-    for finding in examine():
+    for finding in examine(proj.app):
         if not as_json:
             _print(finding, findings)
         findings.append(finding)

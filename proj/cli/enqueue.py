@@ -10,12 +10,13 @@ from typing import Any, Final
 
 import click
 
-from proj import streams
+import proj
 from proj.cli.interrupt import kept
 from proj.cli.progress import progress_bar
+from proj.cli.strict_json import to_json
 from proj.errors import BadInput, ExitCode, ProjError
-from proj.printable import error_line
-from proj.strict_json import to_json
+from proj.logs import streams
+from proj.logs.printable import error_line
 
 #: What `add --random` draws from, both ends included.
 RANDOM_RANGE: Final = (0, 998)
@@ -151,11 +152,11 @@ def _enqueue(
     if options["countdown"] is not None and options["eta"] is not None:
         raise click.UsageError("--countdown and --eta exclude each other")
 
-    from proj import logs
     from proj.enqueue import find_task
+    from proj.logs import formats
 
-    logs.write_events()
-    found = find_task(name)
+    formats.write_events(proj.app.settings)
+    found = find_task(proj.app, name)
     if wait and found.ignore_result:
         raise click.UsageError(f"--wait needs a result, and {name} ignores its results (ignore_result=True)")
     failed_before = _failure(task_id) if wait and task_id is not None else None
@@ -194,7 +195,7 @@ def _failure(task_id: str) -> object:
     from proj import results
 
     with kept() as let_go:
-        found = results.failure(task_id)
+        found = results.failure(proj.app, task_id)
         let_go()
     return found
 
@@ -206,7 +207,7 @@ def _print_results(ids: list[str], timeout: float | None, as_json: bool, failed_
     try:
         with kept() as let_go, progress_bar("waiting for results", len(ids)) as advance:
             for task_id in ids:
-                ended = results.wait(task_id, timeout, let_go, failed_before)
+                ended = results.wait(proj.app, task_id, timeout, let_go, failed_before)
                 failed = failed or ended.error is not None
                 if as_json:
                     click.echo(to_json(asdict(ended)))

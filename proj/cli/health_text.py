@@ -7,10 +7,9 @@ test compares what both make of the same words.
 import sys
 from typing import Any
 
-from proj import heartbeat, state_dir
+from proj.cli.strict_json import to_json
 from proj.errors import ExitCode
-from proj.heartbeat import Verdict
-from proj.strict_json import to_json
+from proj.health import report
 
 
 def parse(words: list[str]) -> dict[str, Any] | None:
@@ -31,17 +30,8 @@ def parse(words: list[str]) -> dict[str, Any] | None:
 
 def run(*, live: bool, ready: bool, worker: str | None, as_json: bool) -> ExitCode:
     """Print what the probe found; `live` or `ready` says what it looks for."""
-    folder = state_dir.find()
-    beats: list[heartbeat.Heartbeat] = []
-    try:
-        beats = heartbeat.read_all(folder)
-    except OSError as error:
-        reason = f"the heartbeats in {error.filename or folder} cannot be read: {error.strerror}"
-        verdict = Verdict(False, f"not {'ready' if ready else 'live'}: {reason}")
-    else:
-        verdict = heartbeat.judge(beats, ready=ready, worker=worker, state_dir=folder)
+    verdict, workers = report.probe(ready=ready, worker=worker)
     if as_json:
-        workers = heartbeat.describe(beats, worker)
         sys.stdout.write(to_json({**verdict._asdict(), "workers": workers}) + "\n")
     else:
         sys.stdout.write(verdict.why + "\n")

@@ -8,9 +8,9 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from proj import streams
 from proj.errors import ExitCode, ProjError
-from proj.printable import error_line
+from proj.logs import streams
+from proj.logs.printable import error_line
 
 #: Each command, its module, and the sentence that the list of commands has for it, so that the list
 #: costs no import.

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from click.core import ParameterSource
 
+import proj
+from proj.cli.strict_json import to_json
 from proj.errors import ExitCode, ProjError
-from proj.printable import printable
-from proj.strict_json import to_json
+from proj.logs.printable import printable
 
 if TYPE_CHECKING:
     from proj.depths import Depth, Reader, Snapshot
@@ -60,7 +61,7 @@ def queues(ctx: click.Context, names: tuple[str, ...], watch: bool, interval: fl
 
     from proj.depths import Reader
 
-    with Reader(names) as reader:
+    with Reader(proj.app, names) as reader:
         if watch:
             try:
                 _watch(reader, interval, as_json)

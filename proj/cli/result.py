@@ -4,9 +4,10 @@ from dataclasses import asdict
 
 import click
 
+import proj
+from proj.cli.strict_json import to_json
 from proj.errors import ExitCode, NoResultYet
-from proj.printable import indented
-from proj.strict_json import to_json
+from proj.logs.printable import indented
 
 
 @click.command()
@@ -21,7 +22,7 @@ def result(task_id: str, as_json: bool) -> None:
     """
     from proj import results
 
-    found = results.outcome(task_id)
+    found = results.outcome(proj.app, task_id)
     fields = asdict(found)
     if as_json:
         click.echo(to_json(fields))

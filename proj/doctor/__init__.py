@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from proj import config
 from proj.doctor import broker, policies, settings, topology, workers
 from proj.doctor.finding import Finding, Level, skipped
 from proj.doctor.subject import Subject
+from proj.enqueue.app import App
 from proj.errors import ProjError
 
 __all__ = ["AREAS", "Finding", "Level", "examine"]
@@ -49,16 +49,14 @@ AREAS: Final[dict[str, tuple[Check, ...]]] = {
 }
 
 
-def examine() -> Iterator[Finding]:
+def examine(app: App) -> Iterator[Finding]:
     """Each finding, as soon as it is known; all of them within about half a minute, whatever hangs.
 
     Raises `ConfigError` for settings that cannot be read, and for tasks that cannot be imported.
     """
-    from proj import app
-
     app.loader.import_default_modules()
 
-    with Subject(config.load(), app) as subject:
+    with Subject(app.settings, app) as subject:
         for area, checks in AREAS.items():
             for check in checks:
                 name = check.__name__.strip("_")

@@ -11,14 +11,14 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from celery import states
 
 from proj import queues
-from proj.database import CONNECT_TIMEOUT
 from proj.deadline import within
 from proj.doctor.finding import Finding, error, info, ok, warning
 from proj.doctor.subject import Subject
 from proj.enqueue import own_tasks
 from proj.errors import ResultStoreError
-from proj.patience import PATIENCE
-from proj.store import store_error
+from proj.results.database import CONNECT_TIMEOUT
+from proj.results.patience import PATIENCE
+from proj.results.store import store_error
 
 #: Options of the connection that the outcome of a publish rests on.
 _CONNECTION_OPTIONS: Final = {
@@ -167,7 +167,7 @@ def _store_and_forget(subject: Subject) -> None:
         stored = backend.get_task_meta(task_id, cache=False)["status"]
         backend.forget(task_id)
     except Exception as problem:  # the store may be of any kind
-        raise store_error(problem, "written") from problem
+        raise store_error(subject.app, problem, "written") from problem
     if stored != states.SUCCESS:
         raise ResultStoreError("the result store forgets what it is given", "check CELERY_RESULT_BACKEND")
 

@@ -11,11 +11,11 @@ from amqp.exceptions import NotFound
 from celery import Celery
 from kombu import Connection, Exchange, Queue
 
-from proj import broker_errors, connection
 from proj.config import Settings
 from proj.errors import BrokerUnreachable, ManagementUnavailable, ProjError
-from proj.management import Management
-from proj.remote_control import RemoteControl
+from proj.rabbitmq import connection, failures
+from proj.rabbitmq.management import Management
+from proj.rabbitmq.remote_control import RemoteControl
 
 #: Seconds for what is asked on one channel. It takes milliseconds.
 PATIENCE: Final = 5
@@ -45,12 +45,12 @@ class Subject:
     def __enter__(self) -> Self:
         try:
             connection.connect(self.broker, time.monotonic() + PATIENCE)
-        except broker_errors.ERRORS as error:
-            self.unreachable = broker_errors.explain(error, self.broker)
+        except failures.ERRORS as error:
+            self.unreachable = failures.explain(error, self.broker)
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(*broker_errors.ERRORS), connection.cut_at(time.monotonic() + _FAREWELL, self.broker):
+        with suppress(*failures.ERRORS), connection.cut_at(time.monotonic() + _FAREWELL, self.broker):
             self.broker.release()
         connection.abandon(self.broker)
 
@@ -79,8 +79,8 @@ class Subject:
                 channel = self.broker.channel()
                 yield channel
                 channel.close()
-        except broker_errors.ERRORS as error:
-            raise broker_errors.explain(error, self.broker) from error
+        except failures.ERRORS as error:
+            raise failures.explain(error, self.broker) from error
 
     def _check_reachable(self) -> None:
         if self.unreachable or not self.broker.connected:

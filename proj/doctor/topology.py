@@ -12,9 +12,10 @@ from typing import Any, Final
 from amqp.exceptions import AccessRefused, NotFound, PreconditionFailed
 from kombu import Exchange, Queue
 
-from proj import broker_errors, queues
+from proj import queues
 from proj.doctor.finding import Finding, error, ok, warning
 from proj.doctor.subject import Subject
+from proj.rabbitmq import failures, topology
 
 _DECLARE: Final = "a worker declares it at its start: celery -A proj worker"
 _BIND: Final = "a worker binds it at its start: celery -A proj worker"
@@ -75,7 +76,7 @@ def _declared(subject: Subject, entity: Queue | Exchange) -> str | None:
         except NotFound:
             return None
         except PreconditionFailed as differs:
-            return broker_errors.words(differs)
+            return failures.words(differs)
         except AccessRefused:
             if subject.unmanaged:
                 raise
@@ -109,7 +110,7 @@ def _differences(subject: Subject, entity: Queue | Exchange) -> str:
 
 def _migration(subject: Subject, name: str) -> str:
     with subject.channel() as channel:
-        count = queues.look(channel, name).message_count
+        count = topology.look(channel, name).message_count
     if count:
         return f"move its {count} messages and declare it anew, as docs/migration.md says"
     delete = f"rabbitmqctl delete_queue -p {shlex.quote(subject.broker.virtual_host)} {shlex.quote(name)}"

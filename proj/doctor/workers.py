@@ -13,7 +13,8 @@ from proj.doctor.broker import CLOCK_TOLERANCE, clock_warning
 from proj.doctor.finding import Finding, ok, skipped, warning
 from proj.doctor.subject import Subject
 from proj.enqueue import own_tasks
-from proj.remote_control import PATIENCE, RemoteControl
+from proj.rabbitmq import topology
+from proj.rabbitmq.remote_control import PATIENCE, RemoteControl
 
 #: Seconds for the heartbeats that are asked for: they come at once, and by themselves every 2 seconds.
 _BEAT_PATIENCE: Final = 3.0
@@ -64,7 +65,7 @@ def worker_clocks(subject: Subject) -> Iterator[Finding]:
 def _consumers(subject: Subject, queue: str) -> int:
     with subject.channel() as channel:
         try:
-            return int(queues.look(channel, queue).consumer_count)
+            return int(topology.look(channel, queue).consumer_count)
         except NotFound:
             return 0
 

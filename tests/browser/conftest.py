@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from proj.broker import BrokerNode
+from proj.private_node.node import BrokerNode
 from tests.browser.flower import LOGIN, PASSWORD, Flower
 from tests.bundle import GATED_TASK, PATIENCE, Bundle, Worker
 from tests.missing import missing

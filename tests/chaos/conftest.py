@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from proj.broker import BrokerNode
+from proj.private_node.node import BrokerNode
 from tests.bundle import Bundle, vhost_of
 from tests.chaos.proxy import Proxy
 from tests.chaos.publisher import MAX_SIZE, hurry

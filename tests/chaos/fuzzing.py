@@ -16,6 +16,7 @@ import pytest
 from amqp import serialization, spec
 
 from proj import queues
+from proj.rabbitmq import topology
 from tests.bundle import PATIENCE, Bundle, Worker, eventually
 from tests.chaos.messages import KNOWN_ID, TASK, Message
 
@@ -254,7 +255,7 @@ class Fuzzing:
 
 
 def _is_free(channel: Any, queue: str) -> bool:
-    return not queues.look(channel, queue).consumer_count
+    return not topology.look(channel, queue).consumer_count
 
 
 def _counting(seen: Counter[int]) -> Any:

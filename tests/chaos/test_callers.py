@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
-from proj.broker import BrokerNode
+from proj.private_node.node import BrokerNode
 from tests.alarm import alarm
 from tests.bundle import BIN, Bundle, eventually
 from tests.chaos.publisher import SLACK, user

@@ -3,7 +3,7 @@
 import pytest
 from amqp import spec
 
-from proj.redriving import WINDOW
+from proj.dead_letters.publisher import WINDOW
 from tests.bundle import Bundle
 from tests.chaos.proxy import Network, Proxy
 from tests.integration import dead
@@ -57,15 +57,16 @@ def test_confirm_is_unknown(bundle: Bundle, proxy: Proxy) -> None:
 
     line = bundle.python("""
 import json, select
-from proj import dead_letters, errors, redriving
-target = redriving.target
+from proj import app, dead_letters, errors
+from proj.dead_letters import publisher
+target = publisher.target
 def target_after_an_answer(letter):
     if letter.id == "id-1":
         select.select([letter.message.channel.connection.sock], [], [])
     return target(letter)
-redriving.target = target_after_an_answer
+publisher.target = target_after_an_answer
 try:
-    dead_letters.redrive(dead_letters.Wanted())
+    dead_letters.redrive(app, dead_letters.Wanted())
 except errors.OutcomeUnknown as error:
     print(json.dumps(str(error)))
 """)

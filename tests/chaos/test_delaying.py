@@ -10,7 +10,8 @@ import amqp
 import pytest
 
 from proj import queues
-from proj.broker import BrokerNode
+from proj.private_node.node import BrokerNode
+from proj.rabbitmq import topology
 from tests.alarm import alarm
 from tests.bundle import BIN, GATED_TASK, Bundle, Worker, eventually
 
@@ -80,7 +81,7 @@ def _in(seconds: float) -> str:
 def _delayed(bundle: Bundle) -> list[str]:
     """The queues that delayed messages wait in, one for each message."""
     with bundle.channel() as channel:
-        depths = {name: queues.look(channel, name).message_count for name in queues.DELAY_QUEUES}
+        depths = {name: topology.look(channel, name).message_count for name in queues.DELAY_QUEUES}
     return [name for name, depth in depths.items() for _ in range(depth)]
 
 

@@ -11,7 +11,7 @@ import pytest
 from kombu.transport.native_delayed_delivery import calculate_routing_key
 
 from proj import queues
-from proj.broker import BrokerNode
+from proj.private_node.node import BrokerNode
 from tests.bundle import PATIENCE, Bundle, Worker, eventually, vhost_of
 from tests.chaos.publisher import Publisher
 

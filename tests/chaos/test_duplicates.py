@@ -73,7 +73,7 @@ def test_redelivered_message_whose_success_is_stored_acts_once(bundle: Bundle) -
     bundle.add_task(ACT)
     # The fault: die instead of the acknowledgement, which comes after the result is stored.
     bundle.switch_off(
-        "request.py",
+        "worker/request.py",
         "    def acknowledge(self) -> None:\n",
         "    def acknowledge(self) -> None:\n        __import__('os').kill(__import__('os').getpid(), 9)\n",
     )
@@ -120,7 +120,7 @@ def test_window_that_remains(bundle: Bundle) -> None:
 def test_control_without_the_mark_a_message_that_is_published_twice_acts_twice(bundle: Bundle) -> None:
     """The broker's redelivered flag alone does not know of a second publish."""
     bundle.add_task(ACT)
-    bundle.switch_off("request.py", "if message.headers.get(queues.REPEAT_HEADER):", "if False:")
+    bundle.switch_off("worker/request.py", "if message.headers.get(queues.REPEAT_HEADER):", "if False:")
     worker = bundle.worker().ready()
     for _ in range(2):
         bundle.enqueue("task", "proj.tasks.act", "--id", "order-1")

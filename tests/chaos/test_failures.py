@@ -345,7 +345,7 @@ def test_control_without_reject_on_failure_a_failed_message_is_lost(
     bundle: Bundle, scripted: Callable[..., None]
 ) -> None:
     """Celery's default acknowledges a failed task."""
-    bundle.switch_off("config.py", '"task_acks_on_failure": False', '"task_acks_on_failure": True')
+    bundle.switch_off("celeryconfig.py", '"task_acks_on_failure": False', '"task_acks_on_failure": True')
     worker = bundle.worker()
     scripted("fail")
 
@@ -356,7 +356,7 @@ def test_control_without_reject_on_failure_a_failed_message_is_lost(
 
 def test_control_without_reject_on_decode_error_an_unreadable_message_is_lost(bundle: Bundle) -> None:
     """Celery's consumer acknowledges what it cannot read."""
-    bundle.switch_off("consumer.py", "    def on_decode_error(", "    def _not_used(")
+    bundle.switch_off("worker/consumer.py", "    def on_decode_error(", "    def _not_used(")
     worker = bundle.worker().ready()
     _raw(bundle, b"\xff not json", "application/json", task="proj.tasks.add", id="it")
 
@@ -367,7 +367,7 @@ def test_control_without_reject_on_decode_error_an_unreadable_message_is_lost(bu
 
 def test_control_without_late_acknowledgement_a_killed_worker_loses_its_message(bundle: Bundle) -> None:
     """Acknowledged at its start, the task dies with its worker."""
-    bundle.switch_off("config.py", '"task_acks_late": True', '"task_acks_late": False')
+    bundle.switch_off("celeryconfig.py", '"task_acks_late": True', '"task_acks_late": False')
     worker = bundle.worker().ready()
     bundle.enqueue("sleep-dots", "600", "--id", "it")
     worker.started("it")

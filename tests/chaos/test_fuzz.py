@@ -10,7 +10,7 @@ from typing import Final
 import hypothesis
 import pytest
 
-from proj.broker import BrokerNode
+from proj.private_node.node import BrokerNode
 from tests.bundle import Bundle
 from tests.chaos.fuzzing import Fuzzing, Verdict
 from tests.chaos.messages import MESSAGES, Message
@@ -69,14 +69,14 @@ def test_large_messages(fuzzing: Fuzzing) -> None:
     [
         (
             {
-                "request.py": ("        shape.check(self)\n", ""),
+                "worker/request.py": ("        shape.check(self)\n", ""),
                 "request.py ": ("elif self._end or not self.task.acks_late:", "elif True:"),
             },
             ("body.kwargs", None),
             "missing: ",
         ),
         (
-            {"consumer.py": ("except Exception as error:", "except lost as error:")},
+            {"worker/consumer.py": ("except Exception as error:", "except lost as error:")},
             ("body.all", 5),
             "the worker: ",
         ),

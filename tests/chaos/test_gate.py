@@ -13,7 +13,7 @@ import amqp
 import pytest
 
 from proj import queues
-from proj.broker import BrokerNode
+from proj.private_node.node import BrokerNode
 from tests.bundle import BIN, PATIENCE, Bundle, Worker, eventually, vhost_of
 from tests.integration import dead
 
@@ -104,8 +104,8 @@ def _publish(channel: Any, body: bytes, headers: dict[str, Any], **properties: A
 def _outcomes(bundle: Bundle, *ids: str) -> dict[str, dict[str, Any]]:
     """What is stored under each id."""
     found: dict[str, dict[str, Any]] = bundle.python(
-        "import json; from proj import results; from dataclasses import asdict;"
-        f"print(json.dumps({{i: asdict(results.outcome(i)) for i in {ids!r}}}))"
+        "import json; from proj import app, results; from dataclasses import asdict;"
+        f"print(json.dumps({{i: asdict(results.outcome(app, i)) for i in {ids!r}}}))"
     )
     return found
 
@@ -224,7 +224,7 @@ def test_message_that_celery_would_acknowledge_unexecuted_is_kept(
     """
     with Bundle(node, vhost=vhost_of(request), folder=tmp_path) as bundle:
         bundle.declare()
-        bundle.switch_off("request.py", "        shape.check(self)\n", "")
+        bundle.switch_off("worker/request.py", "        shape.check(self)\n", "")
         worker = bundle.worker().ready()
         with bundle.channel() as channel:
             _publish(channel, _NO_MAPPING, {"id": "kept"})
@@ -232,7 +232,7 @@ def test_message_that_celery_would_acknowledge_unexecuted_is_kept(
         eventually("it is a dead letter", lambda: bundle.depth("proj.dead") == 1)
         assert worker.terminate() == 0
 
-        bundle.switch_off("request.py", "elif self._end or not self.task.acks_late:", "elif True:")
+        bundle.switch_off("worker/request.py", "elif self._end or not self.task.acks_late:", "elif True:")
         worker = bundle.worker(log="lost.log").ready()
         with bundle.channel() as channel:
             _publish(channel, _NO_MAPPING, {"id": "lost"})

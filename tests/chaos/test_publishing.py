@@ -13,7 +13,8 @@ import pytest
 from amqp.exceptions import AccessRefused
 
 from proj import queues
-from proj.broker import BrokerNode
+from proj.private_node.node import BrokerNode
+from proj.rabbitmq import topology
 from tests.alarm import alarm
 from tests.bundle import Bundle, eventually
 from tests.chaos.publisher import ID, REPEAT, Publisher, check, headers, ids, user
@@ -116,7 +117,7 @@ def test_declaring_delays_leaves_no_channel_open(bundle: Bundle) -> None:
         with kombu.Connection(bundle.env["CELERY_BROKER_URL"]) as connection:
             before = set(connection.connection.channels)
             try:
-                queues.declare_delays(connection)
+                topology.declare_delays(connection)
             finally:
                 assert set(connection.connection.channels) == before
 

@@ -11,8 +11,8 @@ import kombu
 import pytest
 from amqp.exceptions import UnexpectedFrame
 
-from proj import connection
 from proj.config import CONNECT_TIMEOUT
+from proj.rabbitmq import connection
 from tests.bundle import COMMAND_TIMEOUT, PATIENCE, Bundle, eventually
 from tests.chaos.proxy import Network, Proxy
 from tests.chaos.publisher import (
@@ -92,7 +92,7 @@ def test_name_server_that_does_not_answer(bundle: Bundle, protected: bool) -> No
     """The time in which the broker's address is looked for is bounded too; it is not, if not in a thread."""
     if not protected:
         bundle.switch_off(
-            "connection.py", "_resolve(connection.hostname, connection.connect_timeout)", "pass"
+            "rabbitmq/connection.py", "_resolve(connection.hostname, connection.connect_timeout)", "pass"
         )
     url = bundle.url.replace("127.0.0.1", "no-answer.invalid")
     bundle.env |= {"CELERY_BROKER_URL": url, "PROJ_PUBLISH_TIMEOUT": str(TIMEOUT)}
@@ -183,7 +183,7 @@ def test_broker_that_answers_slowly(bundle: Bundle, proxy: Proxy, network: Netwo
     [
         ("deadline.py", "            cut()\n", TIMEOUT / 4),
         # When this fails, kombu has learnt to show a connection before its handshake.
-        ("connection.py", "        self.client._connection = self\n", TIMEOUT * 0.9),
+        ("rabbitmq/connection.py", "        self.client._connection = self\n", TIMEOUT * 0.9),
     ],
     ids=["none", "none while it connects"],
 )

@@ -59,7 +59,7 @@ def test_some_of_many_that_are_refused(bundle: Bundle) -> None:
 
 def test_control_full_queue_without_confirms(bundle: Bundle) -> None:
     """Without confirms, 21 publishes to the same queue succeed, and most of their messages are nowhere."""
-    bundle.switch_off("config.py", '"confirm_publish": True', '"confirm_publish": False')
+    bundle.switch_off("celeryconfig.py", '"confirm_publish": True', '"confirm_publish": False')
     with Publisher(bundle) as publisher:
         assert _fill(bundle, publisher).kind == "confirmed"
     assert len(ids(bundle)) < 21
@@ -141,7 +141,7 @@ print(json.dumps([ended(each) for each in (
 
 def test_control_unroutable_without_mandatory(bundle: Bundle) -> None:
     """Without `mandatory` the same message is confirmed, and is in no queue."""
-    bundle.switch_off("door.py", '["mandatory"] = True', '["mandatory"] = False')
+    bundle.switch_off("enqueue/app.py", '["mandatory"] = True', '["mandatory"] = False')
     with Publisher(bundle) as publisher:
         check(publisher.publish(exchange="proj", routing_key="nowhere"), "confirmed")
     assert bundle.depth("proj.tasks") == 0

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from proj import heartbeat
+from proj.health import heartbeat
 from tests.bundle import Bundle, Worker, eventually
 
 #: A task of a fraction of a second, which leaves its number in a file each time it is executed.

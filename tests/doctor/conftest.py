@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proj.broker import BrokerNode
+from proj.private_node.node import BrokerNode
 from tests.bundle import Bundle, eventually, vhost_of
 
 #: Milliseconds after which the node of these tests counts anew; the usual 5 seconds would be waited for.

@@ -32,7 +32,7 @@ import dataclasses, json, time
 from proj import app, doctor
 {before}
 began = time.monotonic()
-found = [dataclasses.asdict(finding) for finding in doctor.examine()]
+found = [dataclasses.asdict(finding) for finding in doctor.examine(app)]
 print(json.dumps([found, time.monotonic() - began]))
 """)
     return found, seconds

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from proj import queues
-from proj.broker import BrokerNode
+from proj.private_node.node import BrokerNode
 from tests.bundle import COMMAND_TIMEOUT, Bundle, eventually
 from tests.doctor.findings import about, doctor, finds
 from tests.missing import missing
@@ -70,8 +70,8 @@ def moved(bundle: Bundle, said: str, script: str, env: dict[str, str]) -> None:
 
 def enable_shovel(node: BrokerNode) -> None:
     """Switch the plugin on, as `rabbitmq-plugins enable` does."""
-    from proj.broker import find_server_dir
-    from proj.broker_guard import environment
+    from proj.private_node.guard import environment
+    from proj.private_node.node import find_server_dir
 
     folder = find_server_dir()
     done = subprocess.run(

@@ -10,9 +10,9 @@ from tests.doctor.findings import about, bad, doctor, finds, results
 
 def test_settings_that_break_the_promise(declared: Bundle) -> None:
     """Confirms that are off, a task that outlasts the broker's patience, one that is acknowledged early."""
-    declared.switch_off("config.py", '"confirm_publish": True,', "")
+    declared.switch_off("celeryconfig.py", '"confirm_publish": True,', "")
     for name in ("read_timeout", "write_timeout"):
-        declared.switch_off("config.py", f'"{name}": settings.proj_publish_timeout,', "")
+        declared.switch_off("celeryconfig.py", f'"{name}": settings.proj_publish_timeout,', "")
     declared.add_task('@app.task(name="proj.tasks.long", time_limit=7200)\ndef long() -> None: ...')
     declared.add_task('@app.task(name="proj.tasks.careless", acks_late=False)\ndef careless() -> None: ...')
 

@@ -4,6 +4,7 @@ import kombu
 from kombu.transport.native_delayed_delivery import declare_native_delayed_delivery_exchanges_and_queues
 
 from proj import queues
+from proj.rabbitmq import topology
 from tests.bundle import MANAGEMENT_OFF, Bundle
 from tests.doctor.findings import about, doctor, finds, follow
 
@@ -70,7 +71,7 @@ def test_what_is_unbound_or_gone_is_mended_by_a_worker(declared: Bundle) -> None
 def test_delay_queues_of_another_application(bundle: Bundle) -> None:
     """Classic ones work, and are not as safe."""
     with kombu.Connection(bundle.url) as connection:
-        queues.declare(connection.default_channel)
+        topology.declare(connection.default_channel)
         declare_native_delayed_delivery_exchanges_and_queues(connection, "classic")
 
     finding = about(doctor(bundle), "delay_routes", "28", "classic")

@@ -11,7 +11,7 @@ import amqp
 import amqp.abstract_channel
 import pytest
 
-from proj import queues
+from proj.rabbitmq import topology
 from tests.bundle import PATIENCE, Bundle, eventually
 
 #: The queue of a program that is not ours, whose messages die into our dead-letter queue.
@@ -30,7 +30,7 @@ def publish(
     bundle: Bundle, body: object, queue: str = "proj.tasks", count: int = 1, **properties: Any
 ) -> None:
     with bundle.channel() as channel:
-        queues.declare(channel)
+        topology.declare(channel)
         if queue == OTHER:
             arguments = {"x-dead-letter-exchange": "proj.dead"}
             channel.queue_declare(OTHER, durable=True, auto_delete=False, arguments=arguments)
@@ -43,7 +43,7 @@ def publish_task(
 ) -> None:
     """Publish what Celery publishes, without the checks that `proj enqueue` makes."""
     with bundle.channel() as channel:
-        queues.declare(channel)
+        topology.declare(channel)
         _send(channel, [_task_message(task_id, *args, **properties)], queue)
 
 
@@ -94,7 +94,7 @@ def expire_many(bundle: Bundle, count: int) -> None:
 def depth(bundle: Bundle) -> int:
     """How many there are, also when nothing is declared yet."""
     with bundle.channel() as channel:
-        queues.declare(channel)
+        topology.declare(channel)
     return bundle.depth("proj.dead")
 
 
@@ -129,15 +129,16 @@ def show(bundle: Bundle, task_id: str) -> dict[str, Any]:
 
 
 def killed_at(
-    bundle: Bundle, method: str, call: str, owner: str = "_Reader"
+    bundle: Bundle, method: str, call: str, owner: str = "reader._Reader"
 ) -> subprocess.CompletedProcess[str]:
     """A program that is killed, as by SIGKILL from outside, exactly when it gets to `method`."""
     code = f"""
 import os, signal
-from proj import dead_letters
+from proj import app, dead_letters
+from proj.dead_letters import publisher, reader
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
-dead_letters.{owner}.{method} = die
+{owner}.{method} = die
 {call}
 """
     return bundle.run(sys.executable, "-c", code)
@@ -148,7 +149,7 @@ def publish_unreadable(bundle: Bundle, what: str, queue: str) -> None:
     message = _task_message("it", 1, 2, reply_to="place", headers={"at": datetime(2020, 1, 1)})
     old, new = UNREADABLE[what]
     with bundle.channel() as channel, pytest.MonkeyPatch.context() as patch:
-        queues.declare(channel)
+        topology.declare(channel)
         channel.queue_bind(queue, "amq.topic", "#.proj.tasks")
         channel.confirm_select()
         for module, writes in ((message, "_serialize_properties"), (amqp.abstract_channel, "dumps")):

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import psutil
 
-from proj.broker_guard import POLL_INTERVAL, NodeInfo
+from proj.private_node.guard import POLL_INTERVAL, NodeInfo
 
 #: Seconds in which the processes of a killed node are gone: usually tenths of one.
 GONE_TIMEOUT = 60.0

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from proj import broker
 from proj.errors import ExitCode
+from proj.private_node import node
 from tests.bundle import COMMAND_TIMEOUT
 from tests.integration.node_processes import STOPPED, alive, left, logged_since, processes
 
@@ -77,7 +77,7 @@ def run_and_end(end: signal.Signals, folder: Path) -> Run:
             assert process.stdout is not None
             lines = [process.stdout.readline() for _ in range(7)]
             assert all(lines), process.communicate(timeout=COMMAND_TIMEOUT)
-            info = broker.running(folder)
+            info = node.running(folder)
             assert info is not None
             found = processes(info)
             log_start = info.log.stat().st_size
@@ -133,7 +133,7 @@ def start_status_stop(folder: Path) -> None:
     # Without a stdin, whose number the lock of the node must not get.
     code, stdout, stderr = cli_at_home(*arguments, closed="<&-")
     assert code == ExitCode.DONE, stderr
-    info = broker.running(folder)
+    info = node.running(folder)
     assert info is not None
     found = processes(info)
     try:

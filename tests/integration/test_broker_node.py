@@ -20,10 +20,10 @@ import psutil
 import pytest
 import vine
 
-from proj import broker
-from proj.broker import BrokerNode
-from proj.broker_guard import NODE_NAME, NodeInfo
 from proj.errors import BrokerNodeError
+from proj.private_node import node as private_node
+from proj.private_node.guard import NODE_NAME, NodeInfo
+from proj.private_node.node import BrokerNode
 from tests.bundle import COMMAND_TIMEOUT, PACKAGE
 from tests.integration.node_processes import STOPPED, alive, left, logged_since, processes
 from tests.missing import missing
@@ -54,7 +54,7 @@ def shared_node(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.fixture
 def node(shared_node: BrokerNode, monkeypatch: pytest.MonkeyPatch) -> BrokerNode:
     """A node that runs: started on the first use, and again after a test that has ended it."""
-    if broker.running(shared_node.data_dir) is None:
+    if private_node.running(shared_node.data_dir) is None:
         for name, value in OTHER_SETTINGS.items():
             monkeypatch.setenv(name, value)
         shared_node.start()
@@ -157,13 +157,13 @@ def test_taken_port_is_named(option: str, tmp_path: Path) -> None:
             node.start()
     assert f"--{option.replace('_', '-')} 0" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert broker.running(tmp_path) is None
+    assert private_node.running(tmp_path) is None
 
 
 def test_missing_rabbitmq_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without RabbitMQ the error's one line has the commands for Debian, macOS and Docker."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(broker, "SERVER_DIRS", (str(tmp_path / "none"),))
+    monkeypatch.setattr(private_node, "SERVER_DIRS", (str(tmp_path / "none"),))
     with pytest.raises(BrokerNodeError) as caught:
         BrokerNode(tmp_path / "data").start()
     message = str(caught.value)
@@ -186,12 +186,12 @@ def test_wrappers_on_path_are_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_p
         script.write_text("#!/bin/sh\n")
         script.chmod(0o755)
     (linked / "rabbitmq-server").symlink_to(real / "rabbitmq-script-wrapper")
-    monkeypatch.setattr(broker, "SERVER_DIRS", (str(real),))
+    monkeypatch.setattr(private_node, "SERVER_DIRS", (str(real),))
     monkeypatch.setenv("PATH", f"{lone}{os.pathsep}{linked}")
-    assert broker.find_server_dir() == real.resolve()
+    assert private_node.find_server_dir() == real.resolve()
     for wrapper in (lone, linked):
         with pytest.raises(BrokerNodeError, match="not found in"):
-            broker.find_server_dir(wrapper)
+            private_node.find_server_dir(wrapper)
 
 
 def test_two_nodes_run_side_by_side(node: BrokerNode, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_two_nodes_run_side_by_side(node: BrokerNode, tmp_path: Path) -> None:
     finally:
         other.kill()
     assert left(found) == []
-    assert broker.answers(node.info)
+    assert private_node.answers(node.info)
 
 
 def test_killing_rabbitmq_leaves_nothing_behind(node: BrokerNode) -> None:
@@ -217,7 +217,7 @@ def test_killing_rabbitmq_leaves_nothing_behind(node: BrokerNode) -> None:
     with pytest.raises(BrokerNodeError, match="ended"):
         node.wait()
     assert left(found) == []
-    assert broker.running(node.data_dir) is None
+    assert private_node.running(node.data_dir) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
@@ -226,7 +226,7 @@ def test_killing_the_guard_takes_the_node_down(node: BrokerNode) -> None:
     found = processes(node.info)
     os.kill(node.info.guard_pid, signal.SIGKILL)
     assert left(found) == []
-    assert broker.running(node.data_dir) is None
+    assert private_node.running(node.data_dir) is None
 
 
 def test_message_survives_an_orderly_stop(done: dict[object, Future[None]]) -> None:
@@ -264,7 +264,7 @@ def failed_start(node: BrokerNode) -> str:
         node.start()
     assert str(caught.value) == f"{caught.value.message} (its log is {node.info.log})"
     assert "\n" not in caught.value.message
-    assert broker.running(node.data_dir) is None
+    assert private_node.running(node.data_dir) is None
     return caught.value.message
 
 
@@ -300,7 +300,7 @@ def start_as_an_ordinary_user(_: Path) -> None:
     program = """if True:
         import os, sys
         from pathlib import Path
-        from proj.broker import BrokerNode
+        from proj.private_node.node import BrokerNode
 
         assert os.geteuid() != 0
         node = BrokerNode(Path(sys.argv[1]))

@@ -93,7 +93,7 @@ def test_options_are_kept_or_refused(bundle: Bundle) -> None:
     bundle.worker()
     answers = bundle.python("""
 import json
-from proj.options import MAX_HEADERS
+from proj.enqueue.options import MAX_HEADERS
 from proj.tasks import header, late
 args, most = ["\U0001f600" * 2000] * 3, MAX_HEADERS - 20
 def told(call):

@@ -244,7 +244,7 @@ def test_ctrl_c_that_is_switched_off_stays_so(bundle: Bundle, first: str, code: 
 def test_ctrl_c_while_a_result_is_read(bundle: Bundle) -> None:
     """It is told in the same lines, without the traceback of what was at work."""
     bundle.switch_off(
-        "database.py",
+        "results/database.py",
         'if engine.dialect.name == "sqlite":\n',
         'if engine.dialect.name == "sqlite":\n'
         "        once = vars(os).setdefault('once', iter([os.getpid()]))\n"

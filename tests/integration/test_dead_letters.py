@@ -205,8 +205,9 @@ def test_looking_changes_nothing_however_often(bundle: Bundle) -> None:
     limits = [1 + number * 7 % 40 for number in range(20)]
     looks = bundle.python(f"""
 import json
+from proj import app
 from proj.dead_letters import Wanted, listing
-print(json.dumps([[letter.id for letter in listing(Wanted(), limit)] for limit in {limits}]))
+print(json.dumps([[letter.id for letter in listing(app, Wanted(), limit)] for limit in {limits}]))
 """)
     assert looks == [ids[:limit] for limit in limits]
     assert bundle.depth("proj.dead") == 30
@@ -224,11 +225,12 @@ def test_looking_without_reading_on_turns_the_order(bundle: Bundle) -> None:
 
     turned = bundle.python("""
 import json
-from proj import dead_letters
-dead_letters._Reader._read_before = property(lambda self: False, lambda self, value: None)
-looks = [[letter.id for letter in dead_letters.listing(dead_letters.Wanted(), 3)] for _ in range(2)]
-dead_letters.listing(dead_letters.Wanted(), 2)
-print(json.dumps([letter.id for letter in dead_letters.listing(dead_letters.Wanted(), 9)]))
+from proj import app, dead_letters
+from proj.dead_letters.reader import _Reader
+_Reader._read_before = property(lambda self: False, lambda self, value: None)
+looks = [[letter.id for letter in dead_letters.listing(app, dead_letters.Wanted(), 3)] for _ in range(2)]
+dead_letters.listing(app, dead_letters.Wanted(), 2)
+print(json.dumps([letter.id for letter in dead_letters.listing(app, dead_letters.Wanted(), 9)]))
 """)
 
     assert sorted(turned) == ids
@@ -264,8 +266,9 @@ def test_one_program_at_a_time(bundle: Bundle, command: list[str]) -> None:
     ids = dead.expire(bundle, 4)
     code = """
 import sys
-from proj import dead_letters
-with dead_letters._reading() as reader:
+from proj import app
+from proj.dead_letters.reader import _reading
+with _reading(app) as reader:
     print(len(next(reader.chunks(2))), flush=True)
     sys.stdin.read()
 """
@@ -301,7 +304,7 @@ def test_look_that_is_killed_loses_nothing(bundle: Bundle) -> None:
     """A program that is killed while it looks gives everything back."""
     ids = dead.expire(bundle, 4)
 
-    killed = dead.killed_at(bundle, "give_back", "dead_letters.listing(dead_letters.Wanted(), 3)")
+    killed = dead.killed_at(bundle, "give_back", "dead_letters.listing(app, dead_letters.Wanted(), 3)")
 
     assert killed.returncode == -signal.SIGKILL
     dead.await_count(bundle, 4)

@@ -1,6 +1,7 @@
 """`proj dead drop`: dead letters that nobody wants any more."""
 
-from proj import dead_letters, redriving
+from proj import dead_letters
+from proj.dead_letters import publisher
 from tests.bundle import Bundle
 from tests.integration import dead
 
@@ -41,7 +42,7 @@ def test_every_other_one_is_dropped_at_once(bundle: Bundle) -> None:
 
 def test_dropping_many_leaves_none(bundle: Bundle) -> None:
     """More messages than a chunk, or than a window, are all acknowledged when the command ends."""
-    count = 2 * dead_letters.CHUNK + redriving.WINDOW + 1
+    count = 2 * dead_letters.CHUNK + publisher.WINDOW + 1
     dead.expire_many(bundle, count)
 
     done = bundle.proj("dead", "drop", "--all", "--yes")

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from proj import heartbeat
-from proj.broker import BrokerNode
+from proj.health import heartbeat
+from proj.private_node.node import BrokerNode
 from tests.bundle import BIN, GATED_TASK, Bundle, eventually
 from tests.refusal import refuses
 
@@ -37,8 +37,8 @@ BLOCK = """
 def _promise_soon(bundle: Bundle) -> None:
     """Let the workers promise their beats within seconds, so that no test waits for long."""
     bundle.declare()
-    bundle.switch_off("worker_heartbeat.py", "TURN: Final = 10.0", "TURN: Final = 6.0")
-    bundle.switch_off("worker_heartbeat.py", "CONNECT: Final = 80.0", "CONNECT: Final = 6.0")
+    bundle.switch_off("worker/heartbeat.py", "TURN: Final = 10.0", "TURN: Final = 6.0")
+    bundle.switch_off("worker/heartbeat.py", "CONNECT: Final = 80.0", "CONNECT: Final = 6.0")
 
 
 def _health(bundle: Bundle, *options: str) -> tuple[int, str]:
@@ -168,9 +168,9 @@ def test_beat_of_a_thread_would_be_a_lie(bundle: Bundle) -> None:
     """The control for the test above: a thread goes on beating for a loop that stands still."""
     _promise_soon(bundle)
     bundle.add_task(BLOCK)
-    bundle.switch_off("worker_heartbeat.py", "if threading.get_ident() != self._thread:", "if False:")
+    bundle.switch_off("worker/heartbeat.py", "if threading.get_ident() != self._thread:", "if False:")
     bundle.switch_off(
-        "worker_heartbeat.py",
+        "worker/heartbeat.py",
         "hub.call_repeatedly(INTERVAL, self._turned, c)",
         "from celery.utils.timer2 import Timer; Timer().call_repeatedly(INTERVAL, self._turned, (c,))",
     )
@@ -227,7 +227,7 @@ def test_without_beats_while_it_waits_a_worker_would_be_taken_for_dead(
 ) -> None:
     """The control for the test above."""
     _promise_soon(bundle)
-    bundle.switch_off("worker_heartbeat.py", "step.connecting()\n            callback()", "callback()")
+    bundle.switch_off("worker/heartbeat.py", "step.connecting()\n            callback()", "callback()")
     node = _own_node(bundle, tmp_path / "own")
     worker = bundle.worker(env=QUICK).ready()
 
@@ -298,7 +298,7 @@ def test_disk_that_is_full_makes_no_worker_dead(bundle: Bundle, small_disk: Path
     """Its beats need no room; they would stop, if each were written to a file of its own."""
     _promise_soon(bundle)
     if not protected:
-        bundle.switch_off("heartbeat.py", "        _write_over(path, data)\n", "        raise\n")
+        bundle.switch_off("health/heartbeat.py", "        _write_over(path, data)\n", "        raise\n")
     worker = bundle.worker(env=QUICK).ready()
     eventually("it is ready", lambda: _is(bundle, "ready"))
 

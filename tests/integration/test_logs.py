@@ -297,7 +297,7 @@ def test_publish_whose_confirm_is_lost_is_told(bundle: Bundle) -> None:
     bundle.env |= JSON
     sent = "            return send(producer)\n"
     bundle.switch_off(
-        "publish.py", sent, sent.replace("return ", "") + "            raise ConnectionResetError\n"
+        "enqueue/publish.py", sent, sent.replace("return ", "") + "            raise ConnectionResetError\n"
     )
 
     done = bundle.proj("enqueue", "add", "1", "2", "--id", "it")
@@ -398,7 +398,7 @@ print(json.dumps([before, (len(root.handlers), root.level)]))
 
 def test_traceback_steers_no_terminal() -> None:
     """The words of an exception may come from a message; in text they are shown as they are spelled."""
-    from proj.logs import TextFormatter
+    from proj.logs.formats import TextFormatter
 
     record = logging.makeLogRecord({"msg": "caught"})
     try:

@@ -80,7 +80,7 @@ def test_whoever_waits_is_answered(bundle: Bundle) -> None:
     assert (
         bundle.python("""
 from proj import app
-from proj.lookout import DeadLettered
+from proj.worker.lookout import DeadLettered
 try:
     app.AsyncResult("it").get(timeout=60)
 except DeadLettered as error:

@@ -10,7 +10,7 @@ import pytest
 
 from proj.config import Settings
 from proj.errors import ManagementUnavailable
-from proj.management import Management
+from proj.rabbitmq.management import Management
 from tests.bundle import Bundle
 
 

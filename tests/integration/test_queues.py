@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from proj import queues
-from proj.broker import BrokerNode
+from proj.private_node.node import BrokerNode
+from proj.rabbitmq import topology
 from tests.alarm import alarm
 from tests.bundle import MANAGEMENT_OFF, PATIENCE, Bundle, eventually
 from tests.chaos.proxy import Network, Proxy
@@ -172,8 +172,8 @@ def test_dead_letters_are_looked_at_anew_when_some_have_left(bundle: Bundle) -> 
 
     looks, ages, many, problems = bundle.python("""
 import json
-from proj import dead_letters, depths
-from proj.dead_letter import Wanted
+from proj import app, dead_letters, depths
+from proj.dead_letters.letter import Wanted
 looks, listing = [], dead_letters.listing
 def counted(*args, **options):
     looks.append(1)
@@ -184,12 +184,12 @@ def look(reader):
     snapshot = reader.snapshot()
     seen.append(len(looks))
     return snapshot.depths[0].oldest, snapshot.problems
-with depths.Reader(["proj.dead"]) as reader:
+with depths.Reader(app, ["proj.dead"]) as reader:
     ages = [look(reader)[0], look(reader)[0]]
-    dead_letters.drop(Wanted(ids={"first"}))
+    dead_letters.drop(app, Wanted(ids={"first"}))
     ages.append(look(reader)[0])
-depths._FEW = 0
-with depths.Reader(["proj.dead"]) as reader:
+depths.reader._FEW = 0
+with depths.Reader(app, ["proj.dead"]) as reader:
     many, problems = look(reader)
 print(json.dumps([seen, ages, many, problems]))
 """)
@@ -392,7 +392,7 @@ def test_busy_queue_is_not_taken_for_an_empty_one(bundle: Bundle) -> None:
         bundle.node.ctl("eval", f"sys:suspend({process}).")
         try:
             assert channel.queue_declare("proj.tasks", passive=True).message_count == 0
-            found = background.submit(queues.look, channel, "proj.tasks", PATIENCE)
+            found = background.submit(topology.look, channel, "proj.tasks", PATIENCE)
         finally:
             bundle.node.ctl("eval", f"sys:resume({process}).")
         assert found.result().message_count == 3
@@ -407,6 +407,6 @@ def test_queue_that_stays_busy_is_no_empty_one(bundle: Bundle) -> None:
         bundle.node.ctl("eval", f"sys:suspend({process}).")
         try:
             with pytest.raises(TimeoutError, match=r"proj\.tasks is too busy"):
-                queues.look(channel, "proj.tasks", patience=0)
+                topology.look(channel, "proj.tasks", patience=0)
         finally:
             bundle.node.ctl("eval", f"sys:resume({process}).")

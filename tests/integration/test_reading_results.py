@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 
-from proj import database as store_database
+from proj.results import database as store_database
 from tests.bundle import Bundle, eventually
 from tests.integration import stores
 from tests.integration.stores import Database, Fault, LoginOnly
@@ -36,7 +36,7 @@ def counted(*args, **options):
     looks.append(1)
     return read(*args, **options)
 app.backend.get_task_meta = counted
-assert results.outcome("any").state == "PENDING"
+assert results.outcome(app, "any").state == "PENDING"
 print(len(looks))
 """)
 
@@ -125,8 +125,8 @@ def test_reading_from_postgresql_that_answers_no_question(bundle: Bundle) -> Non
 
 def test_postgresql_that_answers_no_question_is_waited_for(bundle: Bundle) -> None:
     """The control for the server that says nothing: with a new connection not bounded, it is waited for."""
-    bundle.switch_off("database.py", "ANSWER_TIMEOUT: Final = 10", "ANSWER_TIMEOUT: Final = 2")
-    bundle.switch_off("database.py", 'event.listen(engine, "connect", begin, insert=True)', "pass")
+    bundle.switch_off("results/database.py", "ANSWER_TIMEOUT: Final = 10", "ANSWER_TIMEOUT: Final = 2")
+    bundle.switch_off("results/database.py", 'event.listen(engine, "connect", begin, insert=True)', "pass")
     with LoginOnly() as server:
         reader = bundle.start("result", "any", env={"CELERY_RESULT_BACKEND": "db+" + server.url})
         eventually("it is asked", lambda: server.asked)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from proj import dead_letters, redriving
-from proj.broker import BrokerNode
+from proj import dead_letters
+from proj.dead_letters import publisher
+from proj.private_node.node import BrokerNode
 from tests.alarm import alarm
 from tests.bundle import Bundle, eventually
 from tests.integration import dead
@@ -134,7 +135,7 @@ def test_dry_run_foresees_a_queue_that_is_gone(bundle: Bundle) -> None:
     assert foreseen.returncode == done.returncode == 69
     assert foreseen.stderr == done.stderr.replace("redriven", "would be redriven")
     gone = "queue 'other' is gone (2)"
-    assert done.stderr == f"3 redriven, 3 left: {redriving.NOWHERE} (1), {gone}\n"
+    assert done.stderr == f"3 redriven, 3 left: {publisher.NOWHERE} (1), {gone}\n"
 
 
 @pytest.fixture
@@ -287,7 +288,7 @@ def test_redrive_that_is_killed_before_its_acknowledgement_duplicates(bundle: Bu
     """Between confirm and acknowledgement the message is in both queues: twice, and never nowhere."""
     dead.expire(bundle, 1)
 
-    killed = dead.killed_at(bundle, "settle", "dead_letters.redrive(dead_letters.Wanted())")
+    killed = dead.killed_at(bundle, "settle", "dead_letters.redrive(app, dead_letters.Wanted())")
 
     assert killed.returncode == -signal.SIGKILL
     dead.await_count(bundle, 1)
@@ -302,7 +303,7 @@ def test_redrive_that_is_killed_before_its_confirm_loses_nothing(bundle: Bundle)
     dead.expire(bundle, 1)
 
     killed = dead.killed_at(
-        bundle, "_on_ack", "dead_letters.redrive(dead_letters.Wanted())", "redriving.Window"
+        bundle, "_on_ack", "dead_letters.redrive(app, dead_letters.Wanted())", "publisher.Window"
     )
 
     assert killed.returncode == -signal.SIGKILL
@@ -335,15 +336,17 @@ def test_broker_that_goes_away_after_some_is_75(bundle: Bundle, work: str, said:
 
     line = bundle.python(f"""
 import json
-from proj import connection, dead_letters, errors
-settle = dead_letters._Reader.settle
+from proj import app, dead_letters, errors
+from proj.dead_letters.reader import _Reader
+from proj.rabbitmq import connection
+settle = _Reader.settle
 def settle_two(reader, letters, windows=iter([1, 2])):
     if not next(windows, None):
         connection._shut(reader.broker)
     settle(reader, letters)
-dead_letters._Reader.settle = settle_two
+_Reader.settle = settle_two
 try:
-    dead_letters.{work}(dead_letters.Wanted())
+    dead_letters.{work}(app, dead_letters.Wanted())
 except errors.OutcomeUnknown as error:
     print(json.dumps(str(error)))
 """)
@@ -366,7 +369,7 @@ import json, tracemalloc
 from proj import app, dead_letters
 app.connection_for_write().connect()  # what is imported is no matter
 tracemalloc.start()
-done = dead_letters.redrive(dead_letters.Wanted()).done
+done = dead_letters.redrive(app, dead_letters.Wanted()).done
 print(json.dumps([done, tracemalloc.get_traced_memory()[1]]))
 """)
         assert done == count

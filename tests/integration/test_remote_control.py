@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from proj.broker import BrokerNode
+from proj.private_node.node import BrokerNode
 from tests.bundle import GATED_TASK, Bundle, Worker, eventually
 from tests.integration import dead
 
@@ -70,14 +70,14 @@ def test_revocation_outlives_workers(bundle: Bundle) -> None:
 def test_revocation_that_nobody_looks_for(bundle: Bundle) -> None:
     """Control: without the look, the message is executed."""
     bundle.declare()
-    bundle.switch_off("enqueue.py", "        revocation.check(self)\n", "")
+    bundle.switch_off("worker/task.py", "        revocation.check(self)\n", "")
     _revoked(bundle).says("[delayed] succeeded")
 
 
 @pytest.fixture(scope="module")
 def shared(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     with Bundle(node, vhost="remote-control", folder=tmp_path_factory.mktemp("shared")) as bundle:
-        bundle.switch_off("patience.py", "\nPATIENCE: Final = 2", "\nPATIENCE: Final = 0.2")
+        bundle.switch_off("results/patience.py", "\nPATIENCE: Final = 2", "\nPATIENCE: Final = 0.2")
         yield bundle
 
 

@@ -115,7 +115,9 @@ def test_failure_that_names_what_is_no_text_is_stored(
 
 def test_many_writers_lose_nothing(bundle: Bundle) -> None:
     """Four processes of two workers store 800 results in one new file, and none finds it locked."""
-    bundle.switch_off("database.py", "SQLITE_BUSY_TIMEOUT: Final = 5", "SQLITE_BUSY_TIMEOUT: Final = 60")
+    bundle.switch_off(
+        "results/database.py", "SQLITE_BUSY_TIMEOUT: Final = 5", "SQLITE_BUSY_TIMEOUT: Final = 60"
+    )
     workers = [_worker(bundle, "--concurrency=2", log=f"{n}.log").ready() for n in "ab"]
     bundle.python("""
 from proj.tasks import add
@@ -153,7 +155,7 @@ print(json.dumps([session.execute(text("PRAGMA " + name)).scalar() for name in p
 def test_file_that_is_deleted_under_a_worker(bundle: Bundle, protected: bool) -> None:
     """The next result goes into a new file, and not into one that nobody can read; the control loses it."""
     if not protected:
-        bundle.switch_off("database.py", "raise DisconnectionError", "str")
+        bundle.switch_off("results/database.py", "raise DisconnectionError", "str")
     _worker(bundle)
     first = bundle.proj("enqueue", "add", "1", "2", "--id", "first", "--wait")
     assert first.stdout == "3\n", first.stderr
@@ -205,11 +207,15 @@ def _read_only(database: Database) -> Callable[[], object]:
 
 def _impatient(bundle: Bundle) -> None:
     """Let the copy give up sooner, and have room for less."""
-    bundle.switch_off("patience.py", "STORE_PATIENCE: Final = 30", "STORE_PATIENCE: Final = 1")
-    bundle.switch_off("database.py", "SQLITE_BUSY_TIMEOUT: Final = 5", "SQLITE_BUSY_TIMEOUT: Final = 1")
-    bundle.switch_off("patience.py", "\nPATIENCE: Final = 2", "\nPATIENCE: Final = 0.5")
+    bundle.switch_off("results/patience.py", "STORE_PATIENCE: Final = 30", "STORE_PATIENCE: Final = 1")
+    bundle.switch_off(
+        "results/database.py", "SQLITE_BUSY_TIMEOUT: Final = 5", "SQLITE_BUSY_TIMEOUT: Final = 1"
+    )
+    bundle.switch_off("results/patience.py", "\nPATIENCE: Final = 2", "\nPATIENCE: Final = 0.5")
     tuned = 'connection.execute("PRAGMA synchronous = NORMAL")'
-    bundle.switch_off("database.py", tuned, f'{tuned}; connection.execute("PRAGMA max_page_count = 50")')
+    bundle.switch_off(
+        "results/database.py", tuned, f'{tuned}; connection.execute("PRAGMA max_page_count = 50")'
+    )
 
 
 def _strike(bundle: Bundle, fault: Fault, target: Any, said: str, *options: str) -> Worker:
@@ -306,7 +312,7 @@ def test_postgresql_that_fails(
 @pytest.mark.parametrize("protected", [True, False], ids=["", "control"])
 def test_postgresql_that_hangs(bundle: Bundle, database: Database, protected: bool) -> None:
     """A connection that does not answer is given up for another; the control waits as long as it hangs."""
-    bundle.switch_off("database.py", "ANSWER_TIMEOUT: Final = 10", "ANSWER_TIMEOUT: Final = 2")
+    bundle.switch_off("results/database.py", "ANSWER_TIMEOUT: Final = 10", "ANSWER_TIMEOUT: Final = 2")
     if not protected:
         bundle.switch_off("deadline.py", "timer.start()", "pass")
     worker = _worker(bundle)
@@ -327,7 +333,7 @@ def test_postgresql_that_hangs(bundle: Bundle, database: Database, protected: bo
 def test_success_that_is_lost(bundle: Bundle) -> None:
     """The control for stores that fail: with the error not raised, the task is done, and has no result."""
     _impatient(bundle)
-    bundle.switch_off("patience.py", "if state in _NEEDED:", "if False:")
+    bundle.switch_off("results/patience.py", "if state in _NEEDED:", "if False:")
 
     worker = _strike(bundle, stores.folder_in_its_place, bundle, "unable to open database file")
 
@@ -338,7 +344,7 @@ def test_success_that_is_lost(bundle: Bundle) -> None:
 
 def test_worker_waits_for_its_store(bundle: Bundle, database: Database) -> None:
     """With its database down a worker starts, keeps the one result it has, and stores it later."""
-    bundle.switch_off("patience.py", "STORE_PATIENCE: Final = 30", "STORE_PATIENCE: Final = 300")
+    bundle.switch_off("results/patience.py", "STORE_PATIENCE: Final = 30", "STORE_PATIENCE: Final = 300")
     database.server.stop()
     try:
         worker = _worker(bundle)
@@ -379,10 +385,10 @@ _AGAIN = "The result store fails, trying again: "
 @pytest.mark.parametrize("protected", [True, False], ids=["", "control"])
 def test_progress_is_dropped_while_sqlite_fails(bundle: Bundle, protected: bool) -> None:
     """A task that reports its progress is not held, and its end is stored; the control holds it."""
-    bundle.switch_off("patience.py", "STORE_PATIENCE: Final = 30", "STORE_PATIENCE: Final = 1")
+    bundle.switch_off("results/patience.py", "STORE_PATIENCE: Final = 30", "STORE_PATIENCE: Final = 1")
     bundle.add_task(_TASK_WITH_PROGRESS.replace("STEPS", "50" if protected else "1"))
     if not protected:
-        bundle.switch_off("patience.py", "if state not in _KEPT:", "if False:")
+        bundle.switch_off("results/patience.py", "if state not in _KEPT:", "if False:")
     worker = _worker(bundle)
     bundle.enqueue("add", "1", "2")
     worker.says(" succeeded in ")
@@ -407,7 +413,7 @@ def test_progress_is_dropped_while_sqlite_fails(bundle: Bundle, protected: bool)
 
 def test_progress_is_dropped_while_postgresql_is_stopped(bundle: Bundle, database: Database) -> None:
     """The task goes on to its end at once; its worker waits for the store with the end, and stores that."""
-    bundle.switch_off("patience.py", "STORE_PATIENCE: Final = 30", "STORE_PATIENCE: Final = 300")
+    bundle.switch_off("results/patience.py", "STORE_PATIENCE: Final = 30", "STORE_PATIENCE: Final = 300")
     bundle.env["PROJ_LOG_FORMAT"] = "json"
     bundle.add_task(_TASK_WITH_PROGRESS.replace("STEPS", "50"))
     worker = _worker(bundle)
@@ -431,7 +437,7 @@ def test_progress_is_dropped_while_postgresql_is_stopped(bundle: Bundle, databas
 
 def test_progress_is_stored_while_the_store_works(bundle: Bundle) -> None:
     """What a task reports can be read before it ends, and again once the store is back."""
-    bundle.switch_off("patience.py", "PROGRESS_PAUSE: Final = 10", "PROGRESS_PAUSE: Final = 0")
+    bundle.switch_off("results/patience.py", "PROGRESS_PAUSE: Final = 10", "PROGRESS_PAUSE: Final = 0")
     bundle.add_task("""
         @app.task(bind=True, name="proj.tasks.stepwise")
         def stepwise(self, gate):

@@ -18,7 +18,7 @@ from amqp.exceptions import AccessRefused
 from proj import queues
 from proj.config import Settings
 from proj.errors import ManagementUnavailable
-from proj.management import Management
+from proj.rabbitmq.management import Management
 from tests.bundle import BIN, Bundle, eventually
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / "deploy/rabbitmq"
@@ -209,7 +209,7 @@ def test_what_is_stored_as_a_result_is_never_executed(bundle: Bundle) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (69, 1), done
     assert not harm.exists()
 
-    bundle.switch_off("database.py", "def _decode_stored_result", "def _not_used")
+    bundle.switch_off("results/database.py", "def _decode_stored_result", "def _not_used")
     bundle.proj("result", "x")
     assert harm.exists()
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from kombu import compression
 
-from proj.broker import BrokerNode
+from proj.private_node.node import BrokerNode
 from tests.bundle import Bundle, eventually, vhost_of
 from tests.integration import dead
 

@@ -15,10 +15,10 @@ from urllib.parse import quote
 import pytest
 import trustme
 
-from proj.broker import BrokerNode
 from proj.config import Settings
 from proj.errors import ManagementUnavailable
-from proj.management import Management
+from proj.private_node.node import BrokerNode
+from proj.rabbitmq.management import Management
 from tests.bundle import Bundle, eventually
 from tests.chaos.proxy import Network, Proxy
 from tests.chaos.publisher import SLACK, Publisher
@@ -238,7 +238,7 @@ def test_a_wrong_certificate_is_refused(bundle: Bundle, ca: trustme.CA, ca_file:
         assert not between.overheard
 
         bundle.switch_off(
-            "transport.py",
+            "rabbitmq/transport.py",
             '{"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": host}',
             '{"cert_reqs": ssl.CERT_NONE}',
         )
@@ -252,7 +252,7 @@ def test_kombu_itself_does_not_look_at_the_name(bundle: Bundle, ca: trustme.CA, 
         bundle.env |= {"CELERY_BROKER_URL": url(bundle, between.port), "SSL_CERT_FILE": str(ca_file)}
         assert f"is not for '{HOST}'" in refused(bundle)
 
-        bundle.switch_off("transport.py", '"amqps": f"', '"not-used": f"')
+        bundle.switch_off("rabbitmq/transport.py", '"amqps": f"', '"not-used": f"')
         assert bundle.proj("enqueue", "add", "1", "2").returncode == 0
 
 
@@ -266,7 +266,7 @@ from proj import app
 print(json.dumps(app.connection_for_write().get_transport_cls().__module__))
 """)
 
-    assert used == "proj.transport"
+    assert used == "proj.rabbitmq.transport"
 
 
 def test_a_worker_ends_at_a_wrong_certificate(bundle: Bundle, ca: trustme.CA) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from proj.broker import BrokerNode
+from proj.private_node.node import BrokerNode
 from tests.bundle import Bundle, Worker, eventually
 from tests.chaos.proxy import Proxy
 from tests.ports import free_port
@@ -71,7 +71,7 @@ def test_task_of_a_killed_worker_is_executed_by_the_other(bundle: Bundle) -> Non
 def test_task_of_a_worker_that_is_silent_is_executed_by_the_other(bundle: Bundle) -> None:
     """As when its machine is gone, and no connection is closed: the broker misses its heartbeats."""
     bundle.switch_off(
-        "config.py", '"task_acks_late": True,', '"task_acks_late": True, "broker_heartbeat": 3,'
+        "celeryconfig.py", '"task_acks_late": True,', '"task_acks_late": True, "broker_heartbeat": 3,'
     )
     victim = bundle.worker(log="victim.log").ready()
     bundle.enqueue("sleep-dots", "600", "--id", "survivor")
@@ -199,9 +199,9 @@ def test_worker_outlives_a_connection_that_only_the_broker_believes_in(bundle: B
 def test_worker_leaves_no_connection_behind_when_it_connects_anew(bundle: Bundle) -> None:
     """As when an answer is late: the end of the old one would later be taken for the loss of the new one."""
     bundle.switch_off(
-        "consumer.py",
-        "queues.ensure(conn)\n",
-        "queues.ensure(conn)\n                if not self.restart_count: raise TimeoutError('late')\n",
+        "worker/consumer.py",
+        "topology.ensure(conn)\n",
+        "topology.ensure(conn)\n                if not self.restart_count: raise TimeoutError('late')\n",
     )
     worker = bundle.worker()
     worker.says("late. Trying to reconnect...")

@@ -19,10 +19,10 @@ from kombu.utils import json as kombu_json
 from pydantic import BaseModel, BeforeValidator
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from proj.arguments import check_call, given_arguments
-from proj.checks import MAX_NESTING
+from proj.enqueue.arguments import check_call, given_arguments
+from proj.enqueue.checks import MAX_NESTING
+from proj.enqueue.parameters import Parameters
 from proj.errors import BadArguments, BadTask
-from proj.parameters import Parameters
 
 if TYPE_CHECKING:
     from tests.bundle import Bundle as Report

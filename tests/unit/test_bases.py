@@ -8,6 +8,7 @@ import pytest
 
 from proj import app, enqueue
 from proj.errors import BadArguments
+from proj.worker.task import TRANSIENT
 
 
 class Base(celery.Task):
@@ -58,8 +59,8 @@ def test_what_a_base_says_comes_first(tasks: list[Any]) -> None:
     plain, derived, by_class = tasks
     assert (derived.max_retries, derived.autoretry_for, derived.greeting()) == (7, (LookupError,), "hello")
     for task in (plain, by_class):
-        assert (task.max_retries, task.autoretry_for) == (5, enqueue.TRANSIENT)
-    assert {task.Request for task in tasks} == {"proj.request:Request"}
+        assert (task.max_retries, task.autoretry_for) == (5, TRANSIENT)
+    assert {task.Request for task in tasks} == {"proj.worker.request:Request"}
 
 
 def test_task_that_is_sent_by_its_name_is_checked() -> None:

@@ -3,7 +3,7 @@
 import pytest
 from kombu import Connection
 
-from proj import broker_errors
+from proj.rabbitmq import failures
 
 
 @pytest.mark.parametrize(
@@ -17,4 +17,4 @@ from proj import broker_errors
 )
 def test_the_broker_is_named_as_it_was_tried(url: str, where: str) -> None:
     """With what the URL leaves out, also before a first connection."""
-    assert f"the broker at {where} " in str(broker_errors.explain(TimeoutError(), Connection(url)))
+    assert f"the broker at {where} " in str(failures.explain(TimeoutError(), Connection(url)))

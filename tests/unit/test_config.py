@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
-from proj import config, state_dir
+from proj import celeryconfig, config, state_dir
 from proj.errors import ConfigError
-from proj.management import Management
+from proj.rabbitmq.management import Management
 
 
 @pytest.fixture(autouse=True)
@@ -195,20 +195,20 @@ def test_url_for_people_has_no_password(monkeypatch: pytest.MonkeyPatch, url: st
 )
 def test_celery_is_told_what_the_promise_rests_on(name: str, value: object) -> None:
     """A change of one of these is a change of the promise."""
-    assert config.celery_config(config.load())[name] == value
+    assert celeryconfig.configuration(config.load())[name] == value
 
 
 def test_publishing_is_confirmed_and_bounded() -> None:
     """The socket's times are those of the one setting."""
-    options = config.celery_config(config.load())["broker_transport_options"]
+    options = celeryconfig.configuration(config.load())["broker_transport_options"]
 
-    assert options == {"confirm_publish": True, "read_timeout": 10.0, "write_timeout": 10.0}
+    assert options == {"confirm_publish": True, "read_timeout": 10.0, "write_timeout": 10.0, "ca": None}
 
 
 def test_time_limits_are_below_the_brokers() -> None:
     """Soft before hard, and both before RabbitMQ ends the channel."""
     settings = config.load()
-    told = config.celery_config(settings)
+    told = celeryconfig.configuration(settings)
 
     assert settings.proj_task_soft_time_limit < told["task_time_limit"] < config.CONSUMER_TIMEOUT
 
@@ -218,7 +218,7 @@ def test_every_name_that_celery_is_told_is_one_that_it_knows() -> None:
     from celery.app.defaults import NAMESPACES, flatten
 
     known = {name for name, _ in flatten(NAMESPACES)}
-    assert set(config.celery_config(config.load())) <= known
+    assert set(celeryconfig.configuration(config.load())) <= known
 
 
 _ODD_TEXTS = st.one_of(
@@ -238,7 +238,7 @@ def test_any_value_is_taken_or_refused_in_one_line(name: str, value: str) -> Non
             patch.setenv(name.upper(), value)
         try:
             settings = config.load()
-            config.celery_config(settings)
+            celeryconfig.configuration(settings)
             for url in settings.broker_url.split(";"):
                 kombu.Connection(url).as_uri()
             assert settings.safe_broker_url

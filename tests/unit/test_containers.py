@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from proj import config
-from proj.broker import ADVANCED_CONFIG
+from proj.private_node.node import ADVANCED_CONFIG
 from tests.serving import serving
 
 ROOT = Path(__file__).parents[2]

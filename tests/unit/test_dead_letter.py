@@ -3,7 +3,7 @@
 import amqp
 
 from proj import queues
-from proj.dead_letter import DeadLetter
+from proj.dead_letters.letter import DeadLetter
 
 
 def test_redriven_message_begins_anew() -> None:

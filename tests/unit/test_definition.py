@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from proj import app
-from proj.definition import refuse_coroutine, result_of
 from proj.enqueue import Task
+from proj.enqueue.definition import refuse_coroutine, result_of
 from proj.errors import BadInput, BadTask, BrokerUnreachable
 
 

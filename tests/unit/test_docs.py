@@ -11,8 +11,8 @@ import pytest
 from proj import config
 from proj.cli import help_text
 from proj.cli.main import COMMANDS, proj
+from proj.dead_letters.reasons import Reason
 from proj.errors import ExitCode
-from proj.reasons import Reason
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

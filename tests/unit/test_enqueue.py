@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proj import app
-from proj.checks import MAX_DELAY, MAX_LIFETIME, checked_id, delay, lifetime
 from proj.enqueue import enqueue, find_task
+from proj.enqueue.checks import MAX_DELAY, MAX_LIFETIME, checked_id, delay, lifetime
 from proj.errors import BadArguments, BadInput, BrokerUnreachable, ExitCode, UnknownTask
 
 
@@ -126,7 +126,7 @@ WRONG: dict[str, list[Any]] = {
 def test_delay_excludes_an_address(option: str) -> None:
     """Celery would send the message to the queue of its task, without a word."""
     with pytest.raises(BadInput, match=f"a delay and {option}= exclude each other"):
-        find_task("proj.tasks.add").apply_async((1, 2), None, countdown=5, **{option: "elsewhere"})
+        find_task(app, "proj.tasks.add").apply_async((1, 2), None, countdown=5, **{option: "elsewhere"})
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_delay_excludes_an_address(option: str) -> None:
 def test_option_that_cannot_be_sent_is_refused(option: str, value: Any) -> None:
     """In one line, before there is a broker to be asked."""
     with pytest.raises(BadInput) as refused:
-        find_task("proj.tasks.add").apply_async((1, 2), **{option: value})
+        find_task(app, "proj.tasks.add").apply_async((1, 2), **{option: value})
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 1000
 
@@ -158,14 +158,14 @@ def test_option_that_cannot_be_sent_is_refused(option: str, value: Any) -> None:
 def test_any_option_is_sent_or_refused(option: str, value: Any) -> None:
     """What passes comes to the broker, which there is none of."""
     with pytest.raises((BadInput, BrokerUnreachable)) as ended:
-        find_task("proj.tasks.add").apply_async((1, 2), **{option: value})
+        find_task(app, "proj.tasks.add").apply_async((1, 2), **{option: value})
     assert str(ended.value).isprintable()
 
 
 def test_option_that_is_a_slip_is_refused() -> None:
     """Celery would send the message without it."""
     with pytest.raises(BadInput, match=r"no option contdown \(did you mean countdown\?\)"):
-        find_task("proj.tasks.add").apply_async((1, 2), contdown=60)
+        find_task(app, "proj.tasks.add").apply_async((1, 2), contdown=60)
 
 
 @pytest.mark.parametrize(
@@ -184,14 +184,14 @@ def test_unknown_task_is_told_with_the_nearest() -> None:
     with pytest.raises(
         UnknownTask, match=r"'proj.tasks.sleep_dot' \(did you mean proj.tasks.sleep_dots\?\)"
     ) as told:
-        find_task("proj.tasks.sleep_dot")
+        find_task(app, "proj.tasks.sleep_dot")
     assert told.value.exit_code is ExitCode.BAD_DATA
 
 
 def test_text_is_no_list_of_arguments() -> None:
     """A comma that is missing makes a text of a tuple of one."""
     with pytest.raises(BadArguments, match=r"a list or a tuple, got '!' \(is a comma missing\?\)"):
-        find_task("proj.tasks.sleep_dots").apply_async("!")
+        find_task(app, "proj.tasks.sleep_dots").apply_async("!")
 
 
 @given(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=155))

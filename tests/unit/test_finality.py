@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proj import queues
-from proj.finality import LAST, attempt_of, may_replace, retries_of
+from proj.results.finality import LAST, attempt_of, may_replace, retries_of
 
 #: A state, and the attempt that it is of.
 Write = tuple[str, int]

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proj import config, heartbeat, state_dir
+from proj import config, state_dir
 from proj.cli import health_text
 from proj.cli.health import health
 from proj.errors import ConfigError
-from proj.heartbeat import READY, Heartbeat
+from proj.health import heartbeat
+from proj.health.heartbeat import READY, Heartbeat
 
 
 def _beat(**changes: object) -> Heartbeat:

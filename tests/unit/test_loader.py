@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from proj.door import App
+from proj.enqueue.app import App
 from proj.errors import BadTaskModule, ConfigError
 
 
@@ -71,7 +71,7 @@ def test_task_that_is_refused_has_its_line(folder: Path, app: App) -> None:
     file = folder / "their_tasks.py"
     file.write_text("import their_app\n\n@their_app.app.task(name='t')\nasync def t(): ...")
     helper = folder / "their_app.py"
-    helper.write_text("from proj.door import App\n\napp = App('theirs', set_as_current=False)")
+    helper.write_text("from proj.enqueue.app import App\n\napp = App('theirs', set_as_current=False)")
 
     said = _load(app)
 

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from proj import config, monitor
+from proj import config
+from proj.flower import start
 
 DOCS = (Path(__file__).parents[2] / "docs/flower.md").read_text()
 
@@ -12,7 +13,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
     """Each option that we choose otherwise has a row, with its number."""
     rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (.+?) \|", DOCS, re.MULTILINE)
     told = {name: value for names, value in rows for name in re.findall(r"\w+", names)}
-    ours = monitor.defaults(config.load())
+    ours = start.defaults(config.load())
 
     assert ours.keys() == told.keys()
     assert told["address"] == f"`{ours['address']}`"

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proj.printable import one_line, shortened, shown
+from proj.logs.printable import one_line, shortened, shown
 
 
 @given(st.text(), st.integers(4, 50))

@@ -12,7 +12,7 @@ from amqp.exceptions import ChannelError, MessageNacked
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proj.publishing import Sent, Window
+from proj.rabbitmq.publishing import Sent, Window
 
 
 class _Channel:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from celery.exceptions import InvalidTaskError
 
-from proj import app, shape
+from proj import app
 from proj.tasks import add
+from proj.worker import shape
 
 SIGNATURE = {"task": "proj.tasks.add", "args": [1, 2], "kwargs": {}, "options": {}}
 

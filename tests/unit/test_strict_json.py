@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proj.strict_json import to_json
+from proj.cli.strict_json import to_json
 
 _scalars = (
     st.none()

@@ -12,7 +12,7 @@ import amqp
 import pytest
 import trustme
 
-from proj import transport
+from proj.rabbitmq import transport
 
 #: A method of eight bytes, on the connection's own channel.
 FRAME = b"\x01\x00\x00\x00\x00\x00\x08" + b"12345678" + b"\xce"

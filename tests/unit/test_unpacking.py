@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu import compression
 
-from proj import unpacking
-from proj.unpacking import LIMIT, NotUnpacked, unpack
+from proj.dead_letters import unpacking
+from proj.dead_letters.unpacking import LIMIT, NotUnpacked, unpack
 
 METHODS = sorted({*compression.encoders()})
 

@@ -1,0 +1,200 @@
+"""One dead letter: what it says of itself, which of them are meant, and the message to be sent anew."""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import amqp
+from celery import Celery
+
+from proj import queues, results
+from proj.dead_letters.reasons import Reason
+from proj.dead_letters.unpacking import NotUnpacked, unpack
+from proj.enqueue import checks
+from proj.rabbitmq.publishing import copy_of
+
+#: Header of a redriven message: when it died first, since that history is dropped.
+FIRST_DEATH: Final = "x-proj-first-death"
+
+#: What the broker has added, and what would send copies elsewhere.
+_DROPPED_HEADERS: Final = (
+    "x-death",
+    "x-first-death-",
+    "x-last-death-",
+    "x-delivery-count",
+    "x-acquired-count",
+    queues.TURN_HEADER,
+    queues.DELIVERIES_HEADER,
+)
+_COPY_HEADERS: Final = ("CC", "BCC")
+
+
+class DeadLetter:
+    """A message of the dead-letter queue, whatever it holds."""
+
+    def __init__(self, message: amqp.Message) -> None:
+        self.message = message
+        self.properties: dict[str, Any] = message.properties
+        self.headers: dict[str, Any] = self.properties.get("application_headers") or {}
+        body = message.body
+        self.body: bytes = body if isinstance(body, bytes) else str(body).encode()
+        deaths = self.headers.get("x-death")
+        #: The history that the broker wrote, most recent first.
+        self.deaths = [d for d in deaths if isinstance(d, dict)] if isinstance(deaths, list) else []
+        death = self._latest_death()
+        queue, died = death.get("queue"), death.get("time")
+        #: The queue it came from; None when that is not known.
+        self.queue = queue if _can_be_queue(queue) else None
+        reason = death.get("reason")
+        self.reason = reason if isinstance(reason, str) else Reason.UNKNOWN
+        #: When it became a dead letter, for the last and for the first time: ISO 8601, UTC.
+        self.last = f"{died:%FT%TZ}" if isinstance(died, datetime) else None
+        first = self.headers.get(FIRST_DEATH)
+        self.first = first if isinstance(first, str) else self.last
+
+    @property
+    def id(self) -> str:
+        names = (
+            self.headers.get("id"),
+            self.properties.get("correlation_id"),
+            self.properties.get("message_id"),
+        )
+        return next((name for name in names if isinstance(name, str) and name), "-")
+
+    @property
+    def task(self) -> str | None:
+        """The name of its task; None when it is no Celery message."""
+        name, named = self.headers.get("task"), isinstance(self.headers.get("id"), str)
+        return name if isinstance(name, str) and named and self.arguments is not None else None
+
+    @property
+    def redrives(self) -> int:
+        count = self.headers.get(queues.REDRIVES_HEADER)
+        return count if isinstance(count, int) else 0
+
+    @property
+    def attempts(self) -> int | None:
+        """How often a worker has begun to execute it since it was sent, as far as the message tells.
+
+        Of one that a worker has rejected unexecuted, only the store knows that: see `attempts_of`.
+        """
+        retries = self.headers.get("retries")
+        by_death: dict[str, int] = {
+            Reason.REJECTED: 1 if self.task and checks.is_id(self.headers.get("id")) else 0,
+            Reason.DELIVERY_LIMIT: queues.DELIVERY_LIMIT + 1,
+        }
+        known = by_death.get(self.reason, 0) + (retries if isinstance(retries, int) else 0)
+        # The limit of a queue of someone else is not known.
+        is_told = self.reason != Reason.DELIVERY_LIMIT or self.queue == queues.task_queue.name
+        return known if self.deaths and is_told else None
+
+    @property
+    def arguments(self) -> str | None:
+        """The arguments as they are written in a call; None when the body is not that of a task."""
+        try:
+            args, kwargs, _ = json.loads(self._content)
+            named = [f"{name}={json.dumps(value)}" for name, value in kwargs.items()]
+            return ", ".join([*map(json.dumps, args), *named])
+        except NotUnpacked as error:
+            return f"({error})"
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            return None
+
+    @property
+    def embedded(self) -> dict[str, Any]:
+        """What Celery has put into the body beside the arguments: callbacks, chord and chain."""
+        try:
+            _, _, embedded = json.loads(self._content)
+        except (NotUnpacked, ValueError, TypeError, RecursionError):
+            return {}
+        return embedded if isinstance(embedded, dict) else {}
+
+    @property
+    def text(self) -> str:
+        """The body, unpacked if it is compressed."""
+        try:
+            return self._content.decode("utf-8", "backslashreplace")
+        except NotUnpacked as error:
+            return f"({error}) {self.body.decode('utf-8', 'backslashreplace')}"
+
+    @property
+    def _content(self) -> bytes:
+        # Each time anew: to keep what many dead letters have inside would take many times their own size.
+        compression = self.headers.get("compression")
+        return unpack(self.body, compression) if compression else self.body
+
+    def again(self) -> amqp.Message:
+        """The message to be sent anew: as it was, without what the broker and the clock have added."""
+        headers = {
+            name: value
+            for name, value in self.headers.items()
+            if not str(name).startswith(_DROPPED_HEADERS) and name not in _COPY_HEADERS
+        }
+        if _is_over(headers.get("expires")):
+            headers["expires"] = None  # or the worker would throw the message away
+        headers |= {queues.REDRIVES_HEADER: self.redrives + 1, queues.REPEAT_HEADER: True}
+        if {"task", "retries"} <= headers.keys():
+            headers["retries"] = 0  # or a task whose retries had run out would have none of them
+        if self.first:
+            headers[FIRST_DEATH] = self.first
+        return copy_of(self.message, self.body, headers)
+
+    def _latest_death(self) -> dict[str, Any]:
+        said = self.headers.get("x-last-death-queue"), self.headers.get("x-last-death-reason")
+        latest = (death for death in self.deaths if (death.get("queue"), death.get("reason")) == said)
+        return next(latest, self.deaths[0] if self.deaths else {})
+
+
+class Outcomes:
+    """What the result store knows of dead letters; a store that fails is asked once."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        #: Why there is nothing to know, in words.
+        self.problem: str | None = None
+
+    def of(self, letter: DeadLetter) -> results.Outcome | None:
+        """How it ended, if the store can hold its id, and has that."""
+        if self.problem or not checks.is_id(letter.id):
+            return None
+        try:
+            return results.outcome(self._app, letter.id)
+        except Exception as error:  # the store may be of any kind, and must not hide the dead letters
+            self.problem = str(error)
+            return None
+
+
+def attempts_of(letter: DeadLetter, outcome: results.Outcome | None) -> int | None:
+    """How often a worker has begun to execute it; None when that is not known."""
+    rejected_unexecuted = letter.reason == Reason.REJECTED and outcome and not outcome.executed
+    return letter.attempts - 1 if letter.attempts and rejected_unexecuted else letter.attempts
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which dead letters are meant; what is None does not matter."""
+
+    ids: Collection[str] | None = None
+    task: str | None = None
+    reason: str | None = None
+
+    def __contains__(self, letter: DeadLetter) -> bool:
+        return (
+            (self.ids is None or letter.id in self.ids)
+            and (self.task is None or letter.headers.get("task") == self.task)
+            and (self.reason is None or letter.reason == self.reason)
+        )
+
+
+def _can_be_queue(name: Any) -> bool:
+    return isinstance(name, str) and name != queues.dead_queue.name and queues.can_be_name(name)
+
+
+def _is_over(moment: Any) -> bool:
+    try:
+        ends = datetime.fromisoformat(moment)
+    except (TypeError, ValueError):
+        return False
+    return (ends if ends.tzinfo else ends.replace(tzinfo=UTC)) <= datetime.now(UTC)

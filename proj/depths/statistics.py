@@ -1,0 +1,113 @@
+"""What the management API knows of queues beyond AMQP: unacknowledged messages, rates, how long they wait.
+
+All of it is up to 5 seconds late, and rates 5 more.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from proj.errors import ManagementUnavailable
+from proj.rabbitmq.management import Management
+
+#: Lengths and steps, in seconds, of the records that RabbitMQ keeps of a queue: its default retention.
+_RECORDS: Final = ((600, 5), (3600, 60))
+
+_COLUMNS: Final = "name,messages_unacknowledged,message_stats"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of one queue; rates are messages a second, and None when the broker counts none (`rates_mode`)."""
+
+    #: None while the API has not yet counted them, in the first seconds of a queue.
+    unacknowledged: int | None
+    #: Without those that a delay or a dead-letter exchange has brought: RabbitMQ does not count them.
+    published: float | None
+    delivered: float | None
+    acknowledged: float | None
+
+
+def of_queues(management: Management) -> dict[str, Statistics]:
+    """The statistics of all queues of the virtual host.
+
+    Raises `ManagementUnavailable`, also when the broker is told to keep none.
+    """
+    about = management.get("overview?columns=rates_mode,disable_stats")
+    found = management.of_vhost("queues", columns=_COLUMNS)
+    if not isinstance(about, dict) or not isinstance(found, list):
+        raise ManagementUnavailable(
+            f"what answers at {management.url} is no management API", "check PROJ_MANAGEMENT_URL"
+        )
+    if about.get("disable_stats"):
+        raise ManagementUnavailable(
+            f"the management API at {management.url} has its statistics switched off",
+            "see disable_stats and disable_metrics_collector in rabbitmq.conf",
+        )
+    return {queue["name"]: _statistics(queue, about.get("rates_mode") != "none") for queue in found}
+
+
+def oldest(management: Management, queue: str) -> float:
+    """Seconds that the oldest message of the queue has waited at least, up to an hour.
+
+    RabbitMQ does not tell a quorum queue's oldest message (`head_message_timestamp` exists for classic queues
+    only), and to read it counts as a delivery. It is told from the broker's records: when fewer messages
+    were delivered since a moment than were ready at that moment, one that was ready then still is.
+    Messages that expire in the queue, or are purged, are taken for such. Raises `ManagementUnavailable`.
+    """
+    waited = 0.0
+    for length, step in _RECORDS:
+        record = {
+            f"{kind}_{what}": value
+            for kind in ("lengths", "msg_rates")
+            for what, value in (("age", length), ("incr", step))
+        }
+        found = management.of_vhost("queues", queue, **record)
+        ready = _samples(found.get("messages_ready_details"))
+        delivered = _samples((found.get("message_stats") or {}).get("deliver_get_details"))
+        waited = max(waited, _waited(ready, delivered))
+        if waited < length - 2 * step:
+            break
+    return waited
+
+
+def alarms(management: Management) -> list[str]:
+    """A sentence about each alarm that keeps the broker from taking messages.
+
+    Raises `ManagementUnavailable`.
+    """
+    return [
+        f"node {node['name']} has a {what} alarm: the broker takes no messages until it is over"
+        for node in management.get("nodes")
+        for what, key in (("memory", "mem_alarm"), ("disk", "disk_free_alarm"))
+        if node.get(key)
+    ]
+
+
+def _statistics(queue: dict[str, Any], counted: bool) -> Statistics:
+    rates = queue.get("message_stats") or {}
+
+    def rate(what: str) -> float | None:
+        return float(rates.get(f"{what}_details", {}).get("rate", 0)) if counted else None
+
+    return Statistics(
+        unacknowledged=queue.get("messages_unacknowledged"),
+        published=rate("publish"),
+        delivered=rate("deliver_get"),
+        acknowledged=rate("ack"),
+    )
+
+
+def _samples(details: dict[str, Any] | None) -> dict[int, int]:
+    """The record by its moments, in milliseconds since 1970."""
+    return {each["timestamp"]: each["sample"] for each in (details or {}).get("samples", ())}
+
+
+def _waited(ready: dict[int, int], delivered: dict[int, int]) -> float:
+    moments = sorted(ready.keys() & delivered.keys() if delivered else ready, reverse=True)
+    first = None
+    for moment in moments:
+        since = delivered[moments[0]] - delivered[moment] if delivered else 0
+        if since < 0 or ready[moment] <= since:  # below 0 when the broker began to count anew
+            break
+        first = moment
+    return 0.0 if first is None else (moments[0] - first) / 1000

@@ -1,0 +1,165 @@
+"""What can be wrong with a message before it is sent: its arguments, its id, its times."""
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, TypeGuard
+
+from kombu.utils.uuid import uuid
+
+from proj.errors import BadInput
+from proj.logs.printable import shown
+
+#: The longest delay that the broker's 28 delay queues can hold, in seconds: 8.5 years.
+MAX_DELAY: Final = 2**28 - 1
+
+#: The latest that a message can expire, in seconds from now: 10 years. RabbitMQ refuses more with 406; tried
+#: on 3.10.8 and 4.0.5.
+MAX_LIFETIME: Final = 10 * 365 * 24 * 60 * 60
+
+#: What the result store's column for ids can hold (`celery.backends.database.models.Task`).
+MAX_ID_LENGTH: Final = 155
+
+#: What a message has room for, in bytes (AMQP's short string).
+_MAX_ID_BYTES: Final = 255
+
+#: How deep lists and dicts may be nested in an argument of a task. A worker hands them to its processes
+#: with pickle, which gives up at less than 500.
+MAX_NESTING: Final = 100
+
+#: Seconds that an `eta` may lie in the past and still mean "now".
+_ETA_TOLERANCE: Final = 1
+
+
+def is_deeper(value: object, limit: int) -> bool:
+    """Whether lists and dicts, as JSON has them, are nested deeper than that; the outermost is one deep."""
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, dict | list)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            return False
+    return any(isinstance(each, dict | list) for each in level)
+
+
+def check_serializer(name: str, serializer: object, accepted: Sequence[str]) -> None:
+    """Refuse what no worker reads: a message must not carry code. Raises `BadInput`."""
+    if serializer not in accepted:
+        raise BadInput(f"{name}: no worker reads {shown(serializer)}", f"they read: {', '.join(accepted)}")
+
+
+def checked_id(task_id: str | None) -> str:
+    """The id, a new one when there is none. Raises `BadInput`."""
+    if task_id is None:
+        return str(uuid())
+    if not isinstance(task_id, str):
+        raise BadInput(f"an id is a text, got {shown(task_id)}")
+    if not 1 <= len(task_id) <= MAX_ID_LENGTH or not task_id.isprintable():
+        raise BadInput(f"an id is 1 to {MAX_ID_LENGTH} printable characters, got {shown(task_id)}")
+    if not is_id(task_id):
+        raise BadInput(f"an id has at most {_MAX_ID_BYTES} bytes in UTF-8, got {task_id!r}")
+    return task_id
+
+
+def is_id(value: object) -> TypeGuard[str]:
+    """Whether it can be the id of a message, and the result store can hold it."""
+    return (
+        isinstance(value, str)
+        and 1 <= len(value) <= MAX_ID_LENGTH
+        and value.isprintable()
+        and len(value.encode()) <= _MAX_ID_BYTES
+    )
+
+
+def is_time_limit(limit: object) -> TypeGuard[float | None]:
+    """Whether a worker can count it; None and 0 stand for the limit of the task, or of the worker."""
+    return limit is None or (
+        isinstance(limit, int | float) and not isinstance(limit, bool) and math.isfinite(limit) and limit >= 0
+    )
+
+
+def check_time_limit(name: str, option: str, limit: float | None, consumer_timeout: int | None) -> None:
+    """Refuse a limit that the broker would not wait for, where its timeout is known. Raises `BadInput`.
+
+    Whoever publishes may not know it; every worker does, and makes the message a dead letter.
+    """
+    if limit and consumer_timeout and limit >= consumer_timeout:
+        raise BadInput(
+            f"{name}: {option} must be below the broker's consumer_timeout, "
+            f"got {limit:g} and {consumer_timeout}",
+            "lower it, or raise consumer_timeout in the broker's configuration and PROJ_CONSUMER_TIMEOUT",
+        )
+
+
+def check_delayed_route(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse an address for a message that is delayed: the broker delays by queue. Raises `BadInput`."""
+    for option in ("exchange", "routing_key"):
+        if options.get(option):
+            raise BadInput(f"{name}: a delay and {option}= exclude each other", "name the queue with queue=")
+
+
+def delay(countdown: float | None, eta: datetime | None, *, is_retry: bool = False) -> int | None:
+    """Whole seconds from now, rounded up, or None for "now". Raises `BadInput`.
+
+    A retry whose time is over is due now: its message would be a dead letter, and nobody would be told.
+    """
+    if countdown is not None and eta is not None:
+        raise BadInput("countdown and eta exclude each other")
+    if eta is not None:
+        if not isinstance(eta, datetime):
+            raise BadInput(f"an eta is a datetime, got {shown(eta)}")
+        countdown = _seconds_until(eta)
+        if countdown < -_ETA_TOLERANCE and not is_retry:
+            raise BadInput(f"the eta {eta.isoformat()} is in the past")
+        countdown = max(0, countdown)
+    if countdown is None:
+        return None
+    if not isinstance(countdown, int | float):
+        raise BadInput(f"a countdown is a number of seconds, got {shown(countdown)}")
+    if countdown < 0 and is_retry:
+        return None
+    if not countdown >= 0:
+        raise BadInput(f"a countdown is 0 or more seconds, got {shown(countdown)}")
+    if countdown > MAX_DELAY:
+        raise BadInput(f"a delay of {shown(countdown)} s is longer than the {MAX_DELAY} s that can be held")
+    return math.ceil(countdown) or None
+
+
+def lifetime(expires: float | datetime | str | None) -> float | datetime | str | None:
+    """The `expires` option: seconds from now, or a moment, as a text too. Raises `BadInput`."""
+    seconds: float
+    match expires:
+        case None:
+            return None
+        case int() | float() if not isinstance(expires, bool):
+            if not expires > 0:
+                raise BadInput(f"expires must be above 0 seconds, got {shown(expires)}")
+            seconds = expires
+        case datetime():
+            seconds = _seconds_until(expires)
+        case str() if moment := _moment(expires):
+            seconds = _seconds_until(moment)
+        case _:
+            raise BadInput(f"expires is seconds or a datetime, got {shown(expires)}")
+    if seconds > MAX_LIFETIME:
+        raise BadInput(f"expires is {shown(seconds)} s ahead, and at most {MAX_LIFETIME} s can be counted")
+    return expires
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def _seconds_until(moment: datetime) -> float:
+    """From now; a moment without a zone is in UTC."""
+    try:
+        return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
+    except OverflowError:  # the first or the last day that there is, in a zone that moves it beyond
+        return math.inf if moment.year > 1 else -math.inf

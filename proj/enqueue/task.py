@@ -1,0 +1,108 @@
+"""A task as its callers see it: it knows what arguments its function takes."""
+
+import difflib
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import celery
+from celery.app.utils import find_app
+
+from proj.enqueue import checks
+from proj.enqueue.app import App, is_unchecked
+from proj.enqueue.arguments import check_call, given_arguments
+from proj.enqueue.definition import refuse_coroutine
+from proj.enqueue.parameters import Parameters
+from proj.errors import BadTask, UnknownTask
+from proj.logs.printable import shown
+
+if TYPE_CHECKING:
+    from proj.enqueue.typed import Result
+
+#: Characters of a name that the nearest one is looked for with: AMQP has room for no more.
+_LONGEST_NAME: Final = 255
+
+
+class Task(celery.Task):
+    """A task whose arguments are checked before it is sent, and before it is executed."""
+
+    #: Celery need not count the arguments: they are checked here, with their types, and not for a next step.
+    typing = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a task that Celery cannot execute, before it is registered. Raises `BadTask`."""
+        super().__init_subclass__(**options)
+        name = cls.name or cls.__qualname__
+        refuse_coroutine(name, cls.run)
+        for limit in ("time_limit", "soft_time_limit"):
+            if not checks.is_time_limit(value := getattr(cls, limit)):
+                raise BadTask(f"{name}: {limit} must be 0 or more seconds, got {shown(value)}")
+
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Enqueue the task, and return once the broker has confirmed it.
+
+        The options are those of `App.send_task`. Raises `BadArguments`, and what that raises. With Celery's
+        `task_always_eager`, the task is executed here and now instead.
+        """
+        args, kwargs = given_arguments(self.name, args, kwargs)
+        if not is_unchecked(options):
+            check_call(self.name, args, kwargs, self.parameters)
+        if self.soft_time_limit and self.time_limit and self.soft_time_limit > self.time_limit:
+            # Celery refuses it with a `ValueError`.
+            raise BadTask(
+                f"{self.name}: soft_time_limit must not be above time_limit, "
+                f"got {self.soft_time_limit:g} and {self.time_limit:g}"
+            )
+        if self.app.conf.task_always_eager:
+            options = self.app.checked_options(self.name, options)
+        return super().apply_async(args, kwargs, **options)
+
+    def check_arguments(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments as the task's annotations want them. Raises `BadArguments`."""
+        return self.parameters.check(args, kwargs)
+
+    @property
+    def usage(self) -> str:
+        """How the task is called, for people: `proj.tasks.add(x, y)`."""
+        return f"{self.name}({', '.join(self.parameters.names)})"
+
+    @functools.cached_property
+    def parameters(self) -> Parameters:
+        """What the task takes. Raises `BadTask`."""
+        return Parameters(self.name, self.run)
+
+
+def enqueue(
+    name: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+) -> "Result[Any]":
+    """Enqueue the task of this name; the options are those of `Task.apply_async`.
+
+    It is a task of Celery's `current_app`, or else of `proj.app`, found as `celery -A proj` finds it. Raises
+    `UnknownTask`, and what `Task.apply_async` raises.
+    """
+    app = celery.current_app if isinstance(celery.current_app, App) else find_app("proj")
+    result: Result[Any] = find_task(app, name).apply_async(args, kwargs, **options)
+    return result
+
+
+def own_tasks(app: celery.Celery) -> dict[str, Task]:
+    """The tasks of the application by their names, sorted, without those of Celery itself."""
+    app.loader.import_default_modules()
+    return {name: task for name, task in sorted(app.tasks.items()) if not name.startswith("celery.")}
+
+
+def find_task(app: celery.Celery, name: str) -> Task:
+    """The application's task of this name. Raises `UnknownTask`, with the nearest name that there is."""
+    tasks = own_tasks(app)
+    if isinstance(name, str) and name in tasks:
+        return tasks[name]
+    near = difflib.get_close_matches(str(name)[:_LONGEST_NAME], tasks, 1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(tasks)}"
+    raise UnknownTask(f"there is no task {shown(name)}", hint)

@@ -1,0 +1,143 @@
+"""Flower's web application with what it lacks: pages behind the login, a broker page that says what is wrong.
+
+Imported by `proj.flower.start` alone.
+"""
+
+import logging
+import os
+import signal
+import time
+from typing import Any, Final
+
+from celery.events import EventReceiver
+from flower import app, events
+from flower.views import broker, monitor
+from tornado import web
+from tornado.ioloop import IOLoop
+
+from proj import queues
+from proj.errors import ManagementUnavailable
+from proj.rabbitmq import failures
+from proj.rabbitmq.management import Management
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two attempts to hear the events of a broker that is down.
+RETRY_INTERVAL: Final = 5
+
+#: Every `Host` that does not mean this machine. A web page whose own name is made to resolve to 127.0.0.1
+#: (DNS rebinding) could otherwise read what a Flower without a login shows.
+_FOREIGN_HOST: Final = r"(?!(localhost|127\.\d+\.\d+\.\d+|\[::1\])$).*$"
+
+
+class MonitorApp(app.Flower):
+    """Flower, with some of its pages and its way to hear events replaced."""
+
+    def __init__(self, options: Any, capp: Any, **settings: Any) -> None:
+        io_loop = IOLoop.instance()
+        heard = _Events(
+            capp,
+            io_loop,
+            db=options.db,
+            persistent=options.persistent,
+            state_save_interval=options.state_save_interval,
+            enable_events=options.enable_events,
+            max_workers_in_memory=options.max_workers,
+            max_tasks_in_memory=options.max_tasks,
+        )
+        super().__init__(
+            options=options, capp=capp, events=heard, io_loop=io_loop, transforms=[_Headers], **settings
+        )
+        if not (options.basic_auth or options.auth or options.unix_socket):
+            self.add_handlers(_FOREIGN_HOST, [(".*", _ForeignHost)])
+        prefix = f"/{options.url_prefix.strip('/')}" if options.url_prefix else ""
+        self.add_handlers(".*", [(f"{prefix}/metrics", _Metrics), (f"{prefix}/broker", _BrokerPage)])
+
+    def start(self) -> None:
+        """Run until SIGTERM or Ctrl-C, however often they come, then save and end the process.
+
+        To return would let Python wait for Flower's threads first, and one that publishes to a broker that is
+        down does not end.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Instead of an exception: a second one, raised while the first is handled, would let it return.
+            self.io_loop.asyncio_loop.add_signal_handler(number, self.io_loop.stop)
+        super().start()
+        try:
+            self.stop()
+        finally:
+            logging.shutdown()
+            os._exit(0)
+
+    @property
+    def management(self) -> Management:
+        """The API that `broker_api` names, since Flower's user may have chosen another one."""
+        url = self.options.broker_api.rstrip("/").removesuffix("/api")
+        return Management.from_settings(self.capp.settings.model_copy(update={"proj_management_url": url}))
+
+
+class _Events(events.Events):
+    """Flower's events, which come back soon after the broker, and whose failures are lines of a log."""
+
+    def run(self) -> None:
+        # Flower's own doubles its pause without a bound: after a night without a broker it sleeps for hours.
+        problem = ""
+        while True:
+            try:
+                with self.capp.connection() as conn:
+                    receiver = EventReceiver(conn, handlers={"*": self.on_event}, app=self.capp)
+                    problem = ""
+                    receiver.capture(limit=None, timeout=None, wakeup=True)
+            except Exception as error:
+                # Once, and not at every attempt.
+                if problem != (problem := failures.words(error)):
+                    log.warning("no events from the broker, trying again: %s", problem)
+                time.sleep(RETRY_INTERVAL)
+
+    def save_state(self) -> None:
+        """Save, if the disk lets it: a monitor goes on without."""
+        try:
+            super().save_state()
+        except OSError as error:
+            log.error("the state cannot be saved to %s: %s", self.db, error.strerror or error)
+
+
+class _Headers(web.OutputTransform):
+    def transform_first_chunk(
+        self, status_code: int, headers: Any, chunk: bytes, finishing: bool
+    ) -> tuple[int, Any, bytes]:
+        headers["X-Frame-Options"] = "DENY"
+        # Arguments of tasks are nothing for a cache; Flower's scripts may stay in one.
+        headers.setdefault("Cache-Control", "no-store")
+        return status_code, headers, chunk
+
+
+class _ForeignHost(web.RequestHandler):
+    def prepare(self) -> None:
+        self.set_status(403)
+        self.finish("Without a login, Flower answers at localhost and 127.0.0.1 only.\n")
+
+
+class _Metrics(monitor.Metrics):
+    # Flower leaves it open: https://github.com/mher/flower/issues/1342
+    @web.authenticated
+    async def get(self) -> None:
+        await super().get()
+
+
+class _BrokerPage(broker.BrokerView):
+    """Flower's, but with the queue of dead letters, and with what is wrong when nothing can be shown."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        run = self.application.io_loop.run_in_executor
+        try:
+            found = await run(None, self.application.management.of_vhost, "queues")
+        except ManagementUnavailable as error:
+            log.warning("%s", error)
+            self.set_status(503)
+            self.render("404.html", message=str(error))
+            return
+        names = {*self.get_active_queue_names(), *(queue.name for queue in queues.topology)}
+        shown = [queue for queue in found if queue["name"] in names]
+        self.render("broker.html", broker_url=self.application.broker_uri, queues=shown)

@@ -1,0 +1,1 @@
+"""A RabbitMQ of one's own."""

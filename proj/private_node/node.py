@@ -1,0 +1,383 @@
+"""A private RabbitMQ node as a child process of an ordinary user, for development and tests.
+
+Its processes are looked after by a guard (`proj.private_node.guard`), so that none of them stays behind.
+Everything that the node writes is in its data folder.
+"""
+
+import errno
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import ExitStack, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Final, Self
+
+from proj.errors import BrokerNodeError
+from proj.private_node import guard
+from proj.private_node.guard import HOST, POLL_INTERVAL, PROBE_TIMEOUT, Guard, NodeInfo, environment
+
+#: Where free ports are looked for: below those that Linux (32768 up) and macOS (49152 up) give to
+#: outgoing connections, so that no client takes the port of a node that is down for a moment.
+FREE_PORTS: Final = range(20_000, 25_000)
+
+#: Seconds for a node to be ready. It takes 4 to 10 on two cores; a busy machine takes several times that.
+START_TIMEOUT: Final = 180.0
+
+#: Seconds for one command of `rabbitmqctl`: it starts an Erlang machine, half a second to 5 on two cores.
+CTL_TIMEOUT: Final = 120.0
+
+#: Folders of RabbitMQ's scripts that are not on every PATH: Debian and Ubuntu, Homebrew on Apple and on
+#: Intel processors, the generic build and the Docker image.
+SERVER_DIRS: Final = (
+    "/usr/lib/rabbitmq/bin",
+    "/opt/homebrew/opt/rabbitmq/sbin",
+    "/opt/homebrew/sbin",
+    "/usr/local/opt/rabbitmq/sbin",
+    "/usr/local/sbin",
+    "/opt/rabbitmq/sbin",
+)
+
+#: In RabbitMQ's other format, which alone has this setting. A busy RabbitMQ 4 that starts may look into its
+#: queues before it has its exchanges (its log: "Cannot forward any dead-letter messages"). What has expired
+#: meanwhile waits for so many milliseconds then, three minutes unless set; tried on 4.0.5.
+ADVANCED_CONFIG: Final = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 10000}]}]."
+
+INSTALL_HINT: Final = (
+    "install it with `sudo apt-get install rabbitmq-server` (Debian, Ubuntu) or `brew install rabbitmq`"
+    " (macOS), set PROJ_RABBITMQ_DIR to the folder of its scripts, or run it in Docker:"
+    " `docker run -p 5672:5672 -p 15672:15672 rabbitmq:4-management`"
+)
+
+#: Marks a data folder whose first start was not completed.
+_UNFINISHED: Final = "first-start"
+
+#: A line of RabbitMQ's log such as `2026-11-21 07:00:25.715748+00:00 [error] <0.223.0> Failed to …`.
+_LOGGED_ERROR: Final = re.compile(
+    r"^\S+ \S+ \[error\] <[\d.]+> +(?:- )?(?!BOOT FAILED|=)(\S.*)$", re.MULTILINE
+)
+
+#: Characters of the reason of a failed start: a few lines of a terminal. Erlang's terms can have thousands.
+_REASON_WIDTH: Final = 240
+
+
+class BrokerNode:
+    """A RabbitMQ node that lives until `stop`, or as long as the process that started it.
+
+    Port 0 is a free one, chosen at the first start and kept for later ones. `extra_config` is lines of
+    `rabbitmq.conf` that win over ours. As a context manager it starts, and stops in good order.
+    Linux and macOS; when the guard is killed, only Linux takes the node down at once. One thread at a time.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int = 0,
+        management_port: int = 0,
+        metrics_port: int = 0,
+        *,
+        server_dir: Path | None = None,
+        extra_config: str = "",
+    ) -> None:
+        self.data_dir = data_dir.absolute()
+        self.extra_config = extra_config
+        self._server_dir = server_dir
+        self._ports = (port, management_port, metrics_port)
+        self._info: NodeInfo | None = None
+        self._guard: Guard | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def info(self) -> NodeInfo:
+        """The node as it was started last; raises `BrokerNodeError` before the first start."""
+        if self._info is None:
+            raise BrokerNodeError(f"the node on {self.data_dir} was not started")
+        return self._info
+
+    @property
+    def url(self) -> str:
+        return self.info.url
+
+    @property
+    def management_url(self) -> str:
+        return self.info.management_url
+
+    @property
+    def pid(self) -> int:
+        """Process id of RabbitMQ itself."""
+        return self.info.pid
+
+    def start(self, timeout: float = START_TIMEOUT) -> None:
+        """Start the node, and return when it accepts AMQP and management connections.
+
+        A node that was started before comes back with its data on the same ports. Raises
+        `BrokerNodeError` when RabbitMQ is missing, a port is taken, a node runs on the folder already,
+        the node ends while it starts, or `timeout` seconds are over; none of its processes is left then.
+        """
+        deadline = time.monotonic() + timeout
+        if self._guard and self._guard.ended:
+            self.stop()  # it ended by itself
+        server_dir = self._server_dir = find_server_dir(self._server_dir)
+        with ExitStack() as reserved:
+            lock = _lock(self.data_dir)
+            try:
+                guard.discard_info(self.data_dir)  # of a guard that was killed
+                info = self._info = NodeInfo(self.data_dir, *_claim_ports(*self._ports, reserved))
+                self._ports = (info.port, info.management_port, info.metrics_port)
+                _write_config(info, self.extra_config)
+                _discard_unfinished(info)
+                log_start = info.log.stat().st_size if info.log.exists() else 0
+                self._guard = Guard(info, server_dir, _find_epmd(info, server_dir), lock)
+            finally:
+                os.close(lock)
+            try:
+                self._await_ready(info, deadline, timeout, log_start)
+            except BaseException:
+                self.stop()
+                raise
+
+    def stop(self) -> None:
+        """Stop the node in good order, or kill it when that takes over `broker_guard.STOP_TIMEOUT`.
+
+        Returns when none of its processes is left. Does nothing when it does not run.
+        """
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill RabbitMQ with SIGKILL, as a fault; returns when no process of the node is left."""
+        self._end(signal.SIGUSR1)
+
+    def detach(self) -> None:
+        """Let the node outlive this process; `stop` and `stop_running` still stop it."""
+        if self._guard:
+            self._guard.detach()
+
+    def wait(self) -> None:
+        """Block for as long as the node runs; then raise `BrokerNodeError`, for it ended by itself."""
+        if self._guard:
+            self._guard.wait()
+        raise BrokerNodeError(f"the node {self.info.safe_url} ended", f"its log is {self.info.log}")
+
+    def ctl(self, *arguments: str) -> str:
+        """Run `rabbitmqctl -q` with `arguments` against this node, and return what it prints.
+
+        Raises `BrokerNodeError` with its reason when it fails or takes longer than `CTL_TIMEOUT` seconds.
+        """
+        server_dir = find_server_dir(self._server_dir)
+        try:
+            done = subprocess.run(
+                [server_dir / "rabbitmqctl", "-q", *arguments],
+                env=environment(self.info, server_dir),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=CTL_TIMEOUT,
+            )
+        except subprocess.TimeoutExpired:
+            raise BrokerNodeError(f"rabbitmqctl {arguments[0]} took over {CTL_TIMEOUT:g} s") from None
+        if done.returncode:
+            output = done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}"
+            reason = output.removeprefix("Error:").strip().splitlines()[0]
+            raise BrokerNodeError(f"rabbitmqctl {arguments[0]} failed: {reason}")
+        return done.stdout
+
+    def _await_ready(self, info: NodeInfo, deadline: float, timeout: float, log_start: int) -> None:
+        assert self._guard is not None
+        hint = f"its log is {info.log}"
+        while not answers(info):
+            if self._guard.ended:
+                reason = _reason(info.log, log_start)
+                raise BrokerNodeError(f"the node ended while it started: {reason}", hint)
+            if time.monotonic() > deadline:
+                raise BrokerNodeError(f"the node was not ready after {timeout:g} s", hint)
+            time.sleep(POLL_INTERVAL)
+        self._info = guard.read_info(info.data_dir) or info
+        (info.data_dir / _UNFINISHED).unlink(missing_ok=True)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._guard:
+            self._guard.end(how)
+            self._guard = None
+
+
+def running(data_dir: Path) -> NodeInfo | None:
+    """The node that runs on a data folder, started by whatever process; None when none does."""
+    while guard.is_locked(data_dir):
+        if info := guard.read_info(data_dir):
+            return info
+        time.sleep(POLL_INTERVAL)  # for a moment at its start, and at its end, nothing says where it is
+    return None
+
+
+def stop_running(data_dir: Path) -> bool:
+    """Stop the node that runs on a data folder, in good order; False when none runs.
+
+    Returns when it is gone. Raises `BrokerNodeError` when the folder is another user's.
+    """
+    info = running(data_dir)
+    if info is None:
+        return False
+    with suppress(ProcessLookupError):
+        os.kill(info.guard_pid, signal.SIGTERM)
+    guard.await_unlocked(data_dir, info.guard_pid)
+    return True
+
+
+def answers(info: NodeInfo) -> bool:
+    """Whether the node has completed its start: it lets an AMQP client in, serves management and metrics.
+
+    A client that is refused for its name or password counts, since guest can be taken away.
+    """
+    try:
+        for port in (info.port, info.management_port, info.metrics_port):
+            socket.create_connection((HOST, port), PROBE_TIMEOUT).close()
+    except OSError:
+        return False
+    import amqp  # here, since it takes longer to import than all the rest
+
+    timeouts = dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), PROBE_TIMEOUT)
+    try:
+        with amqp.Connection(f"{HOST}:{info.port}", **timeouts):
+            return True
+    except (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed):
+        return True
+    except (OSError, amqp.exceptions.AMQPError):
+        return False
+
+
+def find_server_dir(server_dir: Path | None = None) -> Path:
+    """The folder of RabbitMQ's real scripts: `server_dir`, else from PATH or the usual folders.
+
+    Debian's wrapper on PATH is passed over: it refuses ordinary users. Raises `BrokerNodeError`, whose
+    hint says how to install RabbitMQ.
+    """
+    on_path = os.environ.get("PATH", "").split(os.pathsep)
+    for folder in [server_dir] if server_dir else map(Path, filter(None, [*on_path, *SERVER_DIRS])):
+        script = (folder / "rabbitmq-server").resolve()
+        # Debian keeps the wrapper beside the real scripts and links to it: its own name is what tells.
+        if script.name == "rabbitmq-server" and os.path.isfile(script.parent / "rabbitmq-env"):
+            return script.parent
+    where = f"in {server_dir}" if server_dir else "on PATH or in the usual folders"
+    raise BrokerNodeError(f"RabbitMQ's scripts were not found {where}", INSTALL_HINT)
+
+
+def _find_epmd(info: NodeInfo, server_dir: Path) -> str:
+    epmd = shutil.which("epmd", path=environment(info, server_dir)["PATH"])
+    if epmd is None:
+        raise BrokerNodeError("Erlang's epmd was not found on PATH", INSTALL_HINT)
+    return epmd
+
+
+def _write_config(info: NodeInfo, extra_config: str) -> None:
+    conf = info.data_dir / "conf"
+    (conf / "conf.d").mkdir(parents=True, exist_ok=True)
+    ours = (
+        f"listeners.tcp.1 = {HOST}:{info.port}",
+        f"management.tcp.ip = {HOST}",
+        f"management.tcp.port = {info.management_port}",
+        f"prometheus.tcp.ip = {HOST}",
+        f"prometheus.tcp.port = {info.metrics_port}",
+        f"distribution.listener.interface = {HOST}",
+        # A full disk still raises the alarm, but a share of the memory's size would do so on laptops.
+        "disk_free_limit.absolute = 50MB",
+    )
+    for name, text in {
+        "rabbitmq.conf": "\n".join(ours),
+        "conf.d/90-extra.conf": extra_config,
+        "advanced.config": ADVANCED_CONFIG,
+        "enabled_plugins": "[rabbitmq_management,rabbitmq_prometheus].",
+        "rabbitmq-env.conf": "",
+    }.items():
+        (conf / name).write_text(text + "\n", encoding="utf-8")
+    cookie = info.data_dir / ".erlang.cookie"
+    if not cookie.exists():
+        cookie.touch(0o600)
+        cookie.write_text(os.urandom(16).hex(), encoding="ascii")
+        cookie.chmod(0o400)
+
+
+def _discard_unfinished(info: NodeInfo) -> None:
+    # RabbitMQ 3.10 that is killed during its first start leaves tables half made, and never starts on
+    # them again. Only what such a start of ours has made is discarded; it has held no message.
+    mark, tables = info.data_dir / _UNFINISHED, info.data_dir / "mnesia"
+    if mark.exists():
+        shutil.rmtree(tables, ignore_errors=True)
+    elif not tables.exists():
+        mark.touch()
+
+
+def _claim_ports(
+    port: int, management_port: int, metrics_port: int, reserved: ExitStack
+) -> tuple[int, int, int, int, int]:
+    with ExitStack() as held:
+
+        def claim(wanted: int, option: str) -> int:
+            reason = OSError()
+            for candidate in [wanted] if wanted else random.sample(FREE_PORTS, len(FREE_PORTS)):
+                probe = held.enter_context(socket.socket())
+                # As RabbitMQ does, or old connections of the node before would be in the way.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((HOST, candidate))
+                    probe.listen()
+                    if not wanted:
+                        # RabbitMQ listens seconds later. The UDP port of the same number keeps others who
+                        # start a node from choosing it until then, and is not in RabbitMQ's way.
+                        mark = reserved.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+                        mark.bind((HOST, candidate))
+                except OSError as error:
+                    reason = error
+                else:
+                    return candidate
+            taken = reason.errno == errno.EADDRINUSE
+            state = "is taken" if taken else f"cannot be used: {reason.strerror}"
+            hint = f"choose another one with {option}, or let a free one be chosen: {option} 0"
+            raise BrokerNodeError(f"port {wanted or FREE_PORTS} on {HOST} {state}", hint)
+
+        return (
+            claim(port, "--port"),
+            claim(management_port, "--management-port"),
+            claim(metrics_port, "--metrics-port"),
+            claim(0, "--port"),
+            claim(0, "--port"),
+        )
+
+
+def _lock(data_dir: Path) -> int:
+    lock = guard.lock(data_dir)
+    if lock is None:
+        info = guard.read_info(data_dir)
+        where = f" at {info.safe_url}" if info else ""
+        hint = f"stop it with: proj broker stop --dir {shlex.quote(str(data_dir))}"
+        raise BrokerNodeError(f"a node runs already on {data_dir}{where}", hint)
+    return lock
+
+
+def _reason(log: Path, start: int) -> str:
+    with log.open("rb") as file:
+        file.seek(start)
+        text = file.read().decode("utf-8", "replace")
+    # The first error is the cause, or a heading such as `Exception during startup:` and then the cause; the
+    # last lines are an Erlang crash report. What fails before RabbitMQ has a logger has no level: then
+    # the last line tells most.
+    errors = [match[1].strip() for match in islice(_LOGGED_ERROR.finditer(text), 2)]
+    if errors:
+        reason = " ".join(errors if errors[0].endswith(":") else errors[:1])
+    else:
+        reason = (text.strip() or "its log is empty").splitlines()[-1].strip()
+    if len(reason) > _REASON_WIDTH:
+        # Both ends are kept: what failed is at the front of the line, and why is often at its end.
+        reason = f"{reason[: _REASON_WIDTH // 2]} … {reason[-_REASON_WIDTH // 2 :]}"
+    return reason

@@ -1,0 +1,75 @@
+"""What workers do when they are told to by remote control, where that is not what Celery does."""
+
+from typing import Any
+
+import celery
+from celery import states
+from celery.platforms import EX_OK
+from celery.signals import worker_shutting_down
+from celery.utils.functional import maybe_list
+from celery.utils.log import get_logger
+from celery.worker import control, state
+
+from proj.enqueue import checks
+from proj.errors import BadInput
+from proj.results.store import store_error
+
+log = get_logger(__name__)
+
+
+def install() -> None:
+    """Let the workers of this process have these commands in place of Celery's of the same names."""
+    control.control_command()(shutdown)
+    control.control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")(revoke)
+    limits = [("task_name", str), ("soft", float), ("hard", float)]
+    control.control_command(args=limits, signature="<task_name> <soft_secs> [hard_secs]")(time_limit)
+    control.control_command(args=[("queue", str)], signature="<queue>")(add_consumer)
+
+
+def shutdown(_state: Any, msg: str = "Got shutdown from remote", **_: Any) -> dict[str, str]:
+    """Shut down the worker as SIGTERM does: its tasks have the grace period, and it answers before."""
+    log.warning(msg)
+    worker_shutting_down.send(sender=_state.hostname, sig="SIGTERM", how="Warm", exitcode=EX_OK)
+    state.should_stop = EX_OK
+    return {"ok": "shuts down when its tasks have ended"}
+
+
+def revoke(_state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
+    """Revoke tasks by their ids, and store that, so that it holds when all workers were restarted."""
+    said = control.revoke(_state, task_id, terminate, signal, **options)
+    problem = _store_revoked(_state.app, maybe_list(task_id) or [])
+    if problem:
+        log.error("Revoked only until this worker ends: %s", problem)
+        return {"error": f"revoked only until the workers end: {problem}"}
+    return said
+
+
+def time_limit(_state: Any, task_name: Any = None, hard: Any = None, soft: Any = None, **_: Any) -> Any:
+    """Set the time limits of a task. Above consumer_timeout, the broker would end the worker in that task."""
+    try:
+        for option, limit in (("time_limit", hard), ("soft_time_limit", soft)):
+            if not checks.is_time_limit(limit):
+                return {"error": f"a time limit is a number of seconds, got {limit!r}"}
+            checks.check_time_limit(str(task_name), option, limit, _state.app.settings.proj_consumer_timeout)
+    except BadInput as error:
+        return {"error": str(error)}
+    return control.time_limit(_state, task_name, hard, soft)
+
+
+def add_consumer(_state: Any, queue: Any, **_: Any) -> Any:
+    """Consume from a queue of the topology. Celery would declare another, which loses its dead letters."""
+    known = _state.app.amqp.queues
+    if queue not in known:
+        return {"error": f"there is no queue {queue!r} (there is: {', '.join(known)})"}
+    return control.add_consumer(_state, queue)
+
+
+def _store_revoked(app: celery.Celery, task_ids: list[Any]) -> str | None:
+    """Store `REVOKED` under each id that no end is stored under; why that is not possible, in words."""
+    for task_id in filter(checks.is_id, task_ids):
+        try:
+            if app.backend.get_task_meta(task_id)["status"] not in states.READY_STATES:
+                app.backend.mark_as_revoked(task_id, "revoked")
+        except Exception as error:  # the store may be of any kind, and each further id would take as long
+            return str(store_error(app, error, "written"))
+    return None

@@ -1,0 +1,139 @@
+"""Messages that a worker must not execute yet: each waits in the broker's delay queues, in no slot."""
+
+import logging
+import queue
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import amqp
+import celery
+from celery.utils.log import get_logger
+from kombu.transport.native_delayed_delivery import MAX_LEVEL, calculate_routing_key, level_name
+
+from proj import queues
+from proj.dead_letters.reasons import Reason
+from proj.enqueue import publish
+from proj.errors import BrokerRefused, BrokerUnreachable, OutcomeUnknown
+from proj.logs import events
+from proj.rabbitmq.publishing import copy_of
+from proj.worker.request import Request
+
+log = get_logger(__name__)
+
+#: Seconds before a copy that was not confirmed is published again, for the first time and at most.
+FIRST_BACKOFF: Final = 1.0
+LONGEST_BACKOFF: Final = 60.0
+
+#: Seconds after which a message is given back whose copy the broker does not confirm, as in a memory alarm.
+#: To be given back counts towards the delivery limit, so it must be seldom.
+PATIENCE: Final = 600.0
+
+#: Errors that are about the broker, and over after a while.
+_OF_THE_BROKER: Final = (BrokerRefused, BrokerUnreachable, OutcomeUnknown)
+
+#: Headers that the broker counts in, or that would send copies elsewhere.
+_DROPPED_HEADERS: Final = frozenset({"x-delivery-count", "x-acquired-count", "CC", "BCC", "compression"})
+
+
+@dataclass(frozen=True)
+class _Delayed:
+    """A delivery that waits for the confirm of its copy."""
+
+    request: Request
+    copy: amqp.Message
+    routing_key: str
+    #: The connection of the worker that the delivery came on, counted; another one cannot acknowledge it.
+    life: int
+    #: When its copy is due (of `time.time`), and when it was handed over (of `time.monotonic`).
+    due: float
+    since: float = field(default_factory=time.monotonic)
+
+
+class Delays:
+    """Publishes copies to the delay queues, from a thread of its own, and acknowledges what is confirmed.
+
+    The worker's event loop goes on meanwhile: in an alarm, a confirm does not come for as long as that lasts.
+    """
+
+    def __init__(self, app: celery.Celery, consumer: Any) -> None:
+        self._app = app
+        self._consumer = consumer
+        self._life = 0
+        self._waiting: queue.SimpleQueue[_Delayed] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def send(self, request: Request, seconds: int, why: str, *, is_turn: bool = False) -> None:
+        """Delay the message for `seconds`. It keeps its slot until the broker has confirmed its copy."""
+        request.say(logging.INFO, events.DELAYED, f"delayed for {seconds} s: {why}", delay=seconds)
+        due = time.time() + seconds
+        headers: dict[str, Any] = {queues.TURN_HEADER: int(due)} if is_turn else {}
+        delayed = _Delayed(
+            request, _copy(request, headers), self._consumer.routing_key_of(request), self._life, due
+        )
+        self._waiting.put(delayed)
+        if not self._thread:
+            self._thread = threading.Thread(target=self._run, name="delays", daemon=True)
+            self._thread.start()
+
+    def forget(self) -> None:
+        """The connection that all deliveries came on is gone: the broker gives them out again."""
+        self._life += 1
+
+    def _run(self) -> None:
+        while True:
+            delayed = self._waiting.get()
+            self._settle(delayed, self._publish(delayed))
+
+    def _publish(self, delayed: _Delayed) -> Exception | None:
+        """Publish the copy, as often as it takes. Returns the last error, or None when it is confirmed."""
+        backoff = FIRST_BACKOFF
+        patience = min(PATIENCE, self._app.settings.proj_consumer_timeout / 2)
+        while delayed.life == self._life:
+            try:
+                self._attempt(delayed)
+            except _OF_THE_BROKER as error:
+                log.warning("A message is not delayed yet, trying again in %g s: %s", backoff, error)
+                if time.monotonic() + backoff > delayed.since + patience:
+                    return error
+                time.sleep(backoff)
+                backoff = min(2 * backoff, LONGEST_BACKOFF)
+            except Exception as error:  # such as `BadInput`: py-amqp reads some headers that it cannot write
+                return error
+            else:
+                return None
+        return None
+
+    def _attempt(self, delayed: _Delayed) -> None:
+        seconds = max(1, round(delayed.due - time.time()))
+        publish.send(
+            self._app,
+            delayed.copy,
+            level_name(MAX_LEVEL),
+            calculate_routing_key(seconds, delayed.routing_key),
+            task_id=delayed.request.id,
+            name=delayed.request.name,
+            delayed=True,
+        )
+
+    def _settle(self, delayed: _Delayed, error: Exception | None) -> None:
+        if delayed.life != self._life:
+            return
+        request = delayed.request
+        if error is None:
+            # From here: the event loop takes a second to come to what one of its own callbacks adds.
+            request.end_as_copy()
+        elif isinstance(error, _OF_THE_BROKER):
+            self._consumer.call_soon_ack(request.give_back, Reason.NOT_CONFIRMED)
+        else:
+            self._consumer.call_soon_ack(request.bury, Reason.INVALID, f"it cannot be delayed: {error}")
+
+
+def _copy(request: Request, headers: dict[str, Any]) -> amqp.Message:
+    """The message as it came, with these headers, and with the count of its deliveries."""
+    message = request.message
+    kept = {name: value for name, value in (message.headers or {}).items() if name not in _DROPPED_HEADERS}
+    headers = kept | {queues.REPEAT_HEADER: True, queues.DELIVERIES_HEADER: request.deliveries} | headers
+    body = message.body if isinstance(message.body, bytes | str) else bytes(message.body)
+    return copy_of(message, body, headers)

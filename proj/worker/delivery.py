@@ -1,0 +1,110 @@
+"""What becomes of a delivery before its task starts: executed now, delayed, or a dead letter."""
+
+import math
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from celery import signals
+from celery.app.task import Task
+from celery.worker.state import task_reserved
+from celery.worker.strategy import hybrid_to_proto2, proto1_to_proto2
+
+from proj import queues
+from proj.dead_letters.reasons import Reason
+from proj.enqueue import checks
+from proj.worker.request import Request
+
+#: Messages a second: up to here each message of a task with a rate limit gets a turn and waits for it in the
+#: broker. Above, its turn is less than a second away, which is all that a delay queue can count; it waits in
+#: the slot, for Celery's token bucket.
+MAX_TURNS: Final = 1.0
+
+
+def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
+    """How a worker takes the deliveries of one task; takes the place of Celery's `default` strategy.
+
+    Whatever is raised here is about the message, or else about broker or store; `Consumer` tells them apart.
+    """
+
+    def receive(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
+        headers, decoded, utc = message.headers, False, app.uses_utc_timezone()
+        if body is not None:  # Celery's first message protocol, its arguments in the body
+            body, headers, decoded, utc = proto1_to_proto2(message, body)
+        elif isinstance(message.payload, dict) and "args" in message.payload:
+            body, headers, decoded, utc = hybrid_to_proto2(message, message.payload)
+        else:
+            body = message.body
+        request = Request(
+            message,
+            on_ack=ack,
+            on_reject=reject,
+            app=app,
+            hostname=consumer.hostname,
+            eventer=consumer.event_dispatcher,
+            task=task,
+            connection_errors=consumer.connection_errors,
+            body=body,
+            headers=headers,
+            decoded=decoded,
+            utc=utc,
+        )
+        if queues.DELIVERIES_HEADER in message.headers and request.deliveries > queues.DELIVERY_LIMIT:
+            # The broker counts those of this copy alone.
+            request.bury(Reason.DELIVERY_LIMIT, f"given back {request.deliveries} times")
+            return
+        if request.revoked():
+            return
+        signals.task_received.send(sender=consumer, request=request)
+        request.send_event(
+            "task-received",
+            name=request.name,
+            args=request.argsrepr,
+            kwargs=request.kwargsrepr,
+            root_id=request.root_id,
+            parent_id=request.parent_id,
+            retries=request.request_dict.get("retries", 0),
+            eta=request.eta and request.eta.isoformat(),
+            expires=request.expires and request.expires.isoformat(),
+        )
+        bucket = consumer.task_buckets[task.name]
+        if bucket and queues.TURN_HEADER in message.headers:
+            bucket = None
+        if request.eta and (seconds := _seconds_until(request.eta)) > 0:
+            consumer.delays.send(request, seconds, "eta")
+        elif bucket and bucket.fill_rate > MAX_TURNS:
+            # upstream: not reported; remove when a strategy has a public way to wait for a token
+            consumer._limit_task(request, bucket, 1)
+        elif bucket and (seconds := consumer.turns.next(task.name, bucket.fill_rate)):
+            consumer.delays.send(request, seconds, "rate limit", is_turn=True)
+        else:
+            task_reserved(request)
+            for callback in callbacks:
+                callback(request)
+            consumer.on_task_request(request)
+
+    return receive
+
+
+class Turns:
+    """When the next message of each task with a rate limit may be executed, as this worker assigns it."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, float] = {}
+
+    def next(self, task_name: str, rate: float) -> int:
+        """Take the next turn of a task with a limit of `rate` messages a second; whole seconds until then."""
+        now = time.time()
+        turn = max(now, self._next.get(task_name, now))
+        self._next[task_name] = turn + 1 / rate
+        return min(math.ceil(turn - now), checks.MAX_DELAY)
+
+    def forget(self) -> None:
+        """Count anew, as when a limit changes."""
+        self._next.clear()
+
+
+def _seconds_until(moment: datetime) -> int:
+    seconds = math.ceil((moment - datetime.now(UTC)).total_seconds())
+    return min(seconds, checks.MAX_DELAY)  # at its end the message comes back, and is delayed again

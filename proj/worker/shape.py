@@ -1,0 +1,87 @@
+"""What a message may have beside its arguments: the type of each header, and what is called at its end.
+
+Celery looks at these when it needs them, in the middle of a task or after it. What is wrong with them would
+then be an error of the task. Here they are checked before the task begins.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from celery import Celery
+from celery.app.task import Context
+from celery.canvas import maybe_signature
+from celery.exceptions import InvalidTaskError
+
+from proj.enqueue import checks
+from proj.enqueue.headers import HEADERS, is_any
+from proj.worker import burial
+
+#: What Celery itself writes over the headers of a message.
+_WRITTEN_BY_CELERY: Final = frozenset(
+    {"args", "kwargs", "properties", "reply_to", "correlation_id", "hostname", "delivery_info"}
+)
+
+
+def _is_signature(value: object) -> bool:
+    """What `celery.signature` makes, as JSON has it."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("task"), str)
+        and isinstance(value.get("args"), list)
+        and isinstance(value.get("kwargs"), dict)
+        and isinstance(value.get("options"), dict)
+    )
+
+
+def _is_list_of_signatures(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_signature, value))
+
+
+#: What a message embeds: what is called when its task has ended.
+_EMBEDDED: Final[Mapping[str, Callable[[object], bool]]] = {
+    "callbacks": _is_list_of_signatures,
+    "errbacks": _is_list_of_signatures,
+    "chain": _is_list_of_signatures,
+    "chord": _is_signature,
+}
+
+_KNOWN: Final = {**HEADERS, **_EMBEDDED}
+
+#: Celery makes an attribute of each header, over its own.
+_RESERVED: Final = frozenset(dir(Context)) - frozenset(_KNOWN) - _WRITTEN_BY_CELERY
+
+
+def check(request: Any) -> None:
+    """Raise `InvalidTaskError` for a part of a request of Celery's that is not what Celery takes it for."""
+    _, _, embedded = request._payload
+    for what, value, is_good in (
+        ("an id", request.id, checks.is_id(request.id)),
+        ("the name of a task", request.name, isinstance(request.name, str)),
+        ("a list of arguments", request.args, isinstance(request.args, list | tuple)),
+        ("a mapping of keyword arguments", request.kwargs, isinstance(request.kwargs, dict)),
+        ("a mapping of callbacks", embedded, not embedded or isinstance(embedded, dict)),
+    ):
+        if not is_good:
+            raise InvalidTaskError(f"expected {what}, got {burial.text(repr(value))}")
+    for name, value in request.request_dict.items():
+        if name in _RESERVED:
+            raise InvalidTaskError(f"a header cannot be named {name!r}: Celery uses this name")
+        _check(name, value, _KNOWN)
+    for name, value in (embedded or {}).items():
+        if name not in _EMBEDDED:
+            raise InvalidTaskError(f"a message embeds {', '.join(_EMBEDDED)}, got {burial.text(repr(name))}")
+        _check(name, value, _EMBEDDED)
+        for each in value if isinstance(value, list) else [value]:
+            _check_signature(name, each, request.app)
+
+
+def _check(name: str, value: object, known: Mapping[str, Callable[[object], bool]]) -> None:
+    if value is not None and not known.get(name, is_any)(value):
+        raise InvalidTaskError(f"{name} cannot be {burial.text(repr(value))}")
+
+
+def _check_signature(name: str, value: Any, app: Celery) -> None:
+    try:
+        maybe_signature(value, app=app)
+    except Exception as error:  # whatever it would raise when the task has ended
+        raise InvalidTaskError(f"{name} cannot be called: {error!r}") from error

@@ -1,0 +1,107 @@
+"""What happens at a worker's start and at its end: it is named, checked, and given a grace period."""
+
+import os
+import signal
+import threading
+from typing import Any, Final
+
+import click
+from celery.signals import celeryd_after_setup, celeryd_init, task_postrun, worker_shutting_down
+from celery.utils.log import get_logger
+from celery.utils.nodenames import default_nodename
+
+from proj import queues
+from proj.enqueue import Task
+from proj.errors import BadTask, ConfigError, ExitCode, ProjError
+from proj.logs import formats, printed
+from proj.logs.printable import error_line
+
+log = get_logger(__name__)
+
+#: What Celery appends to a worker's name to name the queue that its commands come from.
+_LONGEST_SUFFIX: Final = ".celery.pidbox"
+
+
+def install() -> None:
+    """Add to the workers of this process, of whatever application, what this module has."""
+    celeryd_init.connect(give_unique_name)
+    celeryd_init.connect(check_queues)
+    celeryd_init.connect(bound_shutdown)
+    celeryd_init.connect(formats.log_all_that_is_said)
+    celeryd_after_setup.connect(check_tasks)
+    celeryd_after_setup.connect(check_time_limits)
+    celeryd_after_setup.connect(check_result_store)
+    task_postrun.connect(printed.end_line)
+
+
+def give_unique_name(instance: Any, **_: Any) -> None:
+    """Name a worker that was given no name `celery-PID@host`.
+
+    Two workers with the same name cannot share a broker: the second ends with 405.
+    """
+    if instance.hostname == default_nodename(None):
+        instance.hostname = default_nodename(None, f"celery-{os.getpid()}")
+    if not queues.can_be_name(f"{instance.hostname}{_LONGEST_SUFFIX}"):
+        name = error_line(instance.hostname)
+        click.echo(f"Error: a worker cannot be named {name!r} (give it a shorter one with -n)", err=True)
+        raise SystemExit(int(ExitCode.USAGE))
+
+
+def check_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
+    """End a worker that was told to consume a queue that does not exist, with one line."""
+    known = instance.app.amqp.queues
+    for name in options.get("queues") or ():
+        if name not in known:
+            click.echo(f"Error: there is no queue {name!r} (there is: {', '.join(known)})", err=True)
+            raise SystemExit(int(ExitCode.USAGE))
+
+
+def check_tasks(instance: Any, **_: Any) -> None:
+    """End a worker that has a task whose arguments could never be checked."""
+    try:
+        for task in instance.app.tasks.values():
+            if isinstance(task, Task):
+                task.parameters  # noqa: B018  to ask for them reads the annotations
+    except BadTask as error:
+        log.critical("%s", error)
+        raise SystemExit(int(error.exit_code)) from None
+
+
+def check_time_limits(instance: Any, **_: Any) -> None:
+    """End a worker that has a task whose own time limit the broker would not wait for."""
+    timeout = instance.app.settings.proj_consumer_timeout
+    for name, task in instance.app.tasks.items():
+        if task.time_limit and task.time_limit >= timeout:
+            error = ConfigError(
+                f"the time_limit of {name} must be below the broker's consumer_timeout, got "
+                f"{task.time_limit} and {timeout}",
+                "lower it, or raise consumer_timeout in the broker's configuration and say so with "
+                "PROJ_CONSUMER_TIMEOUT",
+            )
+            log.critical("%s", error)
+            raise SystemExit(int(error.exit_code))
+
+
+def check_result_store(instance: Any, **_: Any) -> None:
+    """End a worker whose result store cannot exist; one that is down for a while is waited for."""
+    try:
+        instance.app.backend.max_retries  # noqa: B018  to ask for it makes the store
+    except ProjError as error:
+        log.critical("%s", error)
+        raise SystemExit(int(error.exit_code)) from None
+
+
+def bound_shutdown(instance: Any, **_: Any) -> None:
+    """Let a worker give back what is not done when the grace period after SIGTERM is over.
+
+    SIGQUIT is Celery's cold shutdown: it ends the tasks, and their messages go to other workers.
+    """
+    grace = instance.app.settings.proj_shutdown_grace
+
+    def start_timer(how: str, **_: Any) -> None:
+        if how == "Warm":
+            timer = threading.Timer(grace, os.kill, (os.getpid(), signal.SIGQUIT))
+            timer.daemon = True
+            timer.start()
+
+    worker_shutting_down.connect(start_timer, weak=False)
