@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import signal
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import pytest
 
 from proj.health import heartbeat
 from proj.private_node.node import BrokerNode
-from tests.bundle import BIN, GATED_TASK, Bundle, eventually
+from tests.bundle import BIN, GATED_TASK, Bundle, Worker, eventually
+from tests.chaos.proxy import Proxy
+from tests.ports import free_port
 from tests.refusal import refuses
 
 POOLS = ["prefork", "threads", "solo"]
@@ -37,8 +41,9 @@ BLOCK = """
 def _promise_soon(bundle: Bundle) -> None:
     """Let the workers promise their beats within seconds, so that no test waits for long."""
     bundle.declare()
-    bundle.switch_off("worker/heartbeat.py", "TURN: Final = 10.0", "TURN: Final = 6.0")
-    bundle.switch_off("worker/heartbeat.py", "CONNECT: Final = 80.0", "CONNECT: Final = 6.0")
+    bundle.switch_off("worker/heartbeat.py", "INTERVAL: Final = 1.0", "INTERVAL: Final = 0.2")
+    bundle.switch_off("worker/heartbeat.py", "TURN: Final = 10.0", "TURN: Final = 2.0")
+    bundle.switch_off("worker/heartbeat.py", "CONNECT: Final = 80.0", "CONNECT: Final = 4.0")
 
 
 def _health(bundle: Bundle, *options: str) -> tuple[int, str]:
@@ -60,8 +65,33 @@ def _workers(bundle: Bundle) -> list[dict[str, Any]]:
     return found
 
 
-def _not_live(bundle: Bundle, *options: str) -> None:
-    eventually("the worker is not live", lambda: not _is(bundle, "live", *options))
+def _beats(bundle: Bundle) -> list[heartbeat.Heartbeat]:
+    """What `proj health` reads, without a process for each look."""
+    return heartbeat.read_all(bundle.env["PROJ_STATE_DIR"])
+
+
+def _becomes(bundle: Bundle, what: str) -> None:
+    """Wait until the workers are `live`, `not live`, `ready` or `not ready`; the program agrees."""
+    kind, expected = what.split()[-1], not what.startswith("not ")
+
+    def judged() -> bool:
+        verdict = heartbeat.judge(_beats(bundle), ready=kind == "ready", worker=None, state_dir="")
+        return verdict.healthy == expected
+
+    eventually(f"the worker is {what}", judged)
+    assert _is(bundle, kind) == expected
+
+
+@pytest.fixture(scope="module")
+def shared(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    with Bundle(node, vhost="health", folder=tmp_path_factory.mktemp("shared")) as bundle:
+        yield bundle
+
+
+@pytest.fixture(scope="module")
+def worker(shared: Bundle) -> Worker:
+    """One worker for what leaves it as it was."""
+    return shared.worker().ready()
 
 
 @pytest.mark.parametrize("pool", POOLS)
@@ -73,16 +103,16 @@ def test_worker_from_its_start_to_its_end(bundle: Bundle, pool: str) -> None:
     )
     bundle.add_task(GATED_TASK)
     worker = bundle.worker("-P", pool).ready()
-    eventually("the worker is ready", lambda: _is(bundle, "ready"))
+    _becomes(bundle, "ready")
     (first,) = _workers(bundle)
-    eventually("it beats again", lambda: _workers(bundle)[0]["beat"] > first["beat"])
+    eventually("it beats again", lambda: _beats(bundle)[0].beat > first["beat"])
     bundle.enqueue("task", "proj.tasks.gated", '"a gate"', "--id", "last")
     worker.started("last")
     assert _is(bundle, "ready")
 
     worker.process.send_signal(signal.SIGTERM)
 
-    eventually("the worker is not ready", lambda: not _is(bundle, "ready"))
+    _becomes(bundle, "not ready")
     code, line = _health(bundle, "--live")
     assert worker.lines("Done after") == []
     assert code == 0, line
@@ -91,32 +121,6 @@ def test_worker_from_its_start_to_its_end(bundle: Bundle, pool: str) -> None:
     assert [line.id for line in worker.lines("Done after")] == ["last"]
     assert not _is(bundle, "live")
     assert os.listdir(bundle.folder / "state" / heartbeat.FOLDER) == []
-
-
-def test_worker_that_is_told_to_end_by_a_message_is_stopping(bundle: Bundle) -> None:
-    """As by `celery control shutdown`, for which there is no signal of the system."""
-    worker = bundle.worker("-P", "threads").ready()
-    bundle.enqueue("sleep-dots", "600", "--id", "last")
-    worker.started("last")
-
-    bundle.python("from proj import app; app.control.shutdown(); print(0)")
-
-    eventually("the worker stops", lambda: _health(bundle, "--ready")[1].endswith(" is stopping"))
-    assert _is(bundle, "live")
-
-
-def test_frozen_worker_is_not_live_until_it_goes_on(bundle: Bundle) -> None:
-    """SIGSTOP is found out when the next beat is overdue; a worker that goes on is live again."""
-    _promise_soon(bundle)
-    worker = bundle.worker(env=QUICK).ready()
-    assert _is(bundle, "live")
-
-    worker.process.send_signal(signal.SIGSTOP)
-
-    _not_live(bundle)
-    assert not _is(bundle, "ready")
-    worker.process.send_signal(signal.SIGCONT)
-    eventually("the worker is ready", lambda: _is(bundle, "ready"))
 
 
 def test_killed_worker_is_not_live_at_once(bundle: Bundle) -> None:
@@ -131,27 +135,33 @@ def test_killed_worker_is_not_live_at_once(bundle: Bundle) -> None:
         69,
         True,
     )
+    assert bundle.proj("--debug", "health", "--live").returncode == 69
     bundle.worker(log="next.log").ready()
     assert _is(bundle, "live")
     assert len(_workers(bundle)) == 1
 
 
-def test_frozen_worker_beside_a_healthy_one(bundle: Bundle) -> None:
-    """Together they are not live; asked for by name, each is what it is."""
+def test_frozen_worker_is_not_live_until_it_goes_on(bundle: Bundle) -> None:
+    """SIGSTOP is found out when the next beat is overdue; one that goes on is live again.
+
+    Beside a healthy one, together they are not live; asked for by name, each is what it is.
+    """
     _promise_soon(bundle)
     frozen = bundle.worker("-n", "one@%h", env=QUICK, log="one.log").ready()
     bundle.worker("-n", "two@%h", env=QUICK, log="two.log").ready()
-    eventually("both are ready", lambda: _is(bundle, "ready"))
+    _becomes(bundle, "ready")
     assert _health(bundle, "--live")[1].startswith("live: 2 workers, the oldest beat ")
 
     frozen.process.send_signal(signal.SIGSTOP)
 
-    _not_live(bundle)
+    _becomes(bundle, "not live")
     assert _health(bundle, "--live")[1].startswith("not live: worker one@")
     assert _health(bundle, "--live")[1].endswith(" (1 of 2 workers)")
+    assert not _is(bundle, "ready")
     assert not _is(bundle, "live", "--worker", "one")
     assert _is(bundle, "ready", "--worker", "two")
     frozen.process.send_signal(signal.SIGCONT)
+    _becomes(bundle, "ready")
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
@@ -161,7 +171,7 @@ def test_blocked_loop_is_not_live(bundle: Bundle, pool: str) -> None:
     bundle.add_task(BLOCK)
     bundle.worker("-P", pool, env=QUICK).says("The loop stands still")
 
-    _not_live(bundle)
+    _becomes(bundle, "not live")
 
 
 def test_beat_of_a_thread_would_be_a_lie(bundle: Bundle) -> None:
@@ -175,72 +185,70 @@ def test_beat_of_a_thread_would_be_a_lie(bundle: Bundle) -> None:
         "from celery.utils.timer2 import Timer; Timer().call_repeatedly(INTERVAL, self._turned, (c,))",
     )
     bundle.worker(env=QUICK).says("The loop stands still")
-    (first,) = _workers(bundle)
+    (first,) = _beats(bundle)
 
-    def promise_is_over() -> bool:
-        assert _is(bundle, "live")
-        return bool(_workers(bundle)[0]["beat"] > first["due"])
-
-    eventually("the promise of the last turn of the loop is over", promise_is_over)
+    eventually("the promise of the last turn is over", lambda: _beats(bundle)[0].beat > first.due)
+    assert _is(bundle, "live")
 
 
-def _own_node(bundle: Bundle, folder: Path) -> BrokerNode:
-    """A node that the test may kill, and that the bundle's programs are told of."""
-    node = BrokerNode(folder)
-    node.start()
-    bundle.env["CELERY_BROKER_URL"] = node.url
-    return node
+@contextmanager
+def _broker(bundle: Bundle, port: int) -> Iterator[None]:
+    """A broker at the port, which is down before and after."""
+    bundle.env["CELERY_BROKER_URL"] = bundle.url_at(port)
+    with Proxy(bundle.node.info.port, port):
+        yield
 
 
-def test_broker_that_is_down_makes_no_worker_dead(bundle: Bundle, tmp_path: Path) -> None:
+def test_broker_that_is_down_makes_no_worker_dead(bundle: Bundle) -> None:
     """Live and not ready, for longer than any promise; ready when the broker is there again.
 
     A worker that is started meanwhile is live too.
     """
     _promise_soon(bundle)
-    node = _own_node(bundle, tmp_path / "own")
-    bundle.worker("-n", "early@%h", env=QUICK).ready()
-    eventually("the worker is ready", lambda: _is(bundle, "ready"))
+    port = free_port()
+    with _broker(bundle, port):
+        bundle.worker("-n", "early@%h", env=QUICK).ready()
+        _becomes(bundle, "ready")
 
-    node.kill()
-
-    eventually("the worker is not ready", lambda: not _is(bundle, "ready"))
+    _becomes(bundle, "not ready")
     bundle.worker("-n", "late@%h", env=QUICK, log="late.log").says("Trying again in ")
-    first = _workers(bundle)
-    assert {worker["state"] for worker in first} == {"connecting"}
+    first = _beats(bundle)
+    assert {beat.state for beat in first} == {heartbeat.CONNECTING}
 
     def promises_are_over() -> bool:
-        assert _is(bundle, "live")
-        assert not _is(bundle, "ready")
-        overdue = min(worker["due"] for worker in first)
-        return bool(min(worker["beat"] for worker in _workers(bundle)) > overdue)
+        beats = _beats(bundle)
+        assert all(heartbeat.lives(beat, time.monotonic()) for beat in beats), beats
+        return min(beat.beat for beat in beats) > min(beat.due for beat in first)
 
     eventually("what both promised is over", promises_are_over)
-    node.start()
-    eventually("both are ready", lambda: _is(bundle, "ready"), 60)
-    assert len(_workers(bundle)) == 2
-    node.kill()
+    assert _is(bundle, "live")
+    assert not _is(bundle, "ready")
+    with _broker(bundle, port):
+        _becomes(bundle, "ready")
+        assert len(_workers(bundle)) == 2
 
 
-def test_without_beats_while_it_waits_a_worker_would_be_taken_for_dead(
-    bundle: Bundle, tmp_path: Path
-) -> None:
+def test_without_beats_while_it_waits_a_worker_would_be_taken_for_dead(bundle: Bundle) -> None:
     """The control for the test above."""
     _promise_soon(bundle)
     bundle.switch_off("worker/heartbeat.py", "step.connecting()\n            callback()", "callback()")
-    node = _own_node(bundle, tmp_path / "own")
-    worker = bundle.worker(env=QUICK).ready()
-
-    node.kill()
+    with _broker(bundle, free_port()):
+        worker = bundle.worker(env=QUICK).ready()
 
     worker.says("Trying again in ")
-    _not_live(bundle)
+    _becomes(bundle, "not live")
 
 
-def test_long_task_in_the_loop_is_waited_for(bundle: Bundle) -> None:
-    """With `-P solo` a task keeps the loop: the worker promises a beat when the task's time limit is over."""
-    worker = bundle.worker("-P", "solo", env={"PROJ_TASK_TIME_LIMIT": "1600"}).ready()
-    eventually("the worker is ready", lambda: _is(bundle, "ready"))
+def test_task_in_the_loop_is_waited_for_until_its_end(bundle: Bundle) -> None:
+    """With `-P solo` a task keeps the loop: the worker promises a beat when the task's time limit is over.
+
+    When the task has ended, the loop turns again, and promises so.
+    """
+    worker = bundle.worker("-P", "solo", env={"PROJ_TASK_TIME_LIMIT": "1600"})
+    assert bundle.proj("enqueue", "add", "1", "2", "--wait").stdout == "3\n"
+    eventually("the loop turns", lambda: _workers(bundle)[0]["due_in"] < 60)
+    assert _workers(bundle)[0]["task"] is None
+    _becomes(bundle, "ready")
     bundle.enqueue("sleep-dots", "600", "--id", "long")
     worker.started("long")
 
@@ -251,28 +259,17 @@ def test_long_task_in_the_loop_is_waited_for(bundle: Bundle) -> None:
     assert 1600 < _workers(bundle)[0]["due_in"] < 1700
 
 
-def test_task_that_has_ended_is_not_waited_for(bundle: Bundle) -> None:
-    """With `-P solo`, the loop turns again after a task, and promises so."""
-    bundle.worker("-P", "solo").ready()
-    assert bundle.proj("enqueue", "add", "1", "2", "--wait").stdout == "3\n"
-
-    eventually("the loop turns", lambda: _workers(bundle)[0]["due_in"] < 60)
-    assert _workers(bundle)[0]["task"] is None
-
-
-def test_worker_that_consumes_no_queue_is_not_ready(bundle: Bundle) -> None:
+def test_worker_that_consumes_no_queue_is_not_ready(shared: Bundle, worker: Worker) -> None:
     """As after `celery control cancel_consumer`."""
-    bundle.worker().ready()
-    eventually("the worker is ready", lambda: _is(bundle, "ready"))
+    _becomes(shared, "ready")
 
-    bundle.python("""
-from proj import app
-print(len(app.control.cancel_consumer("proj.tasks", reply=True)))
-""")
+    shared.control(worker, "cancel_consumer", "proj.tasks")
 
-    eventually("the worker is not ready", lambda: not _is(bundle, "ready"))
-    assert _health(bundle, "--ready")[1].endswith("consumes no queue")
-    assert _is(bundle, "live")
+    _becomes(shared, "not ready")
+    assert _health(shared, "--ready")[1].endswith("consumes no queue")
+    assert _is(shared, "live")
+    shared.control(worker, "add_consumer", "proj.tasks")
+    _becomes(shared, "ready")
 
 
 def test_worker_goes_on_when_its_heartbeat_cannot_be_written(bundle: Bundle) -> None:
@@ -290,7 +287,7 @@ def test_worker_goes_on_when_its_heartbeat_cannot_be_written(bundle: Bundle) -> 
         f"not live: the heartbeats in {in_the_way} cannot be read: Not a directory",
     )
     in_the_way.unlink()
-    eventually("the worker is live", lambda: _is(bundle, "live"))
+    _becomes(bundle, "live")
 
 
 @pytest.mark.parametrize("protected", [True, False], ids=["", "control"])
@@ -300,7 +297,7 @@ def test_disk_that_is_full_makes_no_worker_dead(bundle: Bundle, small_disk: Path
     if not protected:
         bundle.switch_off("health/heartbeat.py", "        _write_over(path, data)\n", "        raise\n")
     worker = bundle.worker(env=QUICK).ready()
-    eventually("it is ready", lambda: _is(bundle, "ready"))
+    _becomes(bundle, "ready")
 
     def is_full() -> bool:
         with (small_disk / "all else").open("ab", buffering=0) as file, suppress(OSError):
@@ -312,21 +309,32 @@ def test_disk_that_is_full_makes_no_worker_dead(bundle: Bundle, small_disk: Path
     (before,) = _workers(bundle)
 
     if protected:
-        eventually("its promise is renewed", lambda: _workers(bundle)[0]["beat"] > before["due"])
+        eventually("its promise is renewed", lambda: _beats(bundle)[0].beat > before["due"])
         assert _is(bundle, "ready")
         assert "No heartbeat" not in worker.text()
     else:
         worker.says("No heartbeat")
-        eventually("it is taken for dead", lambda: not _is(bundle, "live"))
+        _becomes(bundle, "not live")
 
 
-def test_state_folder_that_is_taken_away_is_made_again(bundle: Bundle) -> None:
+@pytest.mark.usefixtures("worker")
+def test_state_folder_that_is_taken_away_is_made_again(shared: Bundle) -> None:
     """A worker that lives is found again, with its next beat."""
-    bundle.worker().ready()
-    folder = bundle.folder / "state" / heartbeat.FOLDER
+    folder = shared.folder / "state" / heartbeat.FOLDER
     folder.rename(folder.with_name("away"))
 
-    eventually("the worker is live", lambda: _is(bundle, "live"))
+    _becomes(shared, "live")
+
+
+@pytest.mark.usefixtures("worker")
+def test_slow_way_says_the_same(shared: Bundle) -> None:
+    """`--debug` goes through click, to the same answer."""
+    _becomes(shared, "live")
+    slow = shared.proj("--debug", "health", "--live")
+    assert (slow.returncode, slow.stdout.partition(" beat ")[0]) == (
+        0,
+        _health(shared, "--live")[1].partition(" beat ")[0],
+    )
 
 
 def test_probe_imports_nothing_that_takes_time(bundle: Bundle) -> None:
@@ -377,15 +385,3 @@ def test_error_of_the_probe_is_told_as_everywhere(bundle: Bundle) -> None:
 
     refuses(bundle, 2, "Error: the settings file ", command=("health", "--live"))
     assert "Traceback" in bundle.proj("--debug", "health", "--live").stderr
-
-
-def test_slow_way_says_the_same(bundle: Bundle) -> None:
-    """`--debug` goes through click, to the same answer."""
-    worker = bundle.worker().ready()
-    slow = bundle.proj("--debug", "health", "--live")
-    assert (slow.returncode, slow.stdout.partition(" beat ")[0]) == (
-        0,
-        _health(bundle, "--live")[1].partition(" beat ")[0],
-    )
-    worker.kill()
-    assert bundle.proj("--debug", "health", "--live").returncode == 69

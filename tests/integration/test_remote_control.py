@@ -19,6 +19,7 @@ def test_shutdown_ends_tasks_and_is_no_error(bundle: Bundle) -> None:
 
     assert "OK" in bundle.control(worker, "shutdown")
     eventually("the worker shuts down", lambda: "Got shutdown from remote" in worker.text())
+    assert bundle.proj("health", "--ready").stdout.endswith(" is stopping\n")
     assert bundle.proj("health", "--live").returncode == 0
     gate.touch()
     assert worker.ends() == 0
