@@ -1,5 +1,6 @@
 """What happens at a worker's start and at its end: it is named, checked, and given a grace period."""
 
+import inspect
 import os
 import signal
 import threading
@@ -57,14 +58,16 @@ def check_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
 
 
 def check_tasks(instance: Any, **_: Any) -> None:
-    """End a worker that has a task whose arguments could never be checked."""
-    try:
-        for task in instance.app.tasks.values():
+    """End a worker that has a task whose arguments could never be checked, with the place of its function."""
+    for task in instance.app.tasks.values():
+        try:
             if isinstance(task, Task):
                 task.parameters  # noqa: B018  to ask for them reads the annotations
-    except BadTask as error:
-        log.critical("%s", error)
-        raise SystemExit(int(error.exit_code)) from None
+        except BadTask as error:
+            code = getattr(inspect.unwrap(task.run), "__code__", None)
+            place = f"{code.co_filename}:{code.co_firstlineno}: " if code else ""
+            log.critical("%s%s", place, error)
+            raise SystemExit(int(ExitCode.USAGE)) from None
 
 
 def check_time_limits(instance: Any, **_: Any) -> None:

@@ -71,8 +71,10 @@ def test_annotation_that_cannot_be_used_is_reported_at_the_start(bundle: Bundle)
 
     assert (done.returncode, done.stderr.count("\n")) == (65, 1)
     assert done.stderr.startswith(f"Error: {words}")
-    assert worker.ends() == 65
-    assert words in worker.text()
+    file = bundle.folder / "copy/proj/tasks.py"
+    line = file.read_text().splitlines().index('@app.task(name="proj.tasks.unknown")') + 1
+    assert worker.ends() == 2
+    assert f"{file}:{line}: {words}" in worker.text()
     assert "Traceback" not in worker.text()
 
 
