@@ -32,9 +32,12 @@ PATIENCE: Final = 2
 #: Seconds between two attempts, at most.
 ATTEMPT_INTERVAL: Final = 1
 
-#: Seconds without a further attempt to store progress, once one has failed: an attempt at a store that hangs
-#: takes `ANSWER_TIMEOUT`, and a task may report its progress a hundred times.
+#: Seconds without a further attempt to store progress, once one has failed.
 PROGRESS_PAUSE: Final = 10
+
+#: How much longer than the attempt the pause is at least: a store that hangs for `ANSWER_TIMEOUT` costs a
+#: task a tenth of its time, however often that reports its progress.
+_PAUSE_FACTOR: Final = 10
 
 #: What is stored with patience: ends, and that there is another attempt, before that can store how it ended.
 #: Any other state is progress: STARTED, and what a task gives to `update_state`.
@@ -93,7 +96,8 @@ class Patient:
 
     def _store_progress(self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
         """Store it in one attempt, or drop it: the task must not be held by a store that is down."""
-        if time.monotonic() < self._progress_resumes:
+        began = time.monotonic()
+        if began < self._progress_resumes:
             return result
         self._deadline = 0.0
         try:
@@ -101,8 +105,10 @@ class Patient:
         except Exception as error:
             words = f"has its state {state} dropped: {reason_of(error)}"
             if super().exception_safe_to_retry(error):  # type: ignore[misc]
-                self._progress_resumes = time.monotonic() + PROGRESS_PAUSE
-                words += f" (further progress is not tried for {PROGRESS_PAUSE} s)"
+                now = time.monotonic()
+                pause = max(PROGRESS_PAUSE, _PAUSE_FACTOR * (now - began))
+                self._progress_resumes = now + pause
+                words += f" (further progress is not tried for {pause:.0f} s)"
                 with suppress(Exception):
                     self.on_backend_retryable_error(error)  # type: ignore[attr-defined]
             name = getattr(kwargs.get("request"), "task", None)
