@@ -112,7 +112,7 @@ def _clocks(subject: Subject) -> dict[str, float]:
     with subject.channel() as channel:
         queue = subject.app.events.Receiver(channel, routing_key="worker.heartbeat").queue
         with channel.Consumer([queue], callbacks=[beat], no_ack=True, accept=["json"]):
-            RemoteControl(subject.app, subject.broker).tell("heartbeat")
+            RemoteControl(subject.app, subject.broker).broadcast("heartbeat")
             deadline = time.monotonic() + _BEAT_PATIENCE
             with suppress(TimeoutError):
                 while ahead.keys() < subject.workers.keys():

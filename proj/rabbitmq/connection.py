@@ -1,4 +1,4 @@
-"""The connection between a program and its broker, bounded in time."""
+"""Connections to the broker, each operation of which ends before a deadline."""
 
 import os
 import socket
@@ -17,17 +17,17 @@ from proj.deadline import cut_after, within
 from proj.rabbitmq import failures, transport
 
 #: Why a broker that `is_blocked` confirms nothing.
-ALARM: Final = "for it takes no messages while its memory or its disk is short"
+ALARM: Final = "since its memory or disk alarm is on"
 
-#: Connections whose broker is in alarm.
+#: Connections that the broker has blocked because of an alarm.
 _blocked: Final = WeakSet[Connection]()
 
 
 def connect(connection: Connection, deadline: float) -> None:
-    """Connect to the first of the nodes that answers, before the deadline (of `time.monotonic`).
+    """Connect to the first node that answers, before the deadline (of `time.monotonic`).
 
-    The last node may take all the time that is left. One before it may take `CONNECT_TIMEOUT` seconds to find
-    its address, and as long to connect. Raises what the last node raised, or `TimeoutError`.
+    The last node has all the time that is left. Each node before it has `CONNECT_TIMEOUT` seconds for the
+    look-up of its address, and as many to connect. Raises the error of the last node, or `TimeoutError`.
     """
     nodes = max(1, len(connection.alt))
     for node in range(1, nodes + 1):
@@ -35,7 +35,7 @@ def connect(connection: Connection, deadline: float) -> None:
         if left <= 0:
             raise TimeoutError
         connection.connect_timeout = left if node == nodes else min(CONNECT_TIMEOUT, left)
-        connection.transport.Connection = _Shown  # each node has a transport of its own
+        connection.transport.Connection = _CuttableConnection  # each node has its own transport
         try:
             _resolve(connection.hostname, connection.connect_timeout)
             until = min(deadline, time.monotonic() + connection.connect_timeout)
@@ -56,20 +56,20 @@ def connect(connection: Connection, deadline: float) -> None:
 
 
 def is_blocked(connection: Connection) -> bool:
-    """True when the broker has said that it reads nothing from who publishes, for an alarm is on.
+    """Whether an alarm of the broker blocks this connection, so that nothing published is read.
 
-    Known of connections that `connect` has made. RabbitMQ says so at the first publish in an alarm.
+    Known only for connections made by `connect`. RabbitMQ reports it at the first publish during an alarm.
     """
     return connection in _blocked
 
 
 def is_alive(connection: Connection) -> bool:
-    """False when the connection is known to be of no use: closed by the broker since it was used last."""
+    """Whether the connection is open, as far as is known: false when the broker has closed it meanwhile."""
     try:
         while connection.connected:
             connection.drain_events(timeout=0)
     except TimeoutError as error:
-        # With an error number, it is not that there is nothing to read, but the system that gave up.
+        # Without an error number there was nothing to read; with one, the system has given up the connection.
         return error.errno is None
     except failures.ERRORS:
         pass
@@ -77,7 +77,7 @@ def is_alive(connection: Connection) -> bool:
 
 
 def cut_at(deadline: float, connection: Connection) -> AbstractContextManager[None]:
-    """Cut the connection when the block has not ended before the deadline (of `time.monotonic`).
+    """Shut the connection's socket at the deadline (of `time.monotonic`) if the block is still running.
 
     Whatever waits on the connection then fails with an `OSError`.
     """
@@ -86,9 +86,10 @@ def cut_at(deadline: float, connection: Connection) -> AbstractContextManager[No
 
 @contextmanager
 def bounded(connection: Connection, timeout: float) -> Iterator[None]:
-    """Connect, unless connected, and cut the connection when the block has not ended in `timeout` seconds.
+    """Connect if necessary, and cut the connection if the block runs longer than `timeout` seconds.
 
-    Raises `BrokerUnreachable` and `BrokerRefused`, for what is no publish; the connection is gone then.
+    Raises `BrokerUnreachable` or `BrokerRefused` and drops the connection. Not for publishes, whose outcome
+    may be unknown.
     """
     deadline = time.monotonic() + timeout
     try:
@@ -104,22 +105,22 @@ def bounded(connection: Connection, timeout: float) -> Iterator[None]:
 
 
 def abandon(connection: Connection) -> None:
-    """Drop the connection without a word to the broker, who may not be listening."""
+    """Drop the connection without AMQP's closing handshake: the broker may not answer any more."""
     if connection.connected:
-        # First of all, or TLS would wait for the broker's farewell.
+        # First, since TLS would wait for the broker's part of its own closing handshake.
         _shut(connection)
         connection.collect()
 
 
 def keep_from_children(app: Celery) -> None:
-    """Let each process that is forked from this one open connections of its own.
+    """Let each process that is forked from this one open its own connections.
 
-    On one that two processes share, each reads answers to the other, and takes its confirms for its own.
-    Celery does the same for processes of billiard, and not for those of `os.fork` and `multiprocessing`.
+    Two processes that share a connection read each other's answers and confirms. Celery handles the processes
+    of billiard, but not those of `os.fork` and `multiprocessing`.
     """
 
     def forget() -> None:
-        # Without closing them: that would end them for the parent too.
+        # Not closed, since that would close them for the parent too.
         pools.connections.clear()
         pools.producers.clear()
         app._after_fork()
@@ -127,8 +128,8 @@ def keep_from_children(app: Celery) -> None:
     os.register_at_fork(after_in_child=forget)
 
 
-class _Shown(transport.Connection):
-    """A connection that can be cut while it is being made."""
+class _CuttableConnection(transport.Connection):
+    """A connection that can be cut during its handshake."""
 
     def connect(self, callback: Any = None) -> Any:
         # Kombu does the same, after the handshake.
@@ -136,7 +137,7 @@ class _Shown(transport.Connection):
         try:
             return super().connect(callback)
         except BaseException:
-            # Py-amqp closes it after an `OSError` only, and kombu would take it for connected.
+            # Py-amqp closes it only after an `OSError`; after others, kombu would take it for connected.
             abandon(self.client)
             self.client._connection = None
             raise
@@ -145,26 +146,26 @@ class _Shown(transport.Connection):
 def _listen_for_alarms(connection: Connection) -> None:
     live = connection.connection
     _blocked.discard(connection)
-    # The broker's reason, which of its alarms is on, does not get through py-amqp 5.4.
+    # Py-amqp 5.4 does not pass on the broker's reason, which alarm is on.
     live.on_blocked = lambda _reason: _blocked.add(connection)
     live.on_unblocked = lambda: _blocked.discard(connection)
 
 
 def _resolve(host: str, patience: float) -> None:
-    """Raise `TimeoutError` when the address of the host is not found in time, before py-amqp looks for it."""
+    """Raise `TimeoutError` when the look-up of the host takes too long; py-amqp's own has no timeout."""
     within(patience, partial(_look_up, host))
 
 
 def _look_up(host: str) -> None:
-    with suppress(OSError, UnicodeError):  # which py-amqp will meet again
+    with suppress(OSError, UnicodeError):  # py-amqp looks it up again and reports the error
         socket.getaddrinfo(host, None)
 
 
 def _shut(connection: Connection) -> None:
-    # As Celery finds it (celery.utils.threads): what is public would connect anew.
+    # As Celery does (celery.utils.threads): the public attributes would connect again.
     wire = getattr(connection._connection, "_transport", None)
     sock = getattr(wire, "sock", None)
     if sock is not None:
         with suppress(OSError):
-            # Of the plain socket: that of TLS is not made for two threads.
+            # The plain socket's method: that of a TLS socket is not thread-safe.
             socket.socket.shutdown(sock, socket.SHUT_RDWR)

@@ -1,8 +1,8 @@
-"""Properties and routing keys that another program has written, and that py-amqp cannot read.
+"""Decodes properties, headers and routing keys from other programs that py-amqp cannot read.
 
-AMQP's short strings are UTF-8, and its times are seconds; RabbitMQ checks neither. Py-amqp 5.4 raises over
-others while it reads a frame, so one such message ends each worker that gets it, and hides all dead letters.
-Neither it nor Celery has a place for another reading than the three functions that are replaced here:
+RabbitMQ does not check that AMQP's short strings are UTF-8, nor that its times are in range. Py-amqp 5.4
+raises while it reads the frame: one such message ends every worker that gets it, and hides all dead letters.
+Neither py-amqp nor Celery has an extension point for this, so three functions are replaced here:
 https://github.com/celery/celery/issues/2873.
 """
 
@@ -14,12 +14,12 @@ from typing import Any, Final
 
 from amqp import Message, abstract_channel, serialization, spec
 
-#: How deep tables and lists of a header are read. Py-amqp fills the stack at some 300, which ends the worker,
-#: and what it still reads cannot always be handed to a pool, logged or stored.
+#: Levels of nested tables and lists of a header that are read. Py-amqp overflows the stack at some 300, which
+#: ends the worker, and what it still reads cannot always be handed to a pool, logged or stored.
 # upstream: not reported; remove when py-amqp has a limit of its own
 MAX_NESTING: Final = 64
 
-#: What is read in place of all that is nested deeper.
+#: Stands for what is nested deeper.
 TOO_DEEP: Final = "(nested too deep)"
 
 _nesting = threading.local()
@@ -30,10 +30,10 @@ _decode_arguments = abstract_channel.loads
 
 
 def install() -> None:
-    """Let this process read every message: bytes that are no UTF-8 as escapes, such as `caf\\xe9`.
+    """Let this process read every message: bytes that are not UTF-8 become escapes, such as `caf\\xe9`.
 
-    A time in a header that is too late for Python is read as the latest that there is, and what is nested
-    deeper than `MAX_NESTING` as `TOO_DEEP`.
+    A time that is too late for Python becomes `datetime.max`, and what is nested deeper than `MAX_NESTING`
+    becomes `TOO_DEEP`.
     """
     serialization.PROPERTY_CLASSES[spec.Basic.CLASS_ID] = _read
     serialization._read_item = _read_header
@@ -71,7 +71,7 @@ def _read_header(buffer: Any, offset: int) -> tuple[Any, int]:
     except (OSError, OverflowError, ValueError):
         if kind != b"T":
             raise
-        return datetime.max, offset + 1 + 8  # its kind, and 64 bits
+        return datetime.max, offset + 1 + 8  # the type, and 64 bits
     return value
 
 
@@ -79,10 +79,10 @@ def _read_nested(buffer: Any, offset: int) -> tuple[Any, int]:
     depth = getattr(_nesting, "depth", 0)
     if depth == MAX_NESTING:
         (size,) = unpack_from(">I", buffer, offset + 1)
-        return TOO_DEEP, offset + 1 + 4 + size  # its kind, its size, and itself
+        return TOO_DEEP, offset + 1 + 4 + size  # the type, the size, and the value
     _nesting.depth = depth + 1
     try:
-        value: tuple[Any, int] = _decode_header(buffer, offset)  # calls `_read_header` for what is in it
+        value: tuple[Any, int] = _decode_header(buffer, offset)  # calls `_read_header` for each item
     finally:
         _nesting.depth = depth
     return value

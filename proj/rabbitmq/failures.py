@@ -1,4 +1,4 @@
-"""What goes wrong between a program and its broker, in words."""
+"""Turns errors of the connection and the protocol into errors that people can act on."""
 
 import socket
 import ssl
@@ -12,10 +12,10 @@ from proj import tls
 from proj.errors import BrokerRefused, BrokerUnreachable, ProjError
 from proj.rabbitmq import transport
 
-#: Everything that talking to a broker can raise; kombu wraps some of it, never all.
+#: Everything that an operation on a broker can raise; kombu wraps some of it, never all.
 ERRORS: Final = (OSError, AMQPError, KombuError)
 
-#: AMQP reply codes that say no to what was asked, whatever is tried again.
+#: AMQP reply codes of a refusal, which a retry does not change.
 _CONTENT_TOO_LARGE: Final = 311
 _ACCESS_REFUSED: Final = 403
 _NOT_FOUND: Final = 404
@@ -24,9 +24,9 @@ _NOT_ALLOWED: Final = 530
 
 
 def explain(error: BaseException, connection: Connection) -> ProjError:
-    """The error in words, for one after which a message that was to be sent is certainly in no queue.
+    """The error for people: `BrokerRefused` when the broker refused, `BrokerUnreachable` when it was silent.
 
-    `BrokerRefused` when the broker answered and said no, `BrokerUnreachable` when it did not answer.
+    Only for errors after which a message that was to be sent is certainly in no queue.
     """
     error = root(error)
     refusal = _refusal(error, connection)
@@ -61,20 +61,20 @@ def explain(error: BaseException, connection: Connection) -> ProjError:
 
 
 def words(error: BaseException) -> str:
-    """What the error says, in one line."""
+    """The text of the error, in one line."""
     text = getattr(error, "reply_text", None) or str(error) or type(error).__name__
     return " ".join(text.split())
 
 
 def root(error: BaseException) -> BaseException:
-    """What kombu's `OperationalError` was raised from."""
+    """The error that kombu has wrapped, such as in its `OperationalError`; else the error itself."""
     while isinstance(error, KombuError) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def is_refusal(error: BaseException) -> bool:
-    """True when the broker said no, or is not to be trusted, so that trying again changes nothing."""
+    """Whether the broker refused, or is not trusted, so that a retry changes nothing."""
     error = root(error)
     return isinstance(error, transport.Untrusted) or getattr(error, "reply_code", None) in {
         _CONTENT_TOO_LARGE,
@@ -86,7 +86,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def is_missing(error: BaseException) -> bool:
-    """True when the broker lacks the exchange or the queue that was named."""
+    """Whether the broker lacks the named exchange or queue."""
     return getattr(root(error), "reply_code", None) == _NOT_FOUND
 
 
@@ -116,23 +116,23 @@ def _refusal(error: BaseException, connection: Connection) -> BrokerRefused | No
     if code == _CONTENT_TOO_LARGE or (code == _PRECONDITION_FAILED and "message size" in text):
         return BrokerRefused(
             f"the message is too large for the broker at {where}: {text}",
-            "store the data elsewhere and enqueue where it is, or raise max_message_size",
+            "store the data elsewhere and enqueue its address, or raise max_message_size",
         )
     if code == _PRECONDITION_FAILED and "inequivalent" in text:
         return BrokerRefused(
-            f"the broker at {where} holds a queue with other arguments: {text}",
-            "docs/migration.md moves its messages; or use another virtual host",
+            f"the broker at {where} has a queue with different arguments: {text}",
+            "move its messages as in docs/migration.md, or use another virtual host",
         )
     if code == _NOT_FOUND:
         return BrokerRefused(
-            f"the broker at {where} lacks what is needed: {text}",
-            "import deploy/rabbitmq/definitions.json, or let a user who may declare it do so",
+            f"the broker at {where} lacks a queue or an exchange: {text}",
+            "import deploy/rabbitmq/definitions.json, or declare it as a user who may",
         )
     if code == _PRECONDITION_FAILED:
-        return BrokerRefused(f"the broker at {where} refused what was asked: {text}")
+        return BrokerRefused(f"the broker at {where} refused the request: {text}")
     return None
 
 
 def _where(connection: Connection) -> str:
-    usual = connection.transport.default_connection_params  # which kombu fills in when it connects
+    usual = connection.transport.default_connection_params  # kombu fills them in when it connects
     return f"{connection.hostname or usual['hostname']}:{connection.port or usual['port']}"

@@ -1,4 +1,4 @@
-"""RabbitMQ's management API, read only: what the broker knows of its queues, its nodes and itself.
+"""A read-only client of RabbitMQ's management API.
 
 Its numbers are up to 5 seconds old: the broker collects them at that interval.
 """
@@ -21,8 +21,8 @@ from proj.config import Settings
 from proj.deadline import within
 from proj.errors import ManagementUnavailable
 
-#: Seconds for one answer, with the look-up of the host. It takes milliseconds; a broker with thousands of
-#: queues takes a second.
+#: Seconds for one answer, including the look-up of the host. It takes milliseconds; with thousands of queues
+#: it takes a second.
 TIMEOUT: Final = 5.0
 
 #: Ports of the management API, beside AMQP's 5672 and 5671.
@@ -35,18 +35,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Management:
-    """The management API at `url` (with no path and no password), asked as `user`."""
+    """The management API at `url` (without path and password), used as `user`."""
 
     url: str
     user: str
     password: str = field(repr=False)
     vhost: str
-    #: File of the authorities that its certificate must come from; None: those of the system.
+    #: File of the certificate authorities that are trusted; None: those of the system.
     ca: Path | None = None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Management":
-        """Where the settings say, or beside the first broker at its usual port, as the broker's user."""
+        """The API at the configured URL, or at the first broker's host and the default port.
+
+        The user is that of the URL, or else the broker's.
+        """
         broker = urlsplit(settings.broker_url.split(";")[0])
         secure = broker.scheme == "amqps"
         host = f"[{broker.hostname}]" if ":" in (broker.hostname or "") else broker.hostname or "localhost"
@@ -65,20 +68,20 @@ class Management:
 
     @property
     def api_url(self) -> str:
-        """The address of the API with user and password in it, as Flower wants it."""
+        """The address of the API including user and password, as Flower expects it."""
         scheme, _, rest = self.url.partition("://")
         return f"{scheme}://{quote(self.user, safe='')}:{quote(self.password, safe='')}@{rest}/api/"
 
     def get(self, path: str) -> Any:
-        """The answer to `GET /api/PATH`. Raises `ManagementUnavailable`, with its reason, for any other."""
+        """The answer to `GET /api/PATH`. Raises `ManagementUnavailable` with its reason."""
         return self._ask(path, lambda response: json.loads(response.read()))
 
     def text(self, path: str) -> str:
-        """The answer to `GET /api/PATH`, for what is no JSON. Raises `ManagementUnavailable`."""
+        """The answer to `GET /api/PATH` that is not JSON. Raises `ManagementUnavailable`."""
         return self._ask(path, lambda response: response.read().decode())
 
     def clock(self) -> float:
-        """What the broker's clock says, in seconds since 1970, to half a second: HTTP tells whole ones.
+        """The broker's time in seconds since 1970, to half a second, since HTTP reports whole seconds.
 
         Raises `ManagementUnavailable`.
         """
@@ -93,7 +96,7 @@ class Management:
             raise self._unreachable(error) from error
 
     def _request(self, path: str, read: Callable[[http.client.HTTPResponse], T]) -> T:
-        """What `read` makes of the answer. No proxy and no redirect gets to see the password."""
+        """What `read` makes of the answer. No proxy and no redirect is used: they would see the password."""
         login = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         url = urlsplit(self.url)
         with closing(self._connection(url.netloc)) as connection:
@@ -122,12 +125,12 @@ class Management:
             return ManagementUnavailable(
                 f"the management API at {self.url} refused user {self.user!r}: "
                 "its password is wrong, or it lacks the tag 'monitoring'",
-                "name a user that may ask it in PROJ_MANAGEMENT_URL, or: "
+                "set PROJ_MANAGEMENT_URL with a user that has it, or: "
                 f"rabbitmqctl set_user_tags {self.user} monitoring",
             )
         if answer.status == http.HTTPStatus.NOT_FOUND:
             return ManagementUnavailable(
-                f"the management API at {self.url} knows no {unquote(path)!r}", f"{_CHECK} and AMQP_VHOST"
+                f"the management API at {self.url} has no {unquote(path)!r}", f"{_CHECK} and AMQP_VHOST"
             )
         return ManagementUnavailable(
             f"the management API at {self.url} answered {answer.status} {answer.reason}", _CHECK
@@ -149,4 +152,4 @@ class Management:
             return ManagementUnavailable(
                 f"the management API at {self.url} cannot be reached: {words}", _CHECK
             )
-        return ManagementUnavailable(f"what answers at {self.url} is no management API", _CHECK)
+        return ManagementUnavailable(f"the program that answers at {self.url} is no management API", _CHECK)

@@ -1,7 +1,7 @@
-"""Publisher confirms: which of the messages that were sent the broker has taken, and which it has refused.
+"""Publisher confirms: which messages the broker has confirmed, and which it has refused.
 
-The one place that waits for a confirm: for a single message (`Channel`), and for many under way at once
-(`Window`). Py-amqp's own takes the next confirm that comes for that of the message sent last.
+The one place that waits for confirms: of a single message (`Channel`), or of many in flight (`Window`).
+Py-amqp does not match them: it takes the next confirm for that of the last message.
 """
 
 import time
@@ -15,33 +15,33 @@ from kombu.transport import pyamqp
 
 from proj import queues
 
-#: Properties that a copy of a message has not, or has its own: `expiration` would end the copy too, and
-#: `user_id` must be that of whoever publishes.
+#: Properties that a copy of a message does not take over: `expiration` would end the copy too, and `user_id`
+#: must be that of the publisher.
 _NOT_COPIED: Final = ("application_headers", "delivery_mode", "expiration", "user_id", "cluster_id")
 
 
 @dataclass(eq=False, slots=True)
 class Sent:
-    """A message that was sent, and what the broker has answered."""
+    """A message that was sent, and the broker's answer."""
 
     message: amqp.Message
     exchange: str
     routing_key: str
-    #: The broker has answered: it has taken the message, or refused it.
+    #: Whether the broker has confirmed or refused it.
     answered: bool = False
     #: Why no queue has the message: `MessageNacked`, or a `ChannelError` with the reply code of its return.
     refusal: Exception | None = None
 
 
 class Window:
-    """The messages that are under way on one channel, each until it is answered.
+    """The messages in flight on one channel: sent, and not yet confirmed or refused.
 
-    After any error, also a `TimeoutError` of `wait`, neither the window nor its channel is of any use:
-    py-amqp may have opened it anew, without confirms. What is not answered then may be in a queue.
+    After any error, including a `TimeoutError` of `wait`, discard the window and its channel: py-amqp may
+    have reopened the channel without confirms. The outcome of messages in flight is then unknown.
     """
 
     def __init__(self, channel: amqp.Channel) -> None:
-        """Switch confirms on; the channel must not have published before."""
+        """Switch confirms on. The channel must not have published before."""
         self.channel = channel
         self.usable = True
         self._tag = 0
@@ -56,14 +56,14 @@ class Window:
             channel.events[event].add(listener)
 
     def __len__(self) -> int:
-        """How many messages are under way."""
+        """The number of messages in flight."""
         return len(self._waiting)
 
     def send(self, message: amqp.Message, exchange: str, routing_key: str, **options: Any) -> Sent:
-        """Send a message, mandatory unless said otherwise, and do not wait for the answer.
+        """Send a message without waiting for its confirm; it is mandatory by default.
 
-        The options are those of `amqp.Channel.basic_publish`. Raises what py-amqp raises, also over messages
-        that were sent before.
+        The options are those of `amqp.Channel.basic_publish`. Raises py-amqp's errors, which may concern
+        messages sent before.
         """
         sent = Sent(message, exchange, routing_key)
         self._tag += 1
@@ -79,9 +79,9 @@ class Window:
         return sent
 
     def wait(self, deadline: float | None = None, room: int = 0) -> None:
-        """Return when at most `room` messages are under way.
+        """Return when at most `room` messages are in flight.
 
-        Raises `TimeoutError` at the deadline (of `time.monotonic`), and what py-amqp raises.
+        Raises `TimeoutError` at the deadline (of `time.monotonic`), and py-amqp's errors.
         """
         try:
             while len(self._waiting) > room:
@@ -94,7 +94,7 @@ class Window:
             raise
 
     def end(self) -> None:
-        """Listen to the channel no more."""
+        """Stop listening to the channel."""
         self.usable = False
         for event, listener in self._listeners.items():
             self.channel.events[event].discard(listener)
@@ -108,7 +108,7 @@ class Window:
             sent.answered, sent.refusal = True, sent.refusal or MessageNacked()
 
     def _on_return(self, error: Exception, exchange: str, routing_key: str, message: amqp.Message) -> None:
-        """Note that no queue takes a message; its own ack, which has its number, is still to come."""
+        """Mark a message that no queue takes. Its ack, which has its delivery tag, still follows."""
         address = exchange, routing_key
         candidates = [
             sent
@@ -125,18 +125,18 @@ class Window:
             candidates[0].refusal = error
 
     def _answered(self, tag: int, multiple: bool) -> list[Sent]:
-        # A later answer may have a lower number, when the messages went to different queues.
+        # A later answer may have a lower tag, when the messages went to different queues.
         tags = list(takewhile(tag.__ge__, self._waiting)) if multiple else [tag]
         return [self._waiting.pop(each) for each in tags if each in self._waiting]
 
 
 class Channel(pyamqp.Channel):
-    """Kombu's channel, whose `basic_publish` returns when the broker has confirmed this very message."""
+    """Kombu's channel, whose `basic_publish` returns when the broker has confirmed exactly this message."""
 
     _window: Window | None = None
 
     def open(self) -> Any:
-        """Open the channel; py-amqp does so again after a channel error, and then confirms are off."""
+        """Open the channel. Py-amqp reopens it after a channel error, and confirms are off then."""
         if self._window:
             self._window.end()
         self._window = None
@@ -154,7 +154,7 @@ class Channel(pyamqp.Channel):
         """Publish, and wait at most `confirm_timeout` seconds for the confirm.
 
         On a connection with `confirm_publish`, this is `basic_publish`. Raises `MessageNacked`, a
-        `ChannelError` when no queue takes a mandatory message, and what `Window` raises.
+        `ChannelError` when no queue takes a mandatory message, and the errors of `Window`.
         """
         deadline = None if confirm_timeout is None else time.monotonic() + confirm_timeout
         if self._window is None or not self._window.usable:
@@ -166,15 +166,15 @@ class Channel(pyamqp.Channel):
 
 
 def copy_of(message: amqp.Message, body: bytes | str, headers: dict[str, Any]) -> amqp.Message:
-    """The message to be published again, persistent, with this body and these headers."""
+    """A persistent copy of the message with this body and these headers."""
     kept = {name: value for name, value in message.properties.items() if name not in _NOT_COPIED}
     return amqp.Message(body, application_headers=headers, delivery_mode=queues.PERSISTENT, **kept)
 
 
 def _identity(message: amqp.Message) -> tuple[Any, ...]:
-    """What tells a message from others to the same address."""
+    """What distinguishes a message from others to the same address."""
     body = message.body
     properties = message.properties
-    # What comes back is a text when the message has the name of an encoding.
+    # A returned body is decoded to a `str` when the message names an encoding.
     encoded = body.encode(errors="replace") if isinstance(body, str) else bytes(body)
     return properties.get("correlation_id"), properties.get("message_id"), encoded

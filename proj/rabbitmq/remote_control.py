@@ -1,4 +1,4 @@
-"""Celery's remote control: what the workers of a virtual host answer, asked once and in bounded time."""
+"""Celery's remote control over one connection, in bounded time."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -9,23 +9,23 @@ from kombu import Producer
 from proj.errors import BrokerRefused, BrokerUnreachable
 from proj.rabbitmq import connection
 
-#: Seconds without a further answer after which no more is expected. Workers answer in milliseconds, also
+#: Seconds without a further answer after which no more is expected. Workers answer in milliseconds, even
 #: while their tasks run; those of `-P solo` only between two tasks.
 PATIENCE: Final = 1.0
 
-#: Seconds for all questions to workers.
+#: Seconds for all requests to workers together.
 WORKERS_TIMEOUT: Final = 5.0
 
 
 class RemoteControl:
-    """Asks and tells over one connection, once; `celery.app.control` publishes on a second one, however long
-    it takes.
+    """Sends commands to workers over the given connection, without retry.
 
-    Workers answer to a queue that is exclusive, and goes with the connection.
+    `celery.app.control` would publish on a second connection, without a timeout. Workers reply to an
+    exclusive queue, which the broker deletes with the connection.
     """
 
     def __init__(self, app: Any, broker: Any) -> None:
-        once = SimpleNamespace(acquire=lambda: nullcontext(_Once(broker, auto_declare=False)))
+        once = SimpleNamespace(acquire=lambda: nullcontext(_NoRetryProducer(broker, auto_declare=False)))
         mailbox = app.control.Mailbox(
             app.conf.control_exchange,
             type="fanout",
@@ -39,26 +39,26 @@ class RemoteControl:
         self._mailbox = mailbox(broker)
 
     def ask(self, command: str, workers: list[str] | None = None) -> dict[str, Any]:
-        """What each worker answers to one of Celery's inspection commands, by the worker's name.
+        """The workers' answers to one of Celery's inspection commands, by worker name.
 
-        Returns when all of `workers` have answered; without, or when one is silent, `PATIENCE` after the last
-        answer. Raises `proj.rabbitmq.failures.ERRORS`.
+        Returns when all of `workers` have answered, or else `PATIENCE` seconds after the last answer. Raises
+        `proj.rabbitmq.failures.ERRORS`.
         """
         if workers is None:
             answers = self._mailbox.multi_call(command, timeout=PATIENCE)
         else:
             answers = self._mailbox.call(workers, command, timeout=PATIENCE)
-        return {worker: said for answer in answers for worker, said in answer.items() if _is_answer(said)}
+        return {worker: reply for answer in answers for worker, reply in answer.items() if _is_answer(reply)}
 
-    def tell(self, command: str) -> None:
-        """Send all workers one of Celery's commands. Raises `proj.rabbitmq.failures.ERRORS`."""
+    def broadcast(self, command: str) -> None:
+        """Send one of Celery's commands to all workers. Raises `proj.rabbitmq.failures.ERRORS`."""
         self._mailbox.abcast(command)
 
 
 def held_by_workers(app: Any, queue: Any, consumers: int) -> int:
-    """How many messages of a work queue its workers hold, as they say themselves, within `WORKERS_TIMEOUT`.
+    """The number of messages of a work queue that its workers report to hold, within `WORKERS_TIMEOUT`.
 
-    Raises `BrokerUnreachable` or `BrokerRefused` when not all of the queue's consumers answer.
+    Raises `BrokerUnreachable` or `BrokerRefused` unless all of the queue's consumers answer.
     """
     broker = app.connection_for_write(transport_options={"confirm_publish": False})
     try:
@@ -66,10 +66,10 @@ def held_by_workers(app: Any, queue: Any, consumers: int) -> int:
             control = RemoteControl(app, broker)
             consuming = control.ask("active_queues")
             workers = [name for name, of in consuming.items() if queue.name in (each["name"] for each in of)]
-            # In the order in which a message goes through a worker, so that none is missed on its way.
+            # In the order in which a message passes through a worker, so that none is missed.
             states = ("scheduled", "reserved", "active") if workers else ()
             answers = [control.ask(state, workers) for state in states]
-            answered = min((len(said) for said in answers), default=0)
+            answered = min((len(replies) for replies in answers), default=0)
             if answered < consumers and connection.is_blocked(broker):
                 raise _in_alarm()
     except BrokerUnreachable as error:
@@ -84,8 +84,8 @@ def held_by_workers(app: Any, queue: Any, consumers: int) -> int:
         )
     held = {
         (worker, request["id"])
-        for said in answers
-        for worker, requests in said.items()
+        for replies in answers
+        for worker, requests in replies.items()
         for request in (each.get("request", each) for each in requests)
         if not request["acknowledged"] and request["delivery_info"]["routing_key"].endswith(queue.routing_key)
     }
@@ -93,16 +93,16 @@ def held_by_workers(app: Any, queue: Any, consumers: int) -> int:
 
 
 def _in_alarm() -> BrokerRefused:
-    return BrokerRefused("the broker has an alarm, and takes no questions", "see its log")
+    return BrokerRefused("the broker's memory or disk alarm is on, so it reads no requests", "see its log")
 
 
-class _Once(Producer):
-    """Kombu's mailbox would repeat a publish for as long as the broker is away."""
+class _NoRetryProducer(Producer):
+    """A producer that never retries; kombu's mailbox retries without limit while the broker is down."""
 
     def publish(self, *args: Any, **options: Any) -> Any:
         return super().publish(*args, **options | {"retry": False})
 
 
-def _is_answer(said: Any) -> bool:
-    # An error in the worker is told as {"error": ...}.
-    return isinstance(said, list) or (isinstance(said, dict) and "error" not in said)
+def _is_answer(reply: Any) -> bool:
+    # A worker reports an error as {"error": ...}.
+    return isinstance(reply, list) or (isinstance(reply, dict) and "error" not in reply)

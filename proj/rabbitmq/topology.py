@@ -1,4 +1,4 @@
-"""Declaring the topology on a broker, and looking at it."""
+"""Declares the topology on a broker, and inspects it."""
 
 import time
 from typing import Any, Final
@@ -12,19 +12,18 @@ from kombu.transport.native_delayed_delivery import (
 
 from proj import queues
 
-#: Seconds after which RabbitMQ says 0 for a queue that has not answered (`rabbit_quorum_queue:stat`).
+#: Seconds after which RabbitMQ reports 0 for a queue that has not answered (`rabbit_quorum_queue:stat`).
 _SILENCE: Final = 0.25
 
-#: Seconds for which a queue is asked again that has not answered.
+#: Seconds for which the request is repeated when a queue does not answer.
 LOOK_PATIENCE: Final = 10.0
 
 
 def look(channel: Any, name: str, patience: float = LOOK_PATIENCE) -> Any:
-    """What the broker says of a queue, declaring nothing: its `message_count` and `consumer_count`.
+    """The `message_count` and `consumer_count` of a queue, by a passive declare.
 
-    RabbitMQ asks a quorum queue for a quarter of a second, and says 0 when it had no time to answer; such an
-    answer is not taken. Raises `TimeoutError` when there was no other for `patience` seconds, and
-    `amqp.exceptions.NotFound` (404).
+    RabbitMQ waits a quarter of a second for a quorum queue, and then reports 0; such an answer is discarded.
+    Raises `TimeoutError` when no other came within `patience` seconds, and `amqp.exceptions.NotFound` (404).
     """
     deadline = time.monotonic() + patience
     while True:
@@ -33,26 +32,26 @@ def look(channel: Any, name: str, patience: float = LOOK_PATIENCE) -> Any:
         if found.message_count or found.consumer_count or time.monotonic() - asked < _SILENCE:
             return found
         if time.monotonic() > deadline:
-            raise TimeoutError(f"queue {name} is too busy to say how many messages it has")
+            raise TimeoutError(f"queue {name} is too busy to report how many messages it has")
 
 
 def declare(channel: Any) -> None:
-    """Declare every exchange, queue and binding; on one connection, only the first call asks the broker.
+    """Declare every exchange, queue and binding; on one connection, only the first call reaches the broker.
 
-    Raises `amqp.exceptions.PreconditionFailed` (406) when a queue exists with other arguments.
+    Raises `amqp.exceptions.PreconditionFailed` (406) when a queue exists with different arguments.
     """
     for queue in queues.topology:
         maybe_declare(queue, channel)
 
 
 def ensure(connection: Any) -> None:
-    """Declare all that a consumer needs; where the user may not, see that an administrator has done so.
+    """Declare all that a consumer needs, or check that it exists when the user may not declare it.
 
-    Raises `amqp.exceptions.NotFound` (404) for a queue that is missing then, and what `declare` raises.
+    Raises `amqp.exceptions.NotFound` (404) for a queue that is missing then, and the errors of `declare`.
     """
     for queue in queues.topology:
         queue.no_declare = False
-    channel = connection.channel()  # of its own: a refusal closes it
+    channel = connection.channel()  # a new one, since a refusal closes it
     try:
         declare(channel)
     except AccessRefused:
@@ -64,7 +63,7 @@ def ensure(connection: Any) -> None:
 
 
 def ensure_delays(connection: Any) -> None:
-    """Do the same for the broker's side of delayed messages; what is missing of it is declared anew.
+    """Declare what is missing of the delay queues and their exchanges and bindings.
 
     Raises `amqp.exceptions.AccessRefused` (403) when some is missing and the user may not declare it.
     """
@@ -78,15 +77,14 @@ def ensure_delays(connection: Any) -> None:
 
 
 def declare_delays(connection: Any) -> None:
-    """Declare the broker's side of delayed messages, and let it deliver to every work queue.
+    """Declare the delay queues, unless they exist, and bind them to every work queue.
 
-    The delay queues number 28 and are shared by all Celery applications of a virtual host, so they are
-    declared only when they are missing. The binding is ours, and is always made: without it, a message
-    whose delay is over would go nowhere.
+    All Celery applications of a virtual host share the 28 delay queues. The bindings are ours and are always
+    declared: without them, a message whose delay is over would reach no queue.
     """
     with connection.channel() as channel:
-        # Of all the delay topology it is declared last. To look at the rest too would cost each publish 28
-        # round trips; a worker does so at its start.
+        # It is declared last of all the delay topology. A look at the rest would cost each publish 28 round
+        # trips; a worker looks at its start.
         there = _exchange_exists(channel, queues.DELAY_EXCHANGE)
     if not there:
         _declare_all_delays(connection)
@@ -95,17 +93,18 @@ def declare_delays(connection: Any) -> None:
 
 def _declare_all_delays(connection: Any) -> None:
     with connection.channel() as channel:
-        declare_native_delayed_delivery_exchanges_and_queues(_OneChannel(channel), queues.DELAY_QUEUE_TYPE)
+        connection_like = _SharedChannel(channel)
+        declare_native_delayed_delivery_exchanges_and_queues(connection_like, queues.DELAY_QUEUE_TYPE)
 
 
 def _bind_delays(connection: Any) -> None:
     with connection.channel() as channel:
         for queue in queues.work_queues:
-            bind_queue_to_native_delayed_delivery_exchange(_OneChannel(channel), queue)
+            bind_queue_to_native_delayed_delivery_exchange(_SharedChannel(channel), queue)
 
 
-class _OneChannel:
-    """What kombu takes for a connection here: of one itself, it would open channels and close none."""
+class _SharedChannel:
+    """Stands in for a connection: kombu would open channels on a real one and never close them."""
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
@@ -121,7 +120,7 @@ def _delays_are_complete(connection: Any) -> bool:
         )
 
 
-# A passive declaration that fails closes its channel, and py-amqp opens it anew.
+# A passive declaration that fails closes its channel, and py-amqp reopens it.
 def _exchange_exists(channel: Any, name: str) -> bool:
     try:
         channel.exchange_declare(name, type="topic", passive=True)

@@ -57,7 +57,7 @@ def test_broker_that_does_not_listen(own: Bundle, fault: str, countdown: int | N
         check(over_fresh, "BrokerUnreachable" if unsent else "OutcomeUnknown")
         if over_used.kind == "OutcomeUnknown":
             check(over_used, "OutcomeUnknown", "did not confirm message used", "--id used is safe")
-        in_alarm = "takes no messages while its memory or its disk is short"
+        in_alarm = "since its memory or disk alarm is on"
         assert [in_alarm in outcome.text for outcome in (over_used, over_fresh)] == [not unsent] * 2
         check(used.publish(task_id="after", countdown=countdown), "confirmed")
 

@@ -151,7 +151,7 @@ def test_option_that_the_broker_refuses(bundle: Bundle) -> None:
     """It is told in the broker's words, and not taken for a queue with other arguments."""
     with Publisher(bundle) as publisher:
         outcome = publisher.publish(expiration=10**12)
-        check(outcome, "BrokerRefused", "refused what was asked", "invalid expiration")
+        check(outcome, "BrokerRefused", "refused the request", "invalid expiration")
     assert bundle.depth("proj.tasks") == 0
 
 

@@ -317,7 +317,7 @@ def test_redrive_that_is_not_confirmed_is_75(bundle: Bundle) -> None:
         done = bundle.proj("dead", "redrive", "--all", env={"PROJ_PUBLISH_TIMEOUT": "5"})
 
     assert (done.returncode, done.stdout) == (75, "")
-    assert "while its memory or its disk is short; no dead letter is lost" in done.stderr
+    assert "since its memory or disk alarm is on; no dead letter is lost" in done.stderr
     assert done.stderr.count("\n") == 1
     dead.await_count(bundle, 3)
     assert bundle.proj("dead", "redrive", "--all").stderr == "3 redriven\n"
