@@ -12,7 +12,7 @@ class ExitCode(IntEnum):
     DONE = 0
     #: The task failed, or `proj doctor` found an error.
     TASK_FAILED = 1
-    #: The command line or a setting is wrong; nothing was tried.
+    #: The command line, a setting or a module with tasks is wrong; nothing was tried.
     USAGE = 2
     #: The data is wrong: an unknown task, or arguments that the task does not take (`EX_DATAERR`).
     BAD_DATA = 65
