@@ -51,6 +51,11 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         _cut(*self._sockets)
 
+    @property
+    def first_has_ended(self) -> bool:
+        """Whether a side has ended the connection that was made first."""
+        return bool(self._pairs) and self._pairs[0][0].fileno() == -1
+
     def say(self, data: bytes) -> None:
         """Say something to the programs in the broker's name."""
         for client, _ in self._pairs:

@@ -1,77 +1,77 @@
 """What workers do with work: who gets it, who gets it again, and when a worker gives up."""
 
+import functools
 import signal
-from pathlib import Path
 
 import psutil
-import pytest
 
-from proj.private_node.node import BrokerNode
-from tests.bundle import Bundle, Worker, eventually
+from tests.bundle import GATED_TASK, PATIENCE, Bundle, eventually
 from tests.chaos.proxy import Proxy
 from tests.ports import free_port
 
-#: Seconds of work in a long task. A worker that idles behind one idles for about as long.
-LONG = 6
+#: Tasks that take no time, behind one that does not end.
+SHORT = 8
 
 
 def test_no_worker_idles_while_a_task_is_ready(bundle: Bundle) -> None:
-    """Two workers of one slot, odd tasks long and even ones short: whoever is free takes the next."""
-    assert _longest_idling(bundle) < LONG / 2
+    """Two workers of one slot, one of them at a long task: the other executes all that there is."""
+    assert _waiting_behind_a_long_task(bundle) == 0
 
 
 def test_prefetching_worker_lets_the_other_idle(bundle: Bundle) -> None:
-    """The control for the test above: with four messages a slot a worker idles while tasks are ready."""
-    assert _longest_idling(bundle, "--prefetch-multiplier=4") > LONG / 2
+    """The control for the test above: with four messages a slot, some wait behind the long task."""
+    assert _waiting_behind_a_long_task(bundle, "--prefetch-multiplier=4") > 0
 
 
-def _longest_idling(bundle: Bundle, *options: str) -> float:
-    """Seconds that a worker was without work while a task was ready, at the longest."""
+def _waiting_behind_a_long_task(bundle: Bundle, *options: str) -> int:
+    """How many short tasks a worker holds that executes a long one, when the other has no more to do."""
+    bundle.add_task(GATED_TASK)
+    gate = bundle.folder / "gate"
     workers = [bundle.worker(*options, log=f"{n}.log").ready() for n in "ab"]
-    texts = ["." * LONG, ""] * 4
     bundle.python(f"""
-from proj.tasks import sleep_dots
-for text in {texts!r}: sleep_dots.delay(text)
+from proj.tasks import add, gated
+gated.delay({str(gate)!r})
+for n in range({SHORT}): add.delay(n, n)
 print(0)
 """)
+    (busy,) = eventually(
+        "one is busy", lambda: [worker for worker in workers if worker.lines(f"Received {str(gate)!r}")]
+    )
+    (other,) = (worker for worker in workers if worker is not busy)
 
-    def all_done() -> bool:
-        return sum(len(worker.lines("Done after")) for worker in workers) == len(texts)
+    def held() -> int:
+        return len(busy.lines("received")) - 1
 
-    eventually("all tasks are done", all_done)
-    return max(_idling(worker, until=_last_start(workers)) for worker in workers)
-
-
-def _last_start(workers: list[Worker]) -> float:
-    """Until then a task was ready."""
-    return max(line.at for worker in workers for line in worker.lines("Received "))
-
-
-def _idling(worker: Worker, until: float) -> float:
-    """The longest time between the end of a task and the start of the next, or `until`."""
-    starts = [line.at for line in worker.lines("Received ")]
-    ends = [line.at for line in worker.lines("Done after")]
-    gaps = [min(begin, until) - end for end, begin in zip(ends, [*starts[1:], until], strict=True)]
-    return max(gaps)
+    eventually("the other has no more to do", lambda: held() + len(other.lines("Result of")) == SHORT)
+    waiting = held()
+    gate.touch()
+    eventually("all is done", lambda: len(busy.lines("Result of")) == waiting)
+    return waiting
 
 
 def test_task_of_a_killed_worker_is_executed_by_the_other(bundle: Bundle) -> None:
-    """SIGKILL in the middle of a task: the other worker starts the same message, from its beginning."""
+    """SIGKILL in the middle of a task: the other worker starts the same message, from its beginning.
+
+    The process that executes the task ends with its worker, so nothing is executed twice at once.
+    """
     victim = bundle.worker(log="victim.log").ready()
-    assert bundle.proj("enqueue", "sleep-dots", "600", "--id", "survivor").returncode == 0
+    bundle.enqueue("sleep-dots", "600", "--id", "survivor")
     victim.started("survivor")
     other = bundle.worker(log="other.log").ready()
+    pool = victim.children()
+    assert pool
 
     victim.kill()
 
     other.started("survivor")
     assert not victim.lines("Done after")
+    assert psutil.wait_procs(pool, PATIENCE)[1] == []
 
 
 def test_task_of_a_worker_that_is_silent_is_executed_by_the_other(bundle: Bundle) -> None:
     """As when its machine is gone, and no connection is closed: the broker misses its heartbeats."""
     bundle.switch_off(
-        "celeryconfig.py", '"task_acks_late": True,', '"task_acks_late": True, "broker_heartbeat": 3,'
+        "celeryconfig.py", '"task_acks_late": True,', '"task_acks_late": True, "broker_heartbeat": 2,'
     )
     victim = bundle.worker(log="victim.log").ready()
     bundle.enqueue("sleep-dots", "600", "--id", "survivor")
@@ -94,20 +94,6 @@ def test_broker_misses_a_worker_that_is_silent(bundle: Bundle) -> None:
     assert 0 < max(eventually("the broker tells", consuming)) <= 120
 
 
-def test_pool_process_does_not_outlive_its_killed_worker(bundle: Bundle) -> None:
-    """The process that executes the task ends with its worker, so nothing is executed twice at once."""
-    victim = bundle.worker().ready()
-    bundle.enqueue("sleep-dots", "600", "--id", "orphan")
-    victim.started("orphan")
-    pool = victim.children()
-    assert pool
-
-    victim.kill()
-
-    eventually("the pool processes end", lambda: not any(_lives(process) for process in pool))
-    assert eventually("the message is back", lambda: bundle.depth("proj.tasks")) == 1
-
-
 def test_task_of_a_killed_pool_process_is_executed_again(bundle: Bundle) -> None:
     """When the system kills only the process of a task, its worker goes on, and executes it again."""
     worker = bundle.worker().ready()
@@ -126,64 +112,58 @@ def test_message_that_kills_its_workers_becomes_a_dead_letter(bundle: Bundle) ->
     worker = bundle.worker().ready()
     bundle.enqueue("sleep-dots", "600", "--id", "killer")
 
-    def dead() -> bool:
-        if bundle.depth("proj.dead"):
-            return True
-        busy = len(worker.lines("Received "))
-        if busy > len(killed):
-            for child in worker.children():
-                killed.append(child.pid)
-                child.kill()
-        return False
+    def started(times: int) -> bool:
+        return len(worker.lines("Received ")) == times
 
-    killed: list[int] = []
-    eventually("the message is in proj.dead", dead)
+    for attempt in range(1, 7):
+        eventually("it is started", functools.partial(started, attempt), seen=worker.text)
+        for child in worker.children():
+            child.kill()
+
+    eventually("the message is in proj.dead", lambda: bundle.depth("proj.dead"))
     (message,) = bundle.peek("proj.dead")
     assert message["properties"]["headers"]["id"] == "killer"
     assert message["properties"]["headers"]["x-death"][0]["reason"] == "delivery_limit"
     assert bundle.depth("proj.tasks") == 0
 
 
-def test_worker_waits_for_a_broker_that_is_down(bundle: Bundle, rabbitmq: None, tmp_path: Path) -> None:
-    """A worker says that it waits, and works once its broker is there; again after the broker's crash."""
+def test_worker_waits_for_a_broker_that_is_down(bundle: Bundle) -> None:
+    """A worker says that it waits, and works once its broker is there; again when that was gone."""
     port = free_port()
-    node = BrokerNode(tmp_path / "late", port=port)
-    there = {"CELERY_BROKER_URL": f"amqp://127.0.0.1:{port}"}
-    worker = bundle.worker(env=there)
-    worker.says("Cannot connect to amqp://guest:**@127.0.0.1:")
+    worker = bundle.worker(env={"CELERY_BROKER_URL": bundle.url_at(port)})
+    worker.says(f"Cannot connect to amqp://guest:**@127.0.0.1:{port}")
     worker.says("Trying again in")
-    with node:
-        assert bundle.proj("enqueue", "add", "1", "2", "--wait", env=there).stdout == "3\n"
-        node.kill()
-        worker.says("Connection to broker lost")
-        node.start()
-        assert bundle.proj("enqueue", "add", "3", "4", "--wait", env=there).stdout == "7\n"
+    with Proxy(bundle.node.info.port, port):
+        assert bundle.proj("enqueue", "add", "1", "2", "--wait").stdout == "3\n"
+    worker.says("Connection to broker lost")
+    with Proxy(bundle.node.info.port, port):
+        assert bundle.proj("enqueue", "add", "3", "4", "--wait").stdout == "7\n"
     assert "Traceback" not in worker.text()
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"user": "guest:wrong"}, "refused user 'guest' and its password"),
-        ({"vhost": "nowhere"}, "has no virtual host 'nowhere'"),
-    ],
-    ids=["password", "vhost"],
-)
-def test_worker_ends_when_the_broker_says_no(bundle: Bundle, change: dict[str, str], said: str) -> None:
+def test_worker_ends_when_the_broker_says_no(bundle: Bundle) -> None:
     """What waiting does not mend ends the worker, with one line and the exit code of the contract."""
-    user, vhost = change.get("user", "guest:guest"), change.get("vhost", bundle.vhost)
-    url = f"amqp://{user}@127.0.0.1:{bundle.node.info.port}/{vhost}"
+    there = f"127.0.0.1:{bundle.node.info.port}"
+    refusals = {
+        f"amqp://guest:wrong@{there}/{bundle.vhost}": "refused user 'guest' and its password",
+        f"amqp://guest:guest@{there}/nowhere": "has no virtual host 'nowhere'",
+    }
 
-    worker = bundle.worker(env={"CELERY_BROKER_URL": url})
+    workers = [
+        (bundle.worker(env={"CELERY_BROKER_URL": url}, log=f"{n}.log"), said)
+        for n, (url, said) in enumerate(refusals.items())
+    ]
 
-    assert worker.ends() == 69
-    assert said in worker.text()
-    assert "wrong" not in worker.text()
-    assert "Traceback" not in worker.text()
+    for worker, said in workers:
+        assert worker.ends() == 69
+        assert said in worker.text()
+        assert "wrong" not in worker.text()
+        assert "Traceback" not in worker.text()
 
 
 def test_worker_outlives_a_connection_that_only_the_broker_believes_in(bundle: Bundle) -> None:
     """Cut on the worker's side alone, it keeps the worker from its own queue until the broker notices."""
+    bundle.switch_off("worker/consumer.py", "LOCK_INTERVAL: Final = 2", "LOCK_INTERVAL: Final = 0.2")
     with Proxy(bundle.node.info.port) as proxy:
         there = {"CELERY_BROKER_URL": bundle.url_at(proxy.port)}
         worker = bundle.worker(env=there).ready()
@@ -201,17 +181,16 @@ def test_worker_leaves_no_connection_behind_when_it_connects_anew(bundle: Bundle
     bundle.switch_off(
         "worker/consumer.py",
         "topology.ensure(conn)\n",
-        "topology.ensure(conn)\n                if not self.restart_count: raise TimeoutError('late')\n",
+        # Something keeps it, so that Python does not close it by itself.
+        "topology.ensure(conn)\n"
+        "                if not self.restart_count: self.kept = conn; raise TimeoutError('late')\n",
     )
-    worker = bundle.worker()
-    worker.says("late. Trying to reconnect...")
-    worker.ready()
+    with Proxy(bundle.node.info.port) as proxy:
+        worker = bundle.worker(env={"CELERY_BROKER_URL": bundle.url_at(proxy.port)})
+        worker.says("late. Trying to reconnect...")
+        worker.ready()
 
-    def channels() -> list[int]:
-        """Of each connection; the management API tells up to 5 s late, and at first nothing."""
-        return [each.get("channels", 0) for each in bundle.of_vhost("vhosts", "/connections")]
-
-    eventually("each is in use", lambda: channels() and all(channels()), seen=lambda: str(channels()))
+        eventually("the old one is closed", lambda: proxy.first_has_ended)
 
 
 def test_second_worker_of_the_same_name_ends(bundle: Bundle) -> None:
@@ -257,7 +236,3 @@ def test_worker_puts_a_topology_in_place_that_is_gone(bundle: Bundle) -> None:
 
     worker.says("Connection to broker lost")
     eventually("the queues are there", lambda: bundle.has("proj.tasks") and bundle.has("proj.dead"))
-
-
-def _lives(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
