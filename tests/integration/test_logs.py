@@ -5,12 +5,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
 
 import pytest
 
+from proj.private_node.node import BrokerNode
 from tests.bundle import Bundle, eventually
+from tests.chaos.proxy import Proxy
 from tests.integration import dead
 
 JSON = {"PROJ_LOG_FORMAT": "json"}
@@ -18,7 +20,10 @@ JSON = {"PROJ_LOG_FORMAT": "json"}
 #: A task that is retried once, then fails until it is mended.
 MOODY = """
     @app.task(name="proj.tasks.moody", pydantic=True, bind=True)
-    def moody(self) -> str:
+    def moody(self) -> int:
+        from pathlib import Path
+        if Path("mended").exists():
+            return 42
         if not self.request.retries:
             raise ConnectionError("the other side hung up")
         raise ValueError("no such\\nthing")
@@ -41,6 +46,94 @@ CHATTY = """
 """
 
 
+#: A task that prints, and leaves a line without its end.
+PRINTS = """
+    @app.task(name="proj.tasks.prints", pydantic=True)
+    def prints() -> None:
+        import sys
+        print("several", "words", 4711)
+        print("flushed", end="", flush=True)
+        print()
+        print("on stderr", "too", file=sys.stderr)
+        print("begun", end="")
+"""
+
+#: A task whose texts have the length of a file.
+VERBOSE = """
+    @app.task(name="proj.tasks.verbose", pydantic=True)
+    def verbose(length: int) -> None:
+        log.info("%s", "y" * length)
+        try:
+            raise LookupError("z" * length)
+        except LookupError:
+            log.exception("caught")
+        raise ValueError("x" * length)
+"""
+
+#: A task that ends its first attempt in one of many ways.
+WILD = """
+    @app.task(name="proj.tasks.wild", pydantic=True)
+    def wild(action: str) -> None:
+        import os, sys
+        from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+        def reject(): raise Reject("no", requeue=False)
+        def ignore(): raise Ignore()
+        def sleep_on():
+            while True:
+                try:
+                    time.sleep(600)
+                except SoftTimeLimitExceeded:
+                    pass
+        if not os.path.exists(action):
+            open(action, "w").close()
+            eval(action)
+"""
+
+
+class Shared:
+    """A worker for many tests, and what it logged since a test began."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        for task in (MOODY, CHATTY, PRINTS, VERBOSE, WILD):
+            bundle.add_task(task)
+        self.bundle = bundle
+        self.worker = bundle.worker("-n", "w@here").ready()
+        self._start = 0
+
+    def begin(self) -> Self:
+        """To be called when all that earlier tests have enqueued is executed."""
+        self._start = len(self.worker.text())
+        return self
+
+    def text(self) -> str:
+        return self.worker.text()[self._start :]
+
+    def says(self, *words: str) -> None:
+        """Wait for a line with all of the words."""
+        eventually(
+            f"the worker says {words}",
+            lambda: any(all(word in line for word in words) for line in self.text().splitlines()),
+            seen=self.text,
+        )
+
+    def logs(self, event: str, task_id: str) -> None:
+        """Wait for the event, in JSON."""
+        self.says(f'"event": "{event}"', f'"task_id": "{task_id}"')
+
+
+@pytest.fixture(scope="module")
+def json_worker(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    with Bundle(node, vhost="logs-json", folder=tmp_path_factory.mktemp("json")) as bundle:
+        bundle.env |= JSON
+        yield Shared(bundle)
+
+
+@pytest.fixture(scope="module")
+def text_worker(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    with Bundle(node, vhost="logs-text", folder=tmp_path_factory.mktemp("text")) as bundle:
+        yield Shared(bundle)
+
+
 def _objects(*texts: str) -> list[dict[str, Any]]:
     """What the programs logged, in the order of time; every line is an object of JSON."""
     found = [json.loads(line) for text in texts for line in text.splitlines()]
@@ -51,28 +144,16 @@ def _way(lines: Iterable[dict[str, Any]], task_id: str) -> list[str]:
     return [line["event"] for line in lines if line.get("task_id") == task_id and line["event"] != "log"]
 
 
-def test_one_id_shows_the_whole_way_of_a_message(bundle: Bundle) -> None:
-    """From its publisher through a retry, death and redrive to its end, in the JSON of four programs."""
-    bundle.env |= JSON
-    bundle.add_task(MOODY)
-    first = bundle.worker("-n", "first@here", log="first.log")
+def test_one_id_shows_the_whole_way_of_a_message(json_worker: Shared) -> None:
+    """From its publisher through a retry, death and redrive to its end, in the JSON of three programs."""
+    log, bundle = json_worker.begin(), json_worker.bundle
     published = bundle.proj("enqueue", "task", "proj.tasks.moody", "--id", "it").stderr
-    eventually("it is dead", lambda: bundle.has("proj.dead") and bundle.depth("proj.dead"))
-    assert first.terminate() == 0
-    bundle.add_task("""
-        @app.task(name="proj.tasks.moody", pydantic=True)
-        def mended() -> int:
-            return 42
-    """)
-    tasks = bundle.copy_of_the_project() / "proj/tasks.py"
-    tasks.write_text(tasks.read_text().replace("proj.tasks.moody", "proj.tasks.old", 1))
-
+    log.logs("dead_lettered", "it")
+    (bundle.folder / "mended").touch()
     redriven, counted = bundle.proj("dead", "redrive", "it").stderr.splitlines()
-    second = bundle.worker("-n", "second@here", log="second.log")
-    second.says('"event": "succeeded"')
-    assert second.terminate() == 0
+    log.logs("succeeded", "it")
 
-    lines = _objects(published, first.text(), redriven, second.text())
+    lines = _objects(published, log.text(), redriven)
     assert _way(lines, "it") == [
         *("published", "received"),
         *("published", "retried", "received"),
@@ -81,7 +162,7 @@ def test_one_id_shows_the_whole_way_of_a_message(bundle: Bundle) -> None:
     ]
     of_it = [line for line in lines if line.get("task_id") == "it"]
     assert {line["task_name"] for line in of_it} == {"proj.tasks.moody"}
-    assert [line.get("worker") for line in of_it] == [None, *["first@here"] * 6, None, *["second@here"] * 2]
+    assert [line.get("worker") for line in of_it] == [None, *["w@here"] * 6, None, *["w@here"] * 2]
     by_event = {line["event"]: line for line in of_it}
     assert by_event["retried"]["exception"] == "ConnectionError('the other side hung up')"
     assert by_event["retried"]["delay"] in (0, 1)
@@ -93,41 +174,35 @@ def test_one_id_shows_the_whole_way_of_a_message(bundle: Bundle) -> None:
     assert by_event["succeeded"]["result"] == "42"
     assert 0 <= by_event["succeeded"]["runtime"] < 60
     assert counted == "1 redriven"
-    # What Celery says past all logging: without the project's doing it would be no JSON.
-    assert "worker: Warm shutdown (MainProcess)" in [line["message"] for line in lines]
 
 
-def test_text_has_a_line_an_event_with_id_and_name(bundle: Bundle) -> None:
+def test_text_has_a_line_an_event_with_id_and_name(text_worker: Shared) -> None:
     """The same way in text, where a traceback or a line break of the task does not begin a line."""
-    bundle.add_task(MOODY)
-    bundle.add_task(CHATTY)
-    worker = bundle.worker()
+    log, worker = text_worker.begin(), text_worker.worker
     for name in ("moody", "chatty"):
-        bundle.enqueue("task", f"proj.tasks.{name}", "--id", name)
+        text_worker.bundle.enqueue("task", f"proj.tasks.{name}", "--id", name)
 
-    worker.says("Task proj.tasks.moody[moody] became a dead letter: failed")
-    worker.says("Task proj.tasks.chatty[chatty] succeeded in")
+    log.says("Task proj.tasks.moody[moody] became a dead letter: failed")
+    log.says("Task proj.tasks.chatty[chatty] succeeded in")
 
     words = [line.text.split()[0].strip(",:") for line in worker.lines() if line.id == "moody"]
     assert words == ["received", "published", "retry", "received", "raised", "became"]
     assert {line.task for line in worker.lines() if line.id == "moody"} == {"proj.tasks.moody"}
-    worker.says(r"Task proj.tasks.moody[moody] raised unexpected: ValueError('no such\nthing')")
+    assert r"Task proj.tasks.moody[moody] raised unexpected: ValueError('no such\nthing')" in log.text()
     for said in ("from Celery's logger", "from a library", "from print", "with a traceback"):
-        worker.says(f"] proj.tasks.chatty[chatty]: {said}\n")
-    assert worker.text().count("Traceback") == 1  # the one that the task asked for
+        assert f"] proj.tasks.chatty[chatty]: {said}\n" in log.text()
+    assert log.text().count("Traceback") == 1  # the one that the task asked for
 
 
-def test_lines_of_a_task_carry_its_id(bundle: Bundle) -> None:
+def test_lines_of_a_task_carry_its_id(json_worker: Shared) -> None:
     """Whatever way a task writes, also what JSON cannot carry, the line has the task's id and name."""
-    bundle.env |= JSON
-    bundle.add_task(CHATTY)
-    worker = bundle.worker()
-    bundle.enqueue("task", "proj.tasks.chatty", "--id", "it")
-    worker.says('"event": "succeeded"')
+    log = json_worker.begin()
+    json_worker.bundle.enqueue("task", "proj.tasks.chatty", "--id", "chatty")
+    log.logs("succeeded", "chatty")
 
-    lines = [line for line in _objects(worker.text()) if line["event"] == "log" and "task_id" in line]
+    lines = [line for line in _objects(log.text()) if line["event"] == "log" and "task_id" in line]
 
-    assert {(line["task_id"], line["task_name"]) for line in lines} == {("it", "proj.tasks.chatty")}
+    assert {(line["task_id"], line["task_name"]) for line in lines} == {("chatty", "proj.tasks.chatty")}
     library, celerys, printed, warned, failed = (
         next(line for line in lines if part in line["message"])
         for part in ("a library", "Celery's\nlogger", "from\nprint", "from warnings", "with a traceback")
@@ -141,24 +216,18 @@ def test_lines_of_a_task_carry_its_id(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_what_is_printed_is_a_line_for_each_line(bundle: Bundle, pool: str) -> None:
+def test_what_is_printed_is_a_line_for_each_line(json_worker: Shared, bundle: Bundle, pool: str) -> None:
     """`print` writes its arguments one by one; what has no end yet is logged with the task that began it."""
-    bundle.env |= JSON
-    bundle.add_task("""
-        @app.task(name="proj.tasks.prints", pydantic=True)
-        def prints() -> None:
-            import sys
-            print("several", "words", 4711)
-            print("flushed", end="", flush=True)
-            print()
-            print("on stderr", "too", file=sys.stderr)
-            print("begun", end="")
-    """)
-    worker = bundle.worker("-P", pool)
+    if pool == "prefork":
+        bundle, text = json_worker.bundle, json_worker.begin().text
+    else:
+        bundle.env |= JSON
+        bundle.add_task(PRINTS)
+        text = bundle.worker("-P", pool).text
     for name in ("first", "second"):
-        bundle.proj("enqueue", "task", "proj.tasks.prints", "--id", name)
+        bundle.enqueue("task", "proj.tasks.prints", "--id", name)
     bundle.proj("enqueue", "add", "1", "2", "--wait")  # the one slot is done with the two before
-    lines = [line for line in _objects(worker.text()) if line["logger"] == "celery.redirected"]
+    lines = [line for line in _objects(text()) if line["logger"] == "celery.redirected"]
 
     printed = ["several words 4711", "flushed", "on stderr too", "begun"]
     assert [(line["task_id"], line["message"]) for line in lines] == [
@@ -177,44 +246,22 @@ ENDS = {
 }
 
 
-def test_every_end_of_an_attempt_is_one_event(bundle: Bundle) -> None:
+def test_every_end_of_an_attempt_is_one_event(json_worker: Shared) -> None:
     """Each way in which an attempt can end, other than by itself, is told once, and of the right message."""
-    bundle.env |= JSON
-    bundle.add_task("""
-        @app.task(name="proj.tasks.wild", pydantic=True)
-        def wild(action: str) -> None:
-            import os, sys
-            from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
-            def reject(): raise Reject("no", requeue=False)
-            def ignore(): raise Ignore()
-            def sleep_on():
-                while True:
-                    try:
-                        time.sleep(600)
-                    except SoftTimeLimitExceeded:
-                        pass
-            if not os.path.exists(action):
-                open(action, "w").close()
-                eval(action)
-    """)
-    worker = bundle.worker()
-    bundle.python(f"""
-from proj.tasks import add, wild
+    log = json_worker.begin()
+    json_worker.bundle.python(f"""
+from proj.tasks import wild
 for action in {list(ENDS)}:
     # A process that is killed is missed within seconds, and has its task's time limit until then.
     hard = 2 if action == "sleep_on()" else 60
     limits = {{"soft_time_limit": 1, "time_limit": hard}} if "sleep" in action else {{}}
     wild.apply_async((action,), task_id=action, **limits)
-add.delay(1, 2)
 print(0)
 """)
-    eventually(
-        f"all have ended; the worker said:\n{worker.text()}",
-        lambda: worker.text().count('"event": "succeeded"') == 3,
-    )
-    assert worker.terminate() == 0
+    for action, events in ENDS.items():
+        log.logs(events[-1], action)
 
-    lines = _objects(worker.text())
+    lines = [line for line in _objects(log.text()) if line.get("task_id") in ENDS]
     assert {action: _way(lines, action) for action in ENDS} == ENDS
     reasons = {line["task_id"]: line["reason"] for line in lines if "reason" in line}
     assert reasons == {
@@ -224,12 +271,11 @@ print(0)
         "sleep_on()": "time_limit",
         "reject()": "rejected",
     }
-    assert {line["task_name"] for line in lines if line.get("task_id") in ENDS} == {"proj.tasks.wild"}
+    assert {line["task_name"] for line in lines} == {"proj.tasks.wild"}
 
 
-def test_what_is_never_executed_is_one_event(bundle: Bundle) -> None:
+def test_what_is_never_executed_is_one_event(json_worker: Shared) -> None:
     """An expired message, an unknown task, and what is no request to execute a task: each with its reason."""
-    bundle.env |= JSON
     bodies = [
         (b"[[1, 2], {}, {}]", {"id": "late", "task": "proj.tasks.add", "expires": "2020-01-01T00:00:00Z"}),
         (b"[[1], {}, {}]", {"id": "nope", "task": "proj.tasks.nope"}),
@@ -237,9 +283,13 @@ def test_what_is_never_executed_is_one_event(bundle: Bundle) -> None:
         (b"\xff", {"id": "odd", "task": "proj.tasks.add"}),
         (b'{"no": "task"}', {}),
     ]
-    worker = bundle.worker().ready()
+    log = json_worker.begin()
+
+    def dead() -> list[dict[str, Any]]:
+        return [line for line in _objects(log.text()) if line["event"] == "dead_lettered"]
+
     for body, headers in bodies:
-        bundle.publish(
+        json_worker.bundle.publish(
             body,
             exchange="proj",
             routing_key="proj.tasks",
@@ -248,11 +298,9 @@ def test_what_is_never_executed_is_one_event(bundle: Bundle) -> None:
             content_encoding="utf-8",
             correlation_id="by-property",
         )
-    eventually("all are dead", lambda: bundle.depth("proj.dead") == 5, seen=worker.text)
+    eventually("all are dead", lambda: len(dead()) == len(bodies), seen=log.text)
 
-    dead = [line for line in _objects(worker.text()) if line["event"] == "dead_lettered"]
-
-    assert [(line["task_id"], line.get("task_name"), line["reason"]) for line in dead] == [
+    assert [(line["task_id"], line.get("task_name"), line["reason"]) for line in dead()] == [
         ("late", "proj.tasks.add", "expired"),
         ("nope", "proj.tasks.nope", "unknown_task"),
         ("by-property", "proj.tasks.add", "invalid"),
@@ -260,36 +308,41 @@ def test_what_is_never_executed_is_one_event(bundle: Bundle) -> None:
         ("by-property", None, "no_task"),
     ]
     for said in ("Received", "Can't decode", "Traceback"):  # Celery's own words, in many lines
-        assert said not in worker.text()
+        assert said not in log.text()
 
 
-def test_message_that_is_given_back_and_its_duplicate_are_told(bundle: Bundle) -> None:
-    """A lost connection and a cold shutdown give the message back; a stored success is not executed again."""
+def test_message_that_is_given_back_is_told(bundle: Bundle) -> None:
+    """As with a lost connection and a cold shutdown."""
     bundle.env |= JSON
-    worker = bundle.worker(log="first.log").ready()
     bundle.enqueue("sleep-dots", "600", "--id", "long")
-    worker.says("Received '600'")
-    bundle.node.ctl("close_all_connections", "--vhost", bundle.vhost, "test")
-    worker.says('"reason": "connection_lost"')
-    eventually("it is started again", lambda: worker.text().count("Received '600'") == 2)
-    for name in (signal.SIGTERM, signal.SIGQUIT):
-        os.kill(worker.process.pid, name)
-    worker.ends()
+    with Proxy(bundle.node.info.port) as proxy:
+        worker = bundle.worker(env={"CELERY_BROKER_URL": bundle.url_at(proxy.port)})
+        worker.says("Received '600'")
+        proxy.cut_for_programs()
+        proxy.cut_for_broker()
+        worker.says('"reason": "connection_lost"')
+        eventually("it is started again", lambda: worker.text().count("Received '600'") == 2)
+        for name in (signal.SIGTERM, signal.SIGQUIT):
+            os.kill(worker.process.pid, name)
+        worker.ends()
 
     lines = _objects(worker.text())
     assert _way(lines, "long") == ["received", "given_back", "received", "given_back"]
     of_it = [line for line in lines if line.get("task_id") == "long"]
     assert [line["reason"] for line in of_it if "reason" in line] == ["connection_lost", "shutdown"]
     assert [line.get("redelivered") for line in of_it if line["event"] == "received"] == [None, True]
+    # What Celery says past all logging: without the project's doing it would be no JSON.
+    assert "worker: Warm shutdown (MainProcess)" in [line["message"] for line in lines]
+    assert bundle.kept("proj.tasks") == 1
 
-    eventually("the message is back", lambda: bundle.depth("proj.tasks") == 1)
-    with bundle.channel() as channel:
-        channel.queue_purge("proj.tasks")
-    other = bundle.worker(log="other.log")
+
+def test_duplicate_is_told(json_worker: Shared) -> None:
+    """A stored success is not executed again."""
+    log = json_worker.begin()
     for _ in range(2):
-        bundle.enqueue("add", "1", "2", "--id", "twice")
-    other.says('"event": "duplicate"')
-    assert _way(_objects(other.text()), "twice") == ["received", "succeeded", "received", "duplicate"]
+        json_worker.bundle.enqueue("add", "1", "2", "--id", "twice")
+    log.logs("duplicate", "twice")
+    assert _way(_objects(log.text()), "twice") == ["received", "succeeded", "received", "duplicate"]
 
 
 def test_publish_whose_confirm_is_lost_is_told(bundle: Bundle) -> None:
@@ -308,24 +361,20 @@ def test_publish_whose_confirm_is_lost_is_told(bundle: Bundle) -> None:
     assert bundle.depth("proj.tasks") == 2
 
 
-def test_what_people_take_away_is_told(bundle: Bundle) -> None:
-    """A revoked message is acknowledged, a dead letter dropped; with DEBUG a task's start is told too."""
-    bundle.env |= JSON
-    worker = bundle.worker("--loglevel=DEBUG").ready()
-    bundle.python("from proj import app; app.control.revoke('no-more'); print(0)")
-    worker.says("no-more")
+def test_what_people_take_away_is_told(json_worker: Shared) -> None:
+    """A revoked message is acknowledged, a dead letter dropped."""
+    log, bundle = json_worker.begin(), json_worker.bundle
+    bundle.control(json_worker.worker, "revoke", "no-more")
     dead.publish_task(bundle, "wrong", 1)
-    for task_id in ("no-more", "well"):
-        bundle.enqueue("add", "1", "2", "--id", task_id)
-    worker.says('"event": "succeeded"')
-    eventually("one is dead", lambda: bundle.depth("proj.dead") == 1)
+    bundle.enqueue("add", "1", "2", "--id", "no-more")
+    log.logs("revoked", "no-more")
+    log.logs("dead_lettered", "wrong")
     dropped = bundle.proj("dead", "drop", "wrong", "--yes").stderr.splitlines()[0]
 
-    lines = _objects(worker.text(), dropped)
+    lines = _objects(log.text(), dropped)
     assert _way(lines, "no-more") == ["received", "revoked"]
-    assert _way(lines, "well") == ["received", "started", "succeeded"]
-    assert _way(lines, "wrong") == ["received", "started", "failed", "dead_lettered", "dropped"]
-    assert (bundle.depth("proj.tasks"), bundle.depth("proj.dead")) == (0, 0)
+    assert _way(lines, "wrong") == ["received", "failed", "dead_lettered", "dropped"]
+    assert bundle.depth("proj.tasks") == 0
 
 
 def test_log_file_and_level_are_celerys(bundle: Bundle) -> None:
@@ -335,7 +384,7 @@ def test_log_file_and_level_are_celerys(bundle: Bundle) -> None:
     worker = bundle.worker("--logfile=%n-%i.log", "--loglevel=WARNING", "-n", "w@here")
     bundle.enqueue("task", "proj.tasks.moody", "--id", "it")
     eventually("it is dead", lambda: bundle.has("proj.dead") and bundle.depth("proj.dead"))
-    assert worker.terminate() == 0
+    worker.stop()
 
     texts = {path.name: path.read_text() for path in bundle.folder.glob("w-*.log")}
 
@@ -368,13 +417,21 @@ except Exception: pass
 
 
 def test_no_line_holds_a_password(bundle: Bundle) -> None:
-    """Neither that of a broker, of one that it fails over to, nor that of the result store."""
+    """Neither that of a broker, of one that it fails over to, nor that of the result store.
+
+    With DEBUG a task's start is told too.
+    """
     node = f"amqp://guest:s3cret@127.0.0.1:1//;{bundle.url}"
-    failing_over = bundle.worker("--loglevel=DEBUG", env={"CELERY_BROKER_URL": node}, log="over.log")
-    failing_over.ready().says("Cannot connect to amqp://guest:**@127.0.0.1:1//")
+    failing_over = bundle.worker(
+        "--loglevel=DEBUG", env={"CELERY_BROKER_URL": node} | JSON, log="over.log"
+    ).ready()
+    failing_over.says("Cannot connect to amqp://guest:**@127.0.0.1:1//")
+    bundle.enqueue("add", "1", "2", "--id", "well")
+    failing_over.says('"event": "succeeded"')
+    assert _way(_objects(failing_over.text()), "well") == ["received", "started", "succeeded"]
     failing_over.stop()  # or it would take the message
     store = "db+postgresql://user:s3cret@127.0.0.1:1/results"
-    storing = bundle.worker("--loglevel=DEBUG", env={"CELERY_RESULT_BACKEND": store}, log="store.log").ready()
+    storing = bundle.worker("--loglevel=DEBUG", env={"CELERY_RESULT_BACKEND": store}, log="store.log")
     bundle.enqueue("add", "1", "2", "--id", "it")
     eventually("the result is not stored", lambda: storing.lines("The result store fails"))
 
@@ -412,31 +469,20 @@ def test_traceback_steers_no_terminal() -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_long_texts_are_shortened(bundle: Bundle, form: str) -> None:
+def test_long_texts_are_shortened(request: pytest.FixtureRequest, form: str) -> None:
     """An exception that holds a whole file: in the log, in its event, and in the store, with its length."""
-    bundle.add_task("""
-        @app.task(name="proj.tasks.verbose", pydantic=True)
-        def verbose(length: int) -> None:
-            log.info("%s", "y" * length)
-            try:
-                raise LookupError("z" * length)
-            except LookupError:
-                log.exception("caught")
-            raise ValueError("x" * length)
-    """)
-    length = 20 * 2**20
-    worker = bundle.worker(env={"PROJ_LOG_FORMAT": form})
-    bundle.enqueue("task", "proj.tasks.verbose", str(length), "--id", form)
-    eventually("it has failed", lambda: "became a dead letter" in worker.text())
-    worker.stop()
-    assert len(worker.text()) < 100_000
-    assert "(20,971,520 characters in all)" in worker.text()
-    assert f"ValueError('{'x' * 1000}" in worker.text()
-    assert worker.text().count(" characters in all)") >= 3
-    done = bundle.proj("result", form, "--json")
+    shared: Shared = request.getfixturevalue(f"{form}_worker")
+    log = shared.begin()
+    shared.bundle.enqueue("task", "proj.tasks.verbose", str(2 * 2**20), "--id", form)
+    log.says("became a dead letter", form)
+    assert len(log.text()) < 100_000
+    assert "(2,097,152 characters in all)" in log.text()
+    assert f"ValueError('{'x' * 1000}" in log.text()
+    assert log.text().count(" characters in all)") >= 3
+    done = shared.bundle.proj("result", form, "--json")
     assert done.returncode == 1, done.stderr
     outcome = json.loads(done.stdout)
     for text in (outcome["error"], outcome["traceback"]):
         assert "ValueError: xxx" in text
         assert len(text) < 2**20 + 100
-    assert "xxx… (20,971,520 characters in all) …xxx" in outcome["error"]
+    assert "xxx… (2,097,152 characters in all) …xxx" in outcome["error"]
