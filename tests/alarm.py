@@ -5,25 +5,31 @@ from contextlib import contextmanager
 
 from proj.private_node.node import BrokerNode
 from tests.bundle import eventually
+from tests.erlang import evaluate
+
+_SET_MEMORY = "vm_memory_monitor:set_vm_memory_high_watermark"
+_SET_DISK = "rabbit_disk_monitor:set_disk_free_limit"
 
 #: Limits that are exceeded at once, and the usual ones.
 ALARMS = {
-    "memory": (("set_vm_memory_high_watermark", "0.00001"), ("set_vm_memory_high_watermark", "0.4")),
-    "disk": (("set_disk_free_limit", "1000000GB"), ("set_disk_free_limit", "50MB")),
+    "memory": (f"{_SET_MEMORY}(0.00001)", f"{_SET_MEMORY}(0.4)"),
+    "disk": (f'{_SET_DISK}("1000000GB")', f'{_SET_DISK}("50MB")'),
 }
-
-#: The broker's own list of them.
-ALARMS_ON = "rabbit_alarm:get_alarms()."
 
 
 @contextmanager
 def alarm(node: BrokerNode, kind: str) -> Iterator[None]:
     """Let the broker believe that it runs out of `kind`: it then reads nothing from whoever publishes."""
     on, off = ALARMS[kind]
+
+    def is_on() -> bool:
+        # The broker's own list of them.
+        return kind in evaluate(node, "rabbit_alarm:get_alarms()")
+
     try:
-        node.ctl(*on)
-        eventually(f"the {kind} alarm is on", lambda: kind in node.ctl("eval", ALARMS_ON))
+        evaluate(node, on)
+        eventually(f"the {kind} alarm is on", is_on)
         yield
     finally:
-        node.ctl(*off)
-        eventually(f"the {kind} alarm is off", lambda: kind not in node.ctl("eval", ALARMS_ON))
+        evaluate(node, off)
+        eventually(f"the {kind} alarm is off", lambda: not is_on())

@@ -1,6 +1,7 @@
 """What a test works with: a virtual host, folders, programs that know of nothing else, and waiting."""
 
 import base64
+import importlib.util
 import json
 import os
 import pty
@@ -167,6 +168,12 @@ def vhost_of(request: pytest.FixtureRequest) -> str:
     return re.sub(r"\W+", "-", request.node.name)
 
 
+def _write(path: Path, code: str) -> None:
+    """Write a module, and take away what is compiled: Python sees no change of the same second and size."""
+    path.write_text(code)
+    Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)
+
+
 class Bundle:
     """A virtual host of the session's RabbitMQ, a state folder, and the programs of the project in them."""
 
@@ -297,28 +304,29 @@ class Bundle:
         """A copy of the package that the bundle's programs use from now on, to be changed."""
         copy = self.folder / "copy"
         if not copy.exists():
-            shutil.copytree(PACKAGE, copy / "proj", ignore=shutil.ignore_patterns("__pycache__"))
+            # With what is compiled, since the times stay; but not with what is half written.
+            shutil.copytree(PACKAGE, copy / "proj", ignore=shutil.ignore_patterns("*.pyc.*"))
             self.env["PYTHONPATH"] = str(copy)
         return copy
 
     def add_task(self, code: str) -> None:
         """Add a task to the copy's `proj/tasks.py`, as a user would."""
-        with (self.copy_of_the_project() / "proj/tasks.py").open("a") as file:
-            file.write("\n\n" + textwrap.dedent(code))
+        path = self.copy_of_the_project() / "proj/tasks.py"
+        _write(path, path.read_text() + "\n\n" + textwrap.dedent(code))
 
     def switch_off(self, file: str, protection: str, instead: str) -> None:
         """Take a protection out of the copy, for a control that must then lose something."""
         path = self.copy_of_the_project() / "proj" / file
         text = path.read_text()
         assert text.count(protection) == 1, f"{protection!r} is not once in {file}"
-        path.write_text(text.replace(protection, instead))
+        _write(path, text.replace(protection, instead))
 
     def heal(self) -> None:
         """Put the protections back into the copy; tasks that were added stay."""
         copy = self.copy_of_the_project() / "proj"
         for path in PACKAGE.rglob("*.py"):
             if path.name != "tasks.py":
-                shutil.copy(path, copy / path.relative_to(PACKAGE))
+                _write(copy / path.relative_to(PACKAGE), path.read_text())
 
     def control(self, worker: Worker, *command: str) -> str:
         """What `celery control` prints of the one worker's answer: it waits for no others."""
