@@ -328,10 +328,14 @@ class Bundle:
             if path.name != "tasks.py":
                 _write(copy / path.relative_to(PACKAGE), path.read_text())
 
+    def celery(self, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """Run `celery -A proj` to its end."""
+        return self._forked_to_its_end([str(BIN / "celery"), "-A", "proj", *args], env)
+
     def control(self, worker: Worker, *command: str) -> str:
         """What `celery control` prints of the one worker's answer: it waits for no others."""
-        celery = [str(BIN / "celery"), "-A", "proj", "control", f"--timeout={PATIENCE}"]
-        done = self._forked_to_its_end([*celery, f"--destination={worker.name}", *command])
+        where = f"--destination={worker.name}"
+        done = self.celery("control", f"--timeout={PATIENCE}", where, *command)
         assert (done.returncode, "Error" in done.stderr) == (0, False), done.stderr
         return done.stdout
 

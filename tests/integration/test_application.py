@@ -1,8 +1,12 @@
 """The application as RabbitMQ sees it, and as a Python shell and a worker use it."""
 
 import json
+from collections.abc import Iterator
 
-from tests.bundle import BIN, Bundle, eventually
+import pytest
+
+from proj.private_node.node import BrokerNode
+from tests.bundle import Bundle, Worker, eventually
 from tests.integration import dead
 
 #: Enqueues a sum, and prints the message's id.
@@ -97,7 +101,7 @@ def test_two_plain_workers_of_one_machine_both_run(bundle: Bundle) -> None:
 
     def names() -> set[str]:
         # It waits a second for the answers.
-        status = bundle.run(BIN / "celery", "-A", "proj", "status", "--json").stdout
+        status = bundle.celery("status", "--json").stdout
         return {name.split("@")[0] for name in json.loads(status.splitlines()[0])} if status else set()
 
     expected = {f"celery-{worker.process.pid}" for worker in (first, second)}
@@ -106,36 +110,45 @@ def test_two_plain_workers_of_one_machine_both_run(bundle: Bundle) -> None:
     assert second.process.poll() is None
 
 
-def test_name_that_a_worker_was_given_is_kept(bundle: Bundle) -> None:
+@pytest.fixture(scope="module")
+def shared(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    with Bundle(node, vhost="application", folder=tmp_path_factory.mktemp("shared")) as bundle:
+        yield bundle
+
+
+@pytest.fixture(scope="module")
+def worker(shared: Bundle) -> Worker:
+    """One worker for all that only has tasks executed."""
+    return shared.worker("-n", "mine@here").ready()
+
+
+def test_name_that_a_worker_was_given_is_kept(worker: Worker) -> None:
     """`-n` still decides the name."""
-    bundle.worker("-n", "mine@here").says("mine@here ready.")
+    assert worker.name == "mine@here"
 
 
-def test_python_shell_gets_the_result(bundle: Bundle) -> None:
+@pytest.mark.usefixtures("worker")
+def test_python_shell_gets_the_result(shared: Bundle) -> None:
     """`add.delay(2, 3).get()` gives 5."""
-    bundle.worker()
-
-    assert bundle.python("from proj.tasks import add; print(add.delay(2, 3).get(timeout=90))") == 5
+    assert shared.python("from proj.tasks import add; print(add.delay(2, 3).get(timeout=90))") == 5
 
 
-def test_tasks_log_what_they_do(bundle: Bundle) -> None:
+def test_tasks_log_what_they_do(shared: Bundle, worker: Worker) -> None:
     """Each task logs what it received and how it ended."""
-    worker = bundle.worker()
-
-    done = bundle.proj("enqueue", "add", "221", "345", "--wait")
+    done = shared.proj("enqueue", "add", "221", "345", "--wait")
     assert (done.returncode, done.stdout) == (0, "566\n")
     worker.says("Result of 221 + 345 is 566")
 
-    done = bundle.proj("enqueue", "sleep-dots", "A", "dot.", "--wait")
+    done = shared.proj("enqueue", "sleep-dots", "A", "dot.", "--wait")
     assert (done.returncode, done.stdout) == (0, "1\n")
     worker.says("Received 'A dot.'")
     worker.says("Done after 1 s")
 
 
-def test_worker_checks_the_arguments_itself(bundle: Bundle) -> None:
+@pytest.mark.usefixtures("worker")
+def test_worker_checks_the_arguments_itself(shared: Bundle) -> None:
     """A message that was published without our checks fails in the worker, and becomes a dead letter."""
-    bundle.worker()
-    dead.publish_task(bundle, "wrong", "2", 3)
+    dead.publish_task(shared, "wrong", "2", 3)
     code = """
 from proj import app
 try:
@@ -143,13 +156,13 @@ try:
 except Exception as error:
     import json; print(json.dumps([type(error).__name__, str(error)]))
 """
-    assert bundle.python(code) == [
+    assert shared.python(code) == [
         "BadArguments",
         "proj.tasks.add: argument x: expected a number, got '2'",
     ]
     # The failure is stored first.
-    eventually("the message is in proj.dead", lambda: bundle.depth("proj.dead") == 1)
-    (letter,) = bundle.peek("proj.dead")
+    eventually("the message is in proj.dead", lambda: shared.depth("proj.dead") == 1)
+    (letter,) = shared.peek("proj.dead")
     assert letter["properties"]["headers"]["task"] == "proj.tasks.add"
 
 
