@@ -66,11 +66,12 @@ def eventually(
 
     `seen` gives what there is to see then.
     """
-    deadline = time.monotonic() + patience
+    deadline, pause = time.monotonic() + patience, 0.01
     while not (value := condition()):
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {patience} s: {what}\n{seen()}")
-        time.sleep(0.02)
+        # Many a look costs milliseconds of the processor that it waits for.
+        time.sleep(pause := min(0.1, pause * 1.3))
     return value
 
 
