@@ -1,4 +1,4 @@
-"""How tasks ended, and where that is stored."""
+"""The outcomes of tasks, and the store that keeps them."""
 
 from proj.results.outcome import Outcome, failure, outcome, wait
 

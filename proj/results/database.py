@@ -1,4 +1,4 @@
-"""A database as result store: many workers share it, it may be new or down, and no wait for it is endless."""
+"""A database as result store: shared by many workers, perhaps new or down, and used with timeouts only."""
 
 import os
 import socket
@@ -14,31 +14,31 @@ from proj.deadline import cut_after
 from proj.results import finality
 from proj.results.patience import Patient
 
-#: Seconds that one attempt may take to connect to a database server that does not answer, and seconds
-#: that what was sent to it may stay without a sign of life from its machine.
+#: Seconds for one attempt to connect to a database server, and seconds for its machine to acknowledge what
+#: was sent (TCP).
 CONNECT_TIMEOUT: Final = 5
 
-#: Seconds that a database server may keep one operation waiting before its connection is cut. It takes
-#: milliseconds; a server that hangs would otherwise hold the slot for as long as it likes.
+#: Seconds for one operation of a database server before its connection is cut. It takes milliseconds; a
+#: server that hangs would otherwise hold the slot without limit.
 ANSWER_TIMEOUT: Final = 10
 
-#: Seconds that SQLite waits for another writer in one attempt, before it says "database is locked". A
+#: Seconds that SQLite waits for another writer in one attempt, before it reports "database is locked". A
 #: write takes milliseconds.
 SQLITE_BUSY_TIMEOUT: Final = 5
 
-#: Databases in which one statement stores a state, if it may replace what is stored. The others do as Celery
-#: does: they read, and then write.
+#: Databases in which one statement stores a state if it may replace the stored one. In others a state is read
+#: and then written, as Celery does.
 _UPSERTS: Final = {
     "sqlite": "sqlalchemy.dialects.sqlite",
     "postgresql": "sqlalchemy.dialects.postgresql",
 }
 
-#: Seconds between two attempts to change the mode of an SQLite file that others open.
+#: Seconds between two attempts to change the mode of an SQLite file that another process is opening.
 LOCK_INTERVAL: Final = 0.02
 
 
 class Database(Patient):
-    """A database that is down, or new, is found out at once, and is used once it is there."""
+    """Celery's database backend, which detects a database that is down or new at once, and recovers."""
 
     url: str
     engine_options: dict[str, Any]
@@ -47,13 +47,13 @@ class Database(Patient):
 
     def ResultSession(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802  as Celery names it
         if not self.session_manager.prepared:
-            # One that is down raises here. Celery would look for its tables ten times, in each attempt.
+            # A database that is down raises here; Celery would look for its tables ten times an attempt.
             self.session_manager.get_engine(self.url, **self.engine_options).connect().close()
         return super().ResultSession(*args, **kwargs)  # type: ignore[misc]
 
     def on_backend_retryable_error(self, exc: Exception) -> None:
         super().on_backend_retryable_error(exc)  # type: ignore[misc]
-        self.session_manager.prepared = False  # the database that comes back may be a new one, with no tables
+        self.session_manager.prepared = False  # the database may come back as a new one without tables
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: str | None = None, **more: Any
@@ -74,7 +74,7 @@ class Database(Patient):
     def _upsert(
         self, kind: str, task_id: str, result: Any, state: str, traceback: str | None, request: Any
     ) -> Any:
-        """One statement that stores the state, or leaves what is stored and may not be replaced."""
+        """One statement that stores the state unless the stored one is to be kept."""
         from sqlalchemy import func
 
         insert = import_module(kind).insert
@@ -108,16 +108,16 @@ class Database(Patient):
         return meta
 
     def _decode_stored_result(self, payload: Any) -> Any:
-        # Celery would unpickle what is not JSON, as its older versions wrote it, and so execute what a row
-        # says: https://github.com/celery/celery/issues/3025. There are no such rows here.
+        # Celery would unpickle what is not JSON, for results of its older versions, and so execute code from
+        # a row: https://github.com/celery/celery/issues/3025. There are no such rows here.
         return None if payload is None else self.decode(payload)  # type: ignore[attr-defined]
 
 
 def _fitting(value: Any, length: int | None = None) -> Any:
-    """The value as a column takes it: a text with no half character and no NUL, and not too long for it.
+    """The value as a column can store it: text is escaped where necessary, and cut to the column's length.
 
-    No database takes half a character, as of a file's name that is no UTF-8, and PostgreSQL no NUL. A routing
-    key may have 255 bytes, and Celery's column for it has room for 155 characters.
+    No database stores lone surrogates, as in a file name that is not UTF-8, and PostgreSQL no NUL. A routing
+    key may have 255 bytes, and Celery's column for it 155 characters.
     """
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")[:length]
@@ -125,10 +125,10 @@ def _fitting(value: Any, length: int | None = None) -> Any:
 
 
 def tune_engine(engine: Any) -> None:
-    """Let the workers of one machine share an SQLite file, and no server block a worker for ever.
+    """Let the workers of one machine share an SQLite file, and bound all waits for a PostgreSQL server.
 
-    With a write-ahead log readers do not wait for writers, and `synchronous=NORMAL` is safe against a
-    crash of the program; a crash of the machine may lose the last results, never the tasks
+    With a write-ahead log readers do not wait for writers. `synchronous=NORMAL` survives a crash of the
+    program; a crash of the machine may lose the last results, never the tasks
     (https://www.sqlite.org/pragma.html#pragma_synchronous).
     """
     if engine.dialect.name == "sqlite":
@@ -151,7 +151,7 @@ def _tune_postgresql(engine: Any) -> None:
 def _bound_all_use(engine: Any) -> None:
     from sqlalchemy import event
 
-    # By connection, since SQLAlchemy forgets all else of one that fails while it is new.
+    # Kept by connection, since SQLAlchemy discards the record of a new connection that fails.
     bounds: dict[Any, ExitStack] = {}
 
     def end(connection: Any, *_: Any) -> None:
@@ -162,12 +162,12 @@ def _bound_all_use(engine: Any) -> None:
         bounds[connection] = bound = ExitStack()
         bound.enter_context(_bounded(connection))
 
-    # Before all others: SQLAlchemy asks a new connection questions of its own, long before the checkout.
+    # Before all others: SQLAlchemy queries a new connection long before the checkout.
     event.listen(engine, "connect", begin, insert=True)
     event.listen(engine, "checkout", begin)
     event.listen(engine, "checkin", end)
 
-    # Neither a ping before a use nor the end of a connection that fails while it is new is told by an event.
+    # There is no event for a ping before use, nor for the close of a new connection that fails.
     ping, close = engine.dialect.do_ping, engine.dialect.do_close
 
     def bounded_ping(connection: Any) -> bool:
@@ -183,12 +183,12 @@ def _bound_all_use(engine: Any) -> None:
 
 @contextmanager
 def _bounded(connection: Any) -> Iterator[None]:
-    """Cut the connection, so that whatever waits on it fails, when the block takes longer than it may.
+    """Cut the connection when the block takes more than `ANSWER_TIMEOUT`, so that whatever waits on it fails.
 
-    No option of libpq bounds the wait for an answer; `statement_timeout` is the hanging server's own, and
-    for TCP its machine is alive.
+    No option of libpq bounds the wait for an answer: the hanging server itself would have to apply
+    `statement_timeout`, and TCP only notices that a machine is gone.
     """
-    # A handle of our own: the driver's number may be that of another file by then.
+    # A descriptor of our own: by then, the driver's number may belong to another file.
     with (
         socket.socket(fileno=os.dup(connection.fileno())) as sock,
         cut_after(ANSWER_TIMEOUT, partial(_cut, sock)),
@@ -215,14 +215,14 @@ def _tune_sqlite(engine: Any) -> None:
 
     @event.listens_for(engine, "checkout")
     def before_use(_connection: Any, record: Any, _proxy: Any) -> None:
-        # A file that was deleted, or replaced, would take results that nobody ever reads.
+        # Results written to a file that was deleted or replaced would be lost.
         if _identity(record.info["file"]) != record.info["identity"]:
-            raise DisconnectionError("the database file is another one now")
+            raise DisconnectionError("the database file was replaced")
 
 
 def _write_ahead(connection: Any) -> None:
-    # Of several processes that open a new file at once, one changes its mode. The others are told at once
-    # that it is locked, whatever the timeout.
+    # When several processes open a new file at once, one changes its mode. For the others SQLite reports at
+    # once that it is locked, and ignores the timeout.
     deadline = time.monotonic() + SQLITE_BUSY_TIMEOUT
     while True:
         try:
@@ -235,16 +235,16 @@ def _write_ahead(connection: Any) -> None:
 
 
 def _path_of(connection: Any) -> str:
-    """The file of the database; none for one in memory."""
-    # As bytes: SQLite's driver reads no text that is not UTF-8, as a file's name may be.
+    """The path of the database file; empty for a database in memory."""
+    # As bytes: SQLite's driver cannot read text that is not UTF-8, which a file name may be.
     found = connection.execute("SELECT CAST(file AS BLOB) FROM pragma_database_list WHERE name = 'main'")
     return os.fsdecode(found.fetchone()[0] or b"")
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """What tells a file from another one of the same name; None when there is none."""
+    """What distinguishes a file from another one at the same path; None when there is none."""
     try:
         found = os.stat(path)
-    except OSError:  # as for a database in memory, which has no path
+    except OSError:  # such as for a database in memory, which has no path
         return None
     return found.st_dev, found.st_ino

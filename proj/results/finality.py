@@ -1,7 +1,7 @@
-"""Which state of a task may replace another one in the result store: ends are final, and newer attempts win.
+"""Decides which state of a task may replace the stored one: ends are final, and newer attempts win.
 
-Several writers may have something to say about one id: a worker that was cut off and the one that got the
-message after it, a retry that began before its predecessor said that there is one, a redrive, a repeat.
+Several writers may store states under one id: a worker that lost its connection and the worker that got the
+message next, a retry that began before the previous attempt had stored its state, a redrive, a repeat.
 """
 
 from typing import Any, Final
@@ -10,18 +10,18 @@ from celery import states
 
 from proj import queues
 
-#: Retries that are told apart within one life of a message. A redrive begins the next life.
+#: Retries that are distinguished within one life of a message. A redrive begins the next life.
 _RETRIES: Final = 1 << 16
 
-#: The highest attempt, redrives included: the store's column has 31 bits, and the first attempt of the life
-#: after it has to be a number for them too. PostgreSQL refuses a statement that compares with a greater one.
+#: The highest number of an attempt, redrives included. The store's column has 31 bits, and PostgreSQL refuses
+#: to compare it with a greater number, so the first attempt of the next life must fit too.
 LAST: Final = (1 << 31) - _RETRIES - 1
 
 
 def attempt_of(request: Any) -> int:
-    """The number of the attempt, from its redrives and its retries; a later one has a higher number.
+    """The number of the attempt, from its redrives and its retries; later attempts have higher numbers.
 
-    Whoever stores a state without a request has no attempt, and comes last.
+    A state that is stored without a request counts as the last attempt.
     """
     if request is None:
         return LAST
@@ -30,17 +30,17 @@ def attempt_of(request: Any) -> int:
 
 
 def retries_of(attempt: int) -> int:
-    """The retries of an attempt since its message was published, or redriven."""
+    """The number of retries since the message was published or redriven."""
     return attempt % _RETRIES
 
 
 def may_replace(state: str, attempt: int, stored_state: Any, stored_attempt: Any) -> Any:
-    """Whether the state of an attempt replaces what is stored; for columns of a table, the condition in SQL.
+    """Whether the state of an attempt replaces the stored one; given columns of a table, a condition in SQL.
 
-    A success is final, and replaces all else. Any other state replaces those of its own attempt and of older
-    ones. An end also replaces any end in the same life of the message: a repeat with the same id counts its
-    retries anew, and whoever waits for it waits for its end. What is no end replaces none in the same life: a
-    revocation holds for the attempt that begins after it.
+    A success is final and replaces every other state. Any other state replaces states of the same or earlier
+    attempts. An end also replaces a failure or revocation in the same life of the message: a repeat with the
+    same id starts its retries at 0, and its caller waits for its end. A state that is no end replaces no end
+    in the same life: a revocation stays in force for the attempt that begins after it.
     """
     if state == states.SUCCESS:
         return stored_state != states.SUCCESS
@@ -55,5 +55,5 @@ def may_replace(state: str, attempt: int, stored_state: Any, stored_attempt: Any
 
 
 def _count(value: object) -> int:
-    """What a header says, which may be anything."""
+    """The value of a header, which may be anything, as a count."""
     return max(0, value) if isinstance(value, int) else 0

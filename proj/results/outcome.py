@@ -1,4 +1,4 @@
-"""How tasks ended, as the result store has it."""
+"""The outcome of a task: read from the result store, or waited for."""
 
 import math
 import time
@@ -15,20 +15,20 @@ from proj.errors import BadArguments, Ignored, NoResultYet, NotExecuted
 from proj.results import stored_exception
 from proj.results.store import store_error
 
-#: Seconds between two looks for a result. Each is a query; Celery's half a second makes short tasks wait.
+#: Seconds between two queries for a result. Celery's half a second would delay the results of short tasks.
 POLL_INTERVAL: Final = 0.1
 
-#: Seconds that one wait of Celery's lasts, after which whoever waits is asked whether to go on.
+#: Seconds of one of Celery's waits, after which `on_interval` is called.
 WAIT_INTERVAL: Final = 0.5
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended, or that it did not end yet; `result` and `error` exclude each other."""
+    """The state of a task, and its result or its error once it has ended."""
 
     id: str
     task: str | None
-    #: Celery's word for it: `SUCCESS`, `FAILURE`, …; `PENDING` when nothing is stored under this id.
+    #: Celery's state: `SUCCESS`, `FAILURE`, …; `PENDING` when nothing is stored under this id.
     state: str
     result: Any
     error: str | None
@@ -39,13 +39,13 @@ class Outcome:
 
     @property
     def executed(self) -> bool:
-        """False when a worker has ended it without executing it, or has refused its arguments."""
+        """False when a worker ended the task without executing it, or refused its arguments."""
         never = (f"{NotExecuted.__name__}: ", f"{BadArguments.__name__}: {self.task}: ")
         return not (self.error or "").startswith(never)
 
     @property
     def way(self) -> str:
-        """How it ended without a result, for people."""
+        """How the task ended without a result, for people."""
         if self.state != states.REVOKED:
             return "failed"
         return "was ignored" if (self.error or "").startswith(f"{Ignored.__name__}: ") else "was revoked"
@@ -56,12 +56,12 @@ class Outcome:
 
 
 def outcome(app: Celery, task_id: str) -> Outcome:
-    """What the result store holds for this id. Raises `ResultStoreError`."""
+    """The outcome that is stored under this id. Raises `ResultStoreError`."""
     return _read(app, app.AsyncResult(task_id))
 
 
 def failure(app: Celery, task_id: str) -> object:
-    """What tells the failure that is stored under this id from a later one; None when none is stored.
+    """Identifies the failure that is stored under this id, to distinguish it from a later one; None without.
 
     Raises `ResultStoreError`.
     """
@@ -79,10 +79,10 @@ def wait(
     on_interval: Callable[[], None] | None = None,
     failed_before: object = None,
 ) -> Outcome:
-    """The outcome of this task, once it has ended; `on_interval` is called every `WAIT_INTERVAL` of the wait.
+    """Wait until the task has ended, and return its outcome; `on_interval` is called every `WAIT_INTERVAL`.
 
-    `failed_before` is the `failure` that was stored before the message was published: it is not how that
-    ended. Raises `NoResultYet` when it has not ended within `timeout` seconds, and `ResultStoreError`.
+    `failed_before` is the `failure` that was stored before the message was published; it is ignored. Raises
+    `NoResultYet` when the task has not ended within `timeout` seconds, and `ResultStoreError`.
     """
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     while failed_before is not None and failure(app, task_id) == failed_before:
@@ -93,7 +93,7 @@ def wait(
             on_interval()
     result = app.AsyncResult(task_id)
     while True:
-        # Celery has an `on_interval` too, and calls it once: a promise's callbacks are called once.
+        # Celery's own `on_interval` is called only once, as the callback of a promise.
         left = max(POLL_INTERVAL, deadline - time.monotonic())
         try:
             result.get(timeout=min(left, WAIT_INTERVAL), interval=POLL_INTERVAL, propagate=False)
@@ -117,7 +117,7 @@ def _not_yet(task_id: str, timeout: float | None) -> NoResultYet:
 def _read(app: Celery, result: AsyncResult) -> Outcome:
     try:
         if result._cache is None:
-            # Celery keeps what it has read of a task that has ended, and of any other reads each field anew.
+            # One query for all fields: Celery caches only tasks that have ended, and else queries each field.
             result._cache = result.backend.meta_from_decoded(result.backend.get_task_meta(result.id))
         state, value = result.state, result.result
         failed = isinstance(value, BaseException)

@@ -1,9 +1,9 @@
-"""How long the result store is tried, and what is done then; the part of a store that is the same for all.
+"""Retries of result stores of every kind: for how long, and what happens when the store stays down.
 
-A task is done when its result is stored, and only then is its message acknowledged. While the store is
-down, a worker that has a result tries again for `STORE_PATIENCE`, which also keeps it from taking more
-work. After that the task has failed, with that reason, and its message goes to the dead-letter queue.
-Progress, which a task stores while it runs, gets one attempt and is dropped when that fails.
+A message is acknowledged only when the result of its task is stored. While the store is down, a worker
+retries for `STORE_PATIENCE` and takes no more work. After that the task fails with that reason, and its
+message becomes a dead letter. Progress, which a task stores while it runs, gets one attempt and is dropped
+when that fails.
 """
 
 import logging
@@ -22,11 +22,11 @@ from proj.results import stored_exception
 
 log = get_logger(__name__)
 
-#: Seconds that a worker tries to store what a task has ended with: enough for a database server to be
-#: started anew, and well below the time limits of a task, which go on meanwhile.
+#: Seconds for which a worker retries to store how a task ended: enough for a restart of a database server,
+#: and well below the time limits of a task, which count this time too.
 STORE_PATIENCE: Final = 30
 
-#: Seconds that all else is tried, such as to read a result: somebody waits for the answer.
+#: Seconds for which all other operations are retried, such as to read a result: a caller waits for them.
 PATIENCE: Final = 2
 
 #: Seconds between two attempts, at most.
@@ -35,25 +35,25 @@ ATTEMPT_INTERVAL: Final = 1
 #: Seconds without a further attempt to store progress, once one has failed.
 PROGRESS_PAUSE: Final = 10
 
-#: How much longer than the attempt the pause is at least: a store that hangs for `ANSWER_TIMEOUT` costs a
-#: task a tenth of its time, however often that reports its progress.
+#: The pause is at least so many times as long as the attempt: a store that hangs for `ANSWER_TIMEOUT` costs a
+#: task a tenth of its time, however often it reports progress.
 _PAUSE_FACTOR: Final = 10
 
-#: What is stored with patience: ends, and that there is another attempt, before that can store how it ended.
+#: States that are stored with retries: ends, and RETRY, which must be stored before the next attempt ends.
 #: Any other state is progress: STARTED, and what a task gives to `update_state`.
 _KEPT: Final = states.READY_STATES | {states.RETRY}
 
-#: What must be stored before the message of a task is acknowledged.
+#: States that must be stored before the message of a task is acknowledged.
 _NEEDED: Final = (states.SUCCESS, states.REVOKED)
 
 
 class Patient:
-    """What every backend class of Celery gets in addition: how long it tries, and what it does then."""
+    """A mix-in for Celery's backend classes, which bounds their retries in time."""
 
-    #: Until when the operation that is under way is tried again. Each thread has a backend of its own.
+    #: End of the retries of the current operation (`time.monotonic`). Each thread has its own backend.
     _deadline = 0.0
 
-    #: Until when progress is dropped without an attempt.
+    #: Until then, progress is dropped without an attempt (`time.monotonic`).
     _progress_resumes = 0.0
 
     def store_result(
@@ -65,37 +65,37 @@ class Patient:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Store it. Raises `BackendStoreError` for a success or a revocation that cannot be stored.
+        """Store a state. Raises `BackendStoreError` for a success or a revocation that cannot be stored.
 
         Progress is dropped with a warning, after one attempt.
 
-        A failure that cannot be stored is logged: its message becomes a dead letter all the same. Were
-        it raised, Celery 5.7 would answer the message of a task in a pool of threads with nothing, for
-        good, and end a worker with `-P solo`.
+        A failure that cannot be stored is logged, and its message becomes a dead letter all the same. If the
+        error were raised, Celery 5.7 would never answer the message in a pool of threads, and would end a
+        worker with `-P solo`.
         """
         if state not in _KEPT:
             return self._store_progress(task_id, result, state, traceback, *args, **kwargs)
-        # Outside of a task, it is the worker's main process that is kept from all else. And what is to be
-        # stored here may be that nothing can be stored.
+        # Outside of a task, a retry would block the worker's main process. And the failure may be that the
+        # result could not be stored, for which the store was retried already.
         traceback = traceback and shortened(traceback, stored_exception.LONGEST_TEXT)
         patient = current_task and not isinstance(result, celery.exceptions.BackendStoreError)
         self._deadline = time.monotonic() + (STORE_PATIENCE if patient else PATIENCE)
         try:
             stored = super().store_result(task_id, result, state, traceback, *args, **kwargs)  # type: ignore[misc]
             if state in states.READY_STATES and current_task and current_task.request.id == task_id:
-                current_task.request.end_is_stored = True  # perhaps by the task itself
+                current_task.request.end_is_stored = True  # the task itself may have stored it
             return stored
         except Exception as error:
             if state in _NEEDED:
                 raise celery.exceptions.BackendStoreError(
                     f"the result cannot be stored: {reason_of(error)}", task_id=task_id, state=state
                 ) from error
-            said = {"task_id": task_id, "task_name": getattr(kwargs.get("request"), "task", None)}
-            log.error("State %s of task %s is not stored: %s", state, task_id, reason_of(error), extra=said)
+            fields = {"task_id": task_id, "task_name": getattr(kwargs.get("request"), "task", None)}
+            log.error("State %s of task %s is not stored: %s", state, task_id, reason_of(error), extra=fields)
             return result
 
     def _store_progress(self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
-        """Store it in one attempt, or drop it: the task must not be held by a store that is down."""
+        """Store progress in one attempt, or drop it: a store that is down must not hold the task."""
         began = time.monotonic()
         if began < self._progress_resumes:
             return result
@@ -103,12 +103,12 @@ class Patient:
         try:
             return super().store_result(task_id, result, state, *args, **kwargs)  # type: ignore[misc]
         except Exception as error:
-            words = f"has its state {state} dropped: {reason_of(error)}"
+            words = f"dropped its state {state}: {reason_of(error)}"
             if super().exception_safe_to_retry(error):  # type: ignore[misc]
                 now = time.monotonic()
                 pause = max(PROGRESS_PAUSE, _PAUSE_FACTOR * (now - began))
                 self._progress_resumes = now + pause
-                words += f" (further progress is not tried for {pause:.0f} s)"
+                words += f" (no further attempt for {pause:.0f} s)"
                 with suppress(Exception):
                     self.on_backend_retryable_error(error)  # type: ignore[attr-defined]
             name = getattr(kwargs.get("request"), "task", None)
@@ -116,13 +116,13 @@ class Patient:
             return result
 
     def get_task_meta(self, task_id: str, *args: Any, **kwargs: Any) -> Any:
-        """Read it. Raises `BackendGetMetaError`, which Celery expects when it looks for a stored success."""
+        """Read a state. Raises `BackendGetMetaError`, which Celery expects when it looks for a success."""
         self._deadline = time.monotonic() + PATIENCE
         try:
             return super().get_task_meta(task_id, *args, **kwargs)  # type: ignore[misc]
         except Exception as error:
             if not super().exception_safe_to_retry(error):  # type: ignore[misc]
-                raise  # not the store's
+                raise  # not an error of the store
             raise celery.exceptions.BackendGetMetaError(reason_of(error), task_id=task_id) from error
 
     def mark_as_done(
@@ -133,7 +133,7 @@ class Patient:
         store_result: bool = True,
         state: str = states.SUCCESS,
     ) -> None:
-        """Store the result; of a task that ignores it, the bare success, where a repeat looks for one."""
+        """Store the result. For a repeat whose task ignores its result, store the success alone."""
         is_ignored = not store_result or getattr(request, "ignore_result", False)
         if is_ignored and self.persistent and getattr(request, queues.REPEAT_HEADER, False):  # type: ignore[attr-defined]
             self.store_result(task_id, None, state, request=request)
@@ -142,7 +142,7 @@ class Patient:
     def mark_as_retry(
         self, task_id: str, exc: Any, traceback: str | None = None, request: Any = None, **options: Any
     ) -> Any:
-        """Store that a task is tried again; not once more when its next attempt is published."""
+        """Store that a task is retried, unless that is stored already."""
         if not getattr(request, "retry_is_stored", False):
             super().mark_as_retry(task_id, exc, traceback, request, **options)  # type: ignore[misc]
 
@@ -155,13 +155,13 @@ class Patient:
         return stored_exception.read(exc, super().exception_to_python(exc))  # type: ignore[misc]
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:
-        """Asked by Celery after each attempt."""
+        """Whether to retry; Celery asks after each attempt."""
         return time.monotonic() < self._deadline and super().exception_safe_to_retry(exc)  # type: ignore[misc]
 
 
 def reason_of(error: BaseException | None) -> str:
-    """The words of the store itself, in one line."""
+    """The store's own message, in one line."""
     while isinstance(error, celery.exceptions.BackendError) and error.__cause__:
-        error = error.__cause__  # these say only that it failed
-    # SQLAlchemy adds the statement, the result itself among its values, and a link.
+        error = error.__cause__  # Celery's errors do not include the reason
+    # SQLAlchemy adds a link, and the statement with its values, which include the result.
     return " ".join(str(getattr(error, "orig", None) or error).split())

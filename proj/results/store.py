@@ -1,4 +1,4 @@
-"""The result store: any that Celery knows, opened when it is used, and patient when it is down."""
+"""Opens the result store: any backend of Celery, with bounded retries; databases when they are first used."""
 
 import logging
 import math
@@ -15,14 +15,14 @@ from proj.results.database import Database
 from proj.results.patience import ATTEMPT_INTERVAL, Patient, reason_of
 
 
-class _WhenNeeded(PromiseProxy):
-    """A database backend that is made when it is first asked for something.
+class _LazyDatabase(PromiseProxy):
+    """A database backend that is made at its first use.
 
-    To publish asks it for nothing, so a program that only enqueues pays neither for the import of
-    SQLAlchemy nor for a database that is down.
+    A publish does not use it, so a program that only enqueues neither imports SQLAlchemy nor waits for a
+    database that is down.
     """
 
-    #: As they are for Celery's database backend; asked for before anything is.
+    #: The values of Celery's database backend: Celery reads these before the first use.
     thread_safe = False
     persistent = True
 
@@ -33,14 +33,14 @@ class _WhenNeeded(PromiseProxy):
         """Do nothing, as `celery.backends.base.Backend` does."""
 
     def remove_pending_result(self, result: Any) -> Any:
-        """Do nothing, as `celery.backends.base.SyncBackendMixin` does; every result calls it at its end."""
+        """Do nothing, as `celery.backends.base.SyncBackendMixin` does; every result calls this at its end."""
         return result
 
 
 def open_store(app: Any, url: str) -> Any:
-    """The result backend of `url`, which is any that Celery knows; Celery calls this by its name.
+    """The result backend of `url`; Celery finds this function by its name in `App.backend_cls`.
 
-    Raises `ConfigError` for a URL that names none; for a database, when that is first used.
+    Raises `ConfigError` for a wrong URL; for a database, at its first use.
     """
 
     def make() -> Any:
@@ -52,17 +52,17 @@ def open_store(app: Any, url: str) -> Any:
             store = patient(app=app, url=rest)
         except (ImportError, AttributeError, celery.exceptions.ImproperlyConfigured) as error:
             raise _wrong_url(reason_of(error), "the URL of a database begins with db+") from None
-        store.max_retries = math.inf  # what ends it is the deadline
+        store.max_retries = math.inf  # the deadline of `Patient` ends the retries
         store.max_sleep_between_retries_ms = ATTEMPT_INTERVAL * 1000
         return store
 
     is_database = url.startswith("db+")
     logging.getLogger("celery.backends.base").addFilter(_in_one_line)
-    return _WhenNeeded(make) if is_database else make()
+    return _LazyDatabase(make) if is_database else make()
 
 
 def _check_database(app: Any, url: str) -> None:
-    """Raise `ConfigError` for a URL that no database can be opened with, and make SQLite's folder."""
+    """Raise `ConfigError` for a URL that cannot be used, and make the folder of an SQLite file."""
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
@@ -79,9 +79,9 @@ def _check_database(app: Any, url: str) -> None:
             reason_of(error), "install the driver; for PostgreSQL: pip install 'psycopg[binary]'"
         ) from None
     except (ArgumentError, ValueError):
-        # Their words may hold what was taken for a port, and is a password.
+        # The error's own text may hold a password that was parsed as a port.
         raise _wrong_url(
-            "it is no URL of a database",
+            "it is not the URL of a database",
             "such as db+postgresql://user:password@host:5432/database, with / in a password as %2F",
         ) from None
     path = parsed.database or ":memory:"
@@ -97,15 +97,15 @@ def _wrong_url(reason: str, hint: str) -> ConfigError:
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
-    """Say what Celery says of each attempt, without a traceback of a hundred lines."""
+    """Log each of Celery's retries in one line, without a traceback of a hundred lines."""
     if record.exc_info and str(record.msg).startswith("Failed operation"):
-        record.msg, record.args = "The result store fails, trying again: %s", (reason_of(record.exc_info[1]),)
+        record.msg, record.args = "The result store failed, retrying: %s", (reason_of(record.exc_info[1]),)
         record.exc_info = None
     return True
 
 
 def store_error(app: Any, error: Exception, verb: str = "read") -> ProjError:
-    """The error in words, with the store of the application (`proj.enqueue.app.App`), and no password."""
+    """The error for people, with the URL of the application's store, without its password."""
     if isinstance(error, ProjError):
         return error
     return ResultStoreError(

@@ -1,7 +1,7 @@
-"""An exception in the result store: what is written of it, and what it is read as.
+"""Writes exceptions to the result store with their text, and rebuilds them when they are read.
 
-Celery writes the class and its `args`, and reads an exception by calling the class with them. A class that
-takes other arguments than it keeps, as `json.JSONDecodeError` does, cannot be called so.
+Celery writes the class and its `args`, and rebuilds the exception by calling the class with them. This fails
+for a class whose constructor takes other arguments than its `args`, such as `json.JSONDecodeError`.
 """
 
 import sys
@@ -17,17 +17,17 @@ from proj.logs.printable import shortened
 #: Key of the exception's text, beside Celery's `exc_type`, `exc_message` and `exc_module`.
 TEXT: Final = "exc_text"
 
-#: Characters that are stored of what an exception says, and of its traceback.
+#: Characters of an exception's text, and of its traceback, that are stored.
 LONGEST_TEXT: Final = 2**20
 
-#: Attribute of an exception that was read: the text that it had.
+#: Attribute of a rebuilt exception that holds its original text.
 _TEXT_ATTRIBUTE: Final = "_proj_stored_text"
 
 
 def original(error: BaseException) -> BaseException:
-    """The exception that the task raised, where Celery has put another in its place that can be pickled.
+    """The exception that the task raised, where Celery has replaced it by one that can be pickled.
 
-    That is one of a base class, with the same arguments, or a wrapper.
+    The replacement has a base class and the same arguments, or is a wrapper.
     """
     raised = sys.exc_info()[1]
     if raised is None or raised is error:
@@ -37,16 +37,16 @@ def original(error: BaseException) -> BaseException:
 
 
 def with_text(stored: Any, error: BaseException) -> Any:
-    """What Celery stores of the exception, and its text, which not every `args` tells; both shortened."""
+    """What Celery stores of the exception, and its text, which `args` need not contain; both shortened."""
     if isinstance(stored, dict):
         stored = {**stored, "exc_message": _shortened(stored["exc_message"])}
-        with suppress(Exception):  # the class is anyone's
+        with suppress(Exception):  # a user's class may raise anything
             stored[TEXT] = shortened(str(error), LONGEST_TEXT)
     return stored
 
 
 def _shortened(args: Sequence[Any]) -> Sequence[Any]:
-    """The arguments of an exception, as texts where they would be longer than one may be."""
+    """The arguments of an exception, or their shortened texts when they are too long."""
     texts = [arg if isinstance(arg, str) else repr(arg) for arg in args]
     if sum(map(len, texts)) <= LONGEST_TEXT:
         return args
@@ -54,7 +54,7 @@ def _shortened(args: Sequence[Any]) -> Sequence[Any]:
 
 
 def read(stored: Any, rebuilt: Any) -> Any:
-    """The exception to be raised: Celery's, or where that is a mere `Exception`, one of the stored class."""
+    """The exception to raise: Celery's, or one of the stored class where Celery made a bare `Exception`."""
     if not isinstance(stored, Mapping) or "exc_type" not in stored:
         return rebuilt
     if type(rebuilt) is Exception and stored["exc_type"] != "Exception":
@@ -66,20 +66,20 @@ def read(stored: Any, rebuilt: Any) -> Any:
 
 
 def words(error: BaseException) -> str:
-    """Type and text, as the last line of a traceback has them."""
+    """Type and text, as in the last line of a traceback."""
     text = getattr(error, _TEXT_ATTRIBUTE, None)
     return f"{type(error).__name__}: {error if text is None else text}"
 
 
 def _stand_in(stored: Mapping[str, Any]) -> BaseException:
-    """An exception of a subclass that has the class's name, and takes any arguments."""
+    """An exception of a subclass that has the stored class's name and takes any arguments."""
     name, module = str(stored["exc_type"]), stored.get("exc_module")
-    said = stored.get("exc_message", ())
-    args = tuple(said) if isinstance(said, list | tuple) else (said,)
+    message = stored.get("exc_message", ())
+    args = tuple(message) if isinstance(message, list | tuple) else (message,)
     if not args and TEXT in stored:
         args = (stored[TEXT],)
     short = name.rpartition(".")[2]
-    with suppress(Exception):  # the class is anyone's
+    with suppress(Exception):  # a user's class may raise anything
         parent = attrgetter(name)(sys.modules[module or ""])
         takes_any = {"__init__": BaseException.__init__, "__str__": BaseException.__str__}
         found: BaseException = type(short, (parent,), {"__module__": module, **takes_any})(*args)

@@ -387,7 +387,7 @@ def test_worker_waits_for_its_store(bundle: Bundle, database: Database) -> None:
             bundle.enqueue("add", n, "1", "--id", n)
         # Before that it looks for a stored success, since the ids are the caller's, and finds no store.
         eventually("a task is executed", lambda: worker.lines("Result of"))
-        worker.says("The result store fails, trying again: ")
+        worker.says("The result store failed, retrying: ")
         assert [line.id for line in worker.lines("Result of")] == ["1"], "it took more work"
         active = bundle.celery("inspect", "active", f"--destination={worker.name}", "--json")
         (held,) = json.loads(active.stdout)[worker.name]
@@ -416,7 +416,7 @@ _TASK_WITH_PROGRESS = """
 """
 
 #: What the worker says of each attempt but the first.
-_AGAIN = "The result store fails, trying again: "
+_AGAIN = "The result store failed, retrying: "
 
 
 @pytest.mark.parametrize("protected", [True, False], ids=["", "control"])
@@ -442,10 +442,8 @@ def test_progress_is_dropped_while_sqlite_fails(bundle: Bundle, protected: bool)
     eventually(
         "the message is answered", lambda: bundle.depth("proj.dead") or f"[{task_id}] succ" in worker.text()
     )
-    said = (
-        f"Task proj.tasks.stepwise[{task_id}] has its state STARTED dropped: file is not a database (further"
-    )
-    assert worker.text().count(" dropped: ") == worker.text().count(said) == protected
+    said = f"Task proj.tasks.stepwise[{task_id}] dropped its state STARTED: file is not a database (no"
+    assert worker.text().count(" dropped its state ") == worker.text().count(said) == protected
 
 
 def test_progress_is_dropped_while_postgresql_is_stopped(bundle: Bundle, database: Database) -> None:
@@ -491,7 +489,7 @@ def test_progress_is_stored_while_the_store_works(bundle: Bundle) -> None:
 
     mend = stores.garbage(bundle)
     try:
-        worker.says("[it] has its state PROGRESS dropped: ")
+        worker.says("[it] dropped its state PROGRESS: ")
     finally:
         mend()
 

@@ -54,9 +54,7 @@ def test_progress_takes_a_tenth_of_the_time_at_most(
         assert store.store_result("it", 1, "PROGRESS", request=SimpleNamespace(task="a.task")) == 1
         store.store_result("it", 1, states.STARTED)
     assert store.attempts == 1
-    words = (
-        f"Task a.task[it] has its state PROGRESS dropped: down (further progress is not tried for {pause} s)"
-    )
+    words = f"Task a.task[it] dropped its state PROGRESS: down (no further attempt for {pause} s)"
     assert caplog.messages == [words]
 
     clock.now += pause - 0.01
