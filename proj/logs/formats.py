@@ -141,11 +141,11 @@ def write_events(settings: Settings) -> None:
         logger.setLevel(logging.INFO)
 
 
-def log_all_that_is_said(instance: Any, **_: Any) -> None:
-    """Let a worker (`celery.apps.worker.Worker`) that logs JSON write nothing else.
+def log_only_json(instance: Any, **_: Any) -> None:
+    """Let a worker (`celery.apps.worker.Worker`) write nothing but JSON, if `PROJ_LOG_FORMAT` is `json`.
 
-    Celery has no setting for what it says on a signal, such as "worker: Warm shutdown": it writes that
-    past all logging (https://github.com/celery/celery/issues/8101).
+    Celery writes its lines on signals, such as "worker: Warm shutdown", past all logging, and has no setting
+    for it (https://github.com/celery/celery/issues/8101).
     """
     if instance.app.settings.proj_log_format == "json":
         import celery.apps.worker

@@ -1,4 +1,4 @@
-"""What our workers add to Celery's, through its signals, its settings and its classes; `install` adds it."""
+"""Our extensions of Celery's worker. `install` adds them through Celery's signals, settings and classes."""
 
 from proj.config import Settings
 from proj.enqueue.app import App
@@ -10,14 +10,14 @@ __all__ = ["install"]
 
 
 def install(app: App, settings: Settings) -> None:
-    """Make this application one that keeps the promise, before its first task is defined.
+    """Extend this application so that it loses no message. Call it before the first task is defined.
 
-    What is Celery's or py-amqp's for a whole process, such as signals, is changed once, for all applications.
+    What Celery and py-amqp share in a process, such as signals, is extended for all applications.
     """
     app.settings = settings
     # Celery lets the environment's CELERY_RESULT_BACKEND win over the configuration, but not over this.
     app.backend_cls = f"proj.results.store:open_store+{settings.result_backend}"
-    # Not as `task_annotations`, which would win over what a task says itself.
+    # Not as `task_annotations`, which would win over a task's own value.
     app.Task.max_retries = settings.proj_max_retries
     app.steps["consumer"].add("proj.worker.heartbeat:HeartbeatStep")
     app.steps["worker"].add("proj.worker.lookout:LookoutStep")

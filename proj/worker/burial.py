@@ -1,4 +1,4 @@
-"""What a worker does with a message that is never executed: log it, store how it ended, and reject it."""
+"""Turns a message that a worker will not execute into a dead letter: logged, stored as failed, rejected."""
 
 import logging
 from typing import Any, Final
@@ -14,11 +14,10 @@ from proj.logs import events
 
 log = get_logger(__name__)
 
-#: Characters of a text that a message brings along, and that a log line or a stored result repeats. A message
-#: may bring 16 MiB.
+#: Characters of a text from a message that a log line or a stored result repeats. A message may have 16 MiB.
 _MAX_TEXT: Final = 500
 
-#: Reasons that somebody brought about who knew that they would; the others are errors.
+#: Reasons that a publisher or an operator intended; they are logged as warnings, and all others as errors.
 _EXPECTED: Final = (Reason.EXPIRED, Reason.DELIVERY_LIMIT)
 
 
@@ -36,32 +35,33 @@ def bury(
     problem: object = None,
     context: Any = None,
 ) -> None:
-    """Log that a message becomes a dead letter, and store that as its end, where the store can hold its id.
+    """Log that a message becomes a dead letter, and store this as its end if the store can hold its id.
 
-    Whoever calls rejects it afterwards, so that nobody finds the dead letter before its end. `context` is
-    Celery's, of the request; with it, what waits for the task (a chord, a chain) fails too.
+    The caller rejects it afterwards, so that the end is stored before the dead letter can be found. `context`
+    is the request's; with it, a chord or chain that waits for the task fails too.
     """
-    said_id, said_name = (text(part) if part else None for part in (task_id, task_name))
+    short_id, short_name = (text(part) if part else None for part in (task_id, task_name))
     words = f"{reason.words}: {text(problem)}" if problem else reason.words
     level = logging.WARNING if reason in _EXPECTED else logging.ERROR
-    events.say(
-        log, level, events.DEAD_LETTERED, said_id, said_name, f"became a dead letter: {words}", reason=reason
-    )
+    became = f"became a dead letter: {words}"
+    events.say(log, level, events.DEAD_LETTERED, short_id, short_name, became, reason=reason)
     if not checks.is_id(task_id):
         return
     try:
         app.backend.mark_as_failure(
-            task_id, NotExecuted(words), request=context or Context(id=task_id, task=said_name)
+            task_id, NotExecuted(words), request=context or Context(id=task_id, task=short_name)
         )
-    except Exception as error:  # of a chain or an errback that is no better than the message
-        log.warning("What waits for message %s cannot be informed: %s", said_id, text(repr(error)))
+    except Exception as error:  # the message's chain, chord or errback may be malformed too
+        log.warning(
+            "The chain, chord or errback of message %s cannot be called: %s", short_id, text(repr(error))
+        )
 
 
 def bury_message(consumer: Any, message: Any, reason: Reason, problem: object = None) -> None:
-    """Make a dead letter of a message of which no request could be made."""
+    """Make a message a dead letter that cannot be turned into a request."""
     headers, properties = message.headers, message.properties
     ids = (headers.get("id"), properties.get("correlation_id"), properties.get("message_id"))
-    # The first that the store can hold; else there is only the log to name it.
+    # The first one that the store can hold; without one, only the log names the message.
     task_id = next(filter(checks.is_id, ids), ids[0])
     bury(consumer.app, task_id, headers.get("task"), reason, problem)
     if not message.acknowledged:

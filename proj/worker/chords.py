@@ -1,4 +1,4 @@
-"""Chords: the task of Celery's that polls for the end of their header tasks, with exponential back-off."""
+"""Exponential back-off for `celery.chord_unlock`, which polls for the end of a chord's header tasks."""
 
 from typing import Any, Final
 
@@ -6,18 +6,18 @@ import celery
 
 from proj.logs import events
 
-#: Seconds between two looks: twice as many each time, and at most.
+#: Seconds between two polls: the first time, then twice as many each time, and at most.
 FIRST_INTERVAL: Final = 1
 LONGEST_INTERVAL: Final = 30
 
 
 def install(app: celery.Celery) -> None:
-    """Let this application's chords be polled for less and less often."""
+    """Poll with back-off in this application."""
     app.on_after_finalize.connect(_slow_down)
 
 
 def _slow_down(sender: celery.Celery, **_: Any) -> None:
-    # Celery's task asks for it at each look.
+    # Celery's task reads it at each poll.
     # upstream: not reported; remove when Celery polls for chords with back-off
     type(sender.tasks[events.CHORD_POLL]).default_retry_delay = property(_interval)
 

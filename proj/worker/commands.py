@@ -1,4 +1,4 @@
-"""What workers do when they are told to by remote control, where that is not what Celery does."""
+"""Remote control commands that replace Celery's commands of the same names."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ log = get_logger(__name__)
 
 
 def install() -> None:
-    """Let the workers of this process have these commands in place of Celery's of the same names."""
+    """Replace the commands for all workers of this process."""
     control.control_command()(shutdown)
     control.control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")(revoke)
     limits = [("task_name", str), ("soft", float), ("hard", float)]
@@ -27,7 +27,7 @@ def install() -> None:
 
 
 def shutdown(_state: Any, msg: str = "Got shutdown from remote", **_: Any) -> dict[str, str]:
-    """Shut down the worker as SIGTERM does: its tasks have the grace period, and it answers before."""
+    """Shut down the worker as SIGTERM does, with the grace period for its tasks, and answer before."""
     log.warning(msg)
     worker_shutting_down.send(sender=_state.hostname, sig="SIGTERM", how="Warm", exitcode=EX_OK)
     state.should_stop = EX_OK
@@ -35,17 +35,17 @@ def shutdown(_state: Any, msg: str = "Got shutdown from remote", **_: Any) -> di
 
 
 def revoke(_state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
-    """Revoke tasks by their ids, and store that, so that it holds when all workers were restarted."""
-    said = control.revoke(_state, task_id, terminate, signal, **options)
+    """Revoke tasks by their ids, and store this, so that it outlasts a restart of all workers."""
+    answer = control.revoke(_state, task_id, terminate, signal, **options)
     problem = _store_revoked(_state.app, maybe_list(task_id) or [])
     if problem:
         log.error("Revoked only until this worker ends: %s", problem)
         return {"error": f"revoked only until the workers end: {problem}"}
-    return said
+    return answer
 
 
 def time_limit(_state: Any, task_name: Any = None, hard: Any = None, soft: Any = None, **_: Any) -> Any:
-    """Set the time limits of a task. Above consumer_timeout, the broker would end the worker in that task."""
+    """Set the time limits of a task, below the broker's consumer_timeout, which ends the worker's channel."""
     try:
         for option, limit in (("time_limit", hard), ("soft_time_limit", soft)):
             if not checks.is_time_limit(limit):
@@ -57,7 +57,7 @@ def time_limit(_state: Any, task_name: Any = None, hard: Any = None, soft: Any =
 
 
 def add_consumer(_state: Any, queue: Any, **_: Any) -> Any:
-    """Consume from a queue of the topology. Celery would declare another, which loses its dead letters."""
+    """Consume from a queue of the topology. Celery would declare any other, without dead-lettering."""
     known = _state.app.amqp.queues
     if queue not in known:
         return {"error": f"there is no queue {queue!r} (there is: {', '.join(known)})"}
@@ -65,11 +65,11 @@ def add_consumer(_state: Any, queue: Any, **_: Any) -> Any:
 
 
 def _store_revoked(app: celery.Celery, task_ids: list[Any]) -> str | None:
-    """Store `REVOKED` under each id that no end is stored under; why that is not possible, in words."""
+    """Store `REVOKED` under each id without a stored end. Returns the problem when the store fails."""
     for task_id in filter(checks.is_id, task_ids):
         try:
             if app.backend.get_task_meta(task_id)["status"] not in states.READY_STATES:
                 app.backend.mark_as_revoked(task_id, "revoked")
-        except Exception as error:  # the store may be of any kind, and each further id would take as long
+        except Exception as error:  # of any kind of store; each further id would take as long to fail
             return str(store_error(app, error, "written"))
     return None

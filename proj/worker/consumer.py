@@ -1,4 +1,4 @@
-"""Our worker's consumer: it waits for its broker, and every delivery passes its gate."""
+"""The worker's consumer: it connects, declares the topology, and receives every delivery."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -21,18 +21,18 @@ from proj.worker.heartbeat import HeartbeatStep, beating
 
 log = get_logger(__name__)
 
-#: Seconds between two attempts to take the queue of a worker's name from a connection that is gone.
+#: Seconds between two attempts to declare the worker's exclusive queue while a lost connection still owns it.
 LOCK_INTERVAL: Final = 2
 
 
 class Consumer(consumer.Consumer):
-    """Celery's consumer, which waits for a broker that is down, and ends when the broker says no."""
+    """Celery's consumer, which waits while the broker is unreachable, and ends when the broker refuses."""
 
-    #: Put here by its step of Celery's blueprint, before the first connection.
+    #: Set by `HeartbeatStep` before the first connection.
     heartbeat: HeartbeatStep
 
     class Blueprint(consumer.Consumer.Blueprint):
-        """Celery's steps, without that of delay queues: it would take a refusal for their absence."""
+        """Celery's steps without the one for delay queues, which treats a refusal as a missing queue."""
 
         default_steps: ClassVar = [
             step
@@ -41,21 +41,21 @@ class Consumer(consumer.Consumer):
         ]
 
         def start(self, parent: Any) -> None:
-            """Start the steps. Raises `ConnectionResetError`, upon which all of them are started again."""
+            """Start the steps. After a `ConnectionResetError`, Celery starts all of them again."""
             try:
                 super().start(parent)
             except ResourceLocked:
                 if not parent.restart_count:
                     raise
-                # A connection that was cut on our side only stands for the broker until it misses heartbeats:
-                # so does the queue of the worker's name.
+                # The broker keeps a lost connection, and the exclusive queue that it owns, until heartbeats
+                # are missed.
                 time.sleep(LOCK_INTERVAL)
-                raise ConnectionResetError("the broker has not noticed yet that it is gone") from None
+                raise ConnectionResetError("the broker has not noticed yet that it was lost") from None
 
     def start(self) -> None:
-        """Consume until told to stop.
+        """Consume until the worker shuts down.
 
-        Raises `WorkerShutdown` when the user lacks a right for it, or another worker has the same name.
+        Raises `WorkerShutdown` when the user lacks a permission, or another worker has the same name.
         """
         try:
             super().start()
@@ -63,30 +63,30 @@ class Consumer(consumer.Consumer):
             raise _shutdown(error, self.connection or self.app.connection_for_read()) from None
         except ResourceLocked:
             log.critical(
-                "a worker with the name %s is connected already, or was until a moment ago"
-                " (give this one another name with -n, or try again when the broker has noticed)",
+                "another worker with the name %s is connected, or was until a moment ago"
+                " (choose another name with -n, or retry after the broker's heartbeat timeout)",
                 self.hostname,
             )
             raise WorkerShutdown(int(ExitCode.UNREACHABLE)) from None
 
     def connection_for_read(self, heartbeat: int | None = None) -> Any:
-        """Connect, and declare the topology each time: the broker may be a new, empty one."""
+        """Connect, and declare the topology each time, since the broker may be a new, empty one."""
         conn = super().connection_for_read(heartbeat)
         try:
             with _ending_on_refusal(conn):
                 topology.ensure(conn)
                 topology.ensure_delays(conn)
         except BaseException:
-            # Celery's event loop does not know it yet; later it would take its end for that of the next one.
+            # Celery's event loop does not know this connection, and would mistake its end for that of the
+            # next one.
             connection.abandon(conn)
             raise
         return conn
 
     def connection_for_write(self, url: str | None = None, heartbeat: int | None = None) -> Any:
-        """The connection that events are sent on: unconfirmed, since nothing rests on an event.
+        """The connection for events, without confirms, since no message depends on an event.
 
-        Confirmed, each would cost the worker a round trip; `-P threads -E` then falls to a few tasks a
-        second.
+        With confirms, each event costs a round trip, and `-P threads -E` slows down to a few tasks a second.
         """
         return self.ensure_connected(
             self.app.connection_for_write(
@@ -95,7 +95,10 @@ class Consumer(consumer.Consumer):
         )
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Connect, for as long as it takes, and beat. Raises `WorkerShutdown` when the broker refuses."""
+        """Connect with retries without limit, and write heartbeats meanwhile.
+
+        Raises `WorkerShutdown` when the broker refuses.
+        """
         with _ending_on_refusal(conn), beating(self.heartbeat, conn):
             return super().ensure_connected(conn)
 
@@ -105,7 +108,7 @@ class Consumer(consumer.Consumer):
         self.delays = Delays(self.app, self)
 
     def update_strategies(self) -> None:
-        """Let each task's messages be taken by our strategy, whatever base the task has."""
+        """Use our strategy for all tasks, whatever their base."""
         super().update_strategies()
         for name, task in self.app.tasks.items():
             self.strategies[name] = strategy(task, self.app, self)
@@ -119,10 +122,10 @@ class Consumer(consumer.Consumer):
         self.delays.forget()
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
-        """What is called with each delivery.
+        """The function that is called with each delivery.
 
-        Whatever is raised between the delivery and the pool is about the message, which becomes a dead
-        letter, or about the broker, and the worker connects anew.
+        After an error of the broker's connection the worker reconnects. Any other error between delivery and
+        pool is the message's, which becomes a dead letter.
         """
         handle = super().create_task_handler(*args, **options)
         lost = (*self.connection_errors, *self.channel_errors)
@@ -138,7 +141,7 @@ class Consumer(consumer.Consumer):
         return handle_safely
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """Make a message that cannot be read a dead letter; Celery would acknowledge it, and lose it."""
+        """Make an unreadable message a dead letter. Celery would acknowledge it and so lose it."""
         burial.bury_message(self, message, Reason.UNREADABLE, exc)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
@@ -160,7 +163,7 @@ class Consumer(consumer.Consumer):
         signals.task_rejected.send(sender=self, message=message, exc=exc)
 
     def routing_key_of(self, request: Any) -> str:
-        """The routing key of the queue that the message was delivered from."""
+        """The routing key of the queue that delivered the message."""
         tag = request.message.delivery_info.get("consumer_tag")
         # upstream: not reported; remove when kombu's consumer says which queue a delivery came from
         tags = self.task_consumer._active_tags
@@ -170,7 +173,7 @@ class Consumer(consumer.Consumer):
 
 @contextmanager
 def _ending_on_refusal(conn: Any) -> Iterator[None]:
-    """Log the reason and raise `WorkerShutdown` when the broker says no: to wait would change nothing."""
+    """Log the reason and raise `WorkerShutdown` when the broker refuses, which no retry changes."""
     try:
         yield
     except failures.ERRORS as error:

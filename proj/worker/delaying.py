@@ -1,4 +1,4 @@
-"""Messages that a worker must not execute yet: each waits in the broker's delay queues, in no slot."""
+"""Moves messages that must not be executed yet to the broker's delay queues, so that they hold no slot."""
 
 import logging
 import queue
@@ -22,18 +22,18 @@ from proj.worker.request import Request
 
 log = get_logger(__name__)
 
-#: Seconds before a copy that was not confirmed is published again, for the first time and at most.
+#: Seconds of back-off before a copy that was not confirmed is published again: the first, and the longest.
 FIRST_BACKOFF: Final = 1.0
 LONGEST_BACKOFF: Final = 60.0
 
-#: Seconds after which a message is given back whose copy the broker does not confirm, as in a memory alarm.
-#: To be given back counts towards the delivery limit, so it must be seldom.
+#: Seconds after which a message is requeued when the broker does not confirm its copy, such as in a memory
+#: alarm. A requeue counts towards the delivery limit, so it must be rare.
 PATIENCE: Final = 600.0
 
-#: Errors that are about the broker, and over after a while.
-_OF_THE_BROKER: Final = (BrokerRefused, BrokerUnreachable, OutcomeUnknown)
+#: Errors of the broker, which are worth a retry.
+_BROKER_ERRORS: Final = (BrokerRefused, BrokerUnreachable, OutcomeUnknown)
 
-#: Headers that the broker counts in, or that would send copies elsewhere.
+#: Headers that the broker counts in, or that would route copies to other queues.
 _DROPPED_HEADERS: Final = frozenset({"x-delivery-count", "x-acquired-count", "CC", "BCC", "compression"})
 
 
@@ -44,17 +44,18 @@ class _Delayed:
     request: Request
     copy: amqp.Message
     routing_key: str
-    #: The connection of the worker that the delivery came on, counted; another one cannot acknowledge it.
+    #: The number of the worker's connection that it came on; no other one can acknowledge it.
     life: int
-    #: When its copy is due (of `time.time`), and when it was handed over (of `time.monotonic`).
+    #: When its copy is due (`time.time`), and when it was handed over (`time.monotonic`).
     due: float
     since: float = field(default_factory=time.monotonic)
 
 
 class Delays:
-    """Publishes copies to the delay queues, from a thread of its own, and acknowledges what is confirmed.
+    """Publishes copies to the delay queues, and acknowledges the originals once the copies are confirmed.
 
-    The worker's event loop goes on meanwhile: in an alarm, a confirm does not come for as long as that lasts.
+    It publishes from its own thread, so that the worker's event loop does not wait for confirms, which do not
+    come during an alarm.
     """
 
     def __init__(self, app: celery.Celery, consumer: Any) -> None:
@@ -65,7 +66,7 @@ class Delays:
         self._thread: threading.Thread | None = None
 
     def send(self, request: Request, seconds: int, why: str, *, is_turn: bool = False) -> None:
-        """Delay the message for `seconds`. It keeps its slot until the broker has confirmed its copy."""
+        """Delay the message for `seconds`. It holds its slot until the broker has confirmed its copy."""
         request.say(logging.INFO, events.DELAYED, f"delayed for {seconds} s: {why}", delay=seconds)
         due = time.time() + seconds
         headers: dict[str, Any] = {queues.TURN_HEADER: int(due)} if is_turn else {}
@@ -78,7 +79,7 @@ class Delays:
             self._thread.start()
 
     def forget(self) -> None:
-        """The connection that all deliveries came on is gone: the broker gives them out again."""
+        """Drop all deliveries: their connection is lost, and the broker delivers them again."""
         self._life += 1
 
     def _run(self) -> None:
@@ -87,14 +88,14 @@ class Delays:
             self._settle(delayed, self._publish(delayed))
 
     def _publish(self, delayed: _Delayed) -> Exception | None:
-        """Publish the copy, as often as it takes. Returns the last error, or None when it is confirmed."""
+        """Publish the copy, with retries. Returns the last error, or None when it is confirmed."""
         backoff = FIRST_BACKOFF
         patience = min(PATIENCE, self._app.settings.proj_consumer_timeout / 2)
         while delayed.life == self._life:
             try:
                 self._attempt(delayed)
-            except _OF_THE_BROKER as error:
-                log.warning("A message is not delayed yet, trying again in %g s: %s", backoff, error)
+            except _BROKER_ERRORS as error:
+                log.warning("A message could not be delayed, retrying in %g s: %s", backoff, error)
                 if time.monotonic() + backoff > delayed.since + patience:
                     return error
                 time.sleep(backoff)
@@ -122,16 +123,16 @@ class Delays:
             return
         request = delayed.request
         if error is None:
-            # From here: the event loop takes a second to come to what one of its own callbacks adds.
+            # From this thread, since the event loop may take a second to run a new callback.
             request.end_as_copy()
-        elif isinstance(error, _OF_THE_BROKER):
+        elif isinstance(error, _BROKER_ERRORS):
             self._consumer.call_soon_ack(request.give_back, Reason.NOT_CONFIRMED)
         else:
             self._consumer.call_soon_ack(request.bury, Reason.INVALID, f"it cannot be delayed: {error}")
 
 
 def _copy(request: Request, headers: dict[str, Any]) -> amqp.Message:
-    """The message as it came, with these headers, and with the count of its deliveries."""
+    """A copy of the message with these headers and the count of its deliveries."""
     message = request.message
     kept = {name: value for name, value in (message.headers or {}).items() if name not in _DROPPED_HEADERS}
     headers = kept | {queues.REPEAT_HEADER: True, queues.DELIVERIES_HEADER: request.deliveries} | headers

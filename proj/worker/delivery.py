@@ -1,4 +1,4 @@
-"""What becomes of a delivery before its task starts: executed now, delayed, or a dead letter."""
+"""Decides what happens to a delivery: it is executed now, delayed, or made a dead letter."""
 
 import math
 import time
@@ -16,21 +16,21 @@ from proj.dead_letters.reasons import Reason
 from proj.enqueue import checks
 from proj.worker.request import Request
 
-#: Messages a second: up to here each message of a task with a rate limit gets a turn and waits for it in the
-#: broker. Above, its turn is less than a second away, which is all that a delay queue can count; it waits in
-#: the slot, for Celery's token bucket.
+#: Messages a second: up to this rate limit, messages wait for their turns in delay queues, which count whole
+#: seconds. Above it, turns are less than a second apart, and messages wait for Celery's token bucket in their
+#: slots.
 MAX_TURNS: Final = 1.0
 
 
 def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
-    """How a worker takes the deliveries of one task; takes the place of Celery's `default` strategy.
+    """The function that receives the deliveries of one task; it replaces Celery's `default` strategy.
 
-    Whatever is raised here is about the message, or else about broker or store; `Consumer` tells them apart.
+    It raises errors of the message and of the broker; `Consumer.create_task_handler` handles both.
     """
 
     def receive(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
         headers, decoded, utc = message.headers, False, app.uses_utc_timezone()
-        if body is not None:  # Celery's first message protocol, its arguments in the body
+        if body is not None:  # Celery's message protocol 1, with the arguments in the body
             body, headers, decoded, utc = proto1_to_proto2(message, body)
         elif isinstance(message.payload, dict) and "args" in message.payload:
             body, headers, decoded, utc = hybrid_to_proto2(message, message.payload)
@@ -51,7 +51,7 @@ def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
             utc=utc,
         )
         if queues.DELIVERIES_HEADER in message.headers and request.deliveries > queues.DELIVERY_LIMIT:
-            # The broker counts those of this copy alone.
+            # The broker counts only the deliveries of this copy.
             request.bury(Reason.DELIVERY_LIMIT, f"given back {request.deliveries} times")
             return
         if request.revoked():
@@ -88,23 +88,23 @@ def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
 
 
 class Turns:
-    """When the next message of each task with a rate limit may be executed, as this worker assigns it."""
+    """The turns that this worker assigns to messages of tasks with a rate limit."""
 
     def __init__(self) -> None:
         self._next: dict[str, float] = {}
 
     def next(self, task_name: str, rate: float) -> int:
-        """Take the next turn of a task with a limit of `rate` messages a second; whole seconds until then."""
+        """Assign the next turn of a task with `rate` messages a second. Returns the seconds until then."""
         now = time.time()
         turn = max(now, self._next.get(task_name, now))
         self._next[task_name] = turn + 1 / rate
         return min(math.ceil(turn - now), checks.MAX_DELAY)
 
     def forget(self) -> None:
-        """Count anew, as when a limit changes."""
+        """Forget all turns, such as when a limit changes."""
         self._next.clear()
 
 
 def _seconds_until(moment: datetime) -> int:
     seconds = math.ceil((moment - datetime.now(UTC)).total_seconds())
-    return min(seconds, checks.MAX_DELAY)  # at its end the message comes back, and is delayed again
+    return min(seconds, checks.MAX_DELAY)  # after a longer delay the message is delayed again

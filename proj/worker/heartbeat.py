@@ -1,7 +1,7 @@
-"""The heartbeat that a worker writes, from the loop that also handles its messages, and from nowhere else.
+"""Writes a worker's heartbeat, from the thread of the event loop that handles its messages, and no other.
 
-Celery's timer is a thread in some workers, and in all of them while a pool drains; a thread would go on
-beating for a loop that stands still. So a beat that does not come from the loop's thread is dropped.
+Celery's timer is a thread in some workers, and in all of them while a pool drains. A thread would report a
+worker as live whose loop is stuck, so beats from other threads are dropped.
 """
 
 import atexit
@@ -23,21 +23,21 @@ from proj.results.patience import STORE_PATIENCE
 
 log = get_logger(__name__)
 
-#: Seconds between two beats of a loop that turns. A beat takes a few tenths of a millisecond.
+#: Seconds between two beats of a running loop. A beat takes a few tenths of a millisecond.
 INTERVAL: Final = 1.0
 
-#: Seconds that one turn of the loop may take, besides the time that one operation on the broker's socket is
-#: given (`PROJ_PUBLISH_TIMEOUT`): the main process tries for 2 to 7 seconds to store that a task was lost.
+#: Seconds that one turn of the loop may take, in addition to the timeout of one operation on the broker's
+#: socket (`PROJ_PUBLISH_TIMEOUT`). The main process needs up to 7 to store that a task was lost.
 TURN: Final = 10.0
 
-#: Seconds that may pass between two beats while the loop does not turn, since there is no connection: to
-#: resolve a name without a server takes up to 30, TCP and each of four steps of the handshake 4. Then the
-#: topology is declared, at a broker that may go down at that moment.
+#: Seconds that may pass between two beats while the worker connects. A look-up of the host takes up to 30
+#: without a name server; TCP and each of four steps of the handshake take up to 4. The declaration of the
+#: topology follows, during which the broker may go down.
 CONNECT: Final = 80.0
 
 
 class HeartbeatStep(bootsteps.StartStopStep):
-    """Writes the heartbeat of this worker; one that cannot be written is logged once, and does no harm."""
+    """Writes the heartbeat of this worker. When that fails, it logs one error, and the worker goes on."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -60,12 +60,11 @@ class HeartbeatStep(bootsteps.StartStopStep):
         c.heartbeat = self
 
     def include_if(self, c: Any) -> bool:
-        # Without Celery's event loop there is nothing that could beat: gevent and eventlet.
+        # gevent and eventlet run without Celery's event loop, from which to beat.
         return c.hub is not None
 
     def create(self, c: Any) -> None:
         heartbeat.clear_leftovers(self._state_dir)
-        # Here at the latest, whatever ends the worker.
         atexit.register(self.remove)
         worker_shutting_down.connect(self._on_shutting_down)
         if isinstance(c.pool, solo.TaskPool):
@@ -73,24 +72,24 @@ class HeartbeatStep(bootsteps.StartStopStep):
         self.beat(STARTING, CONNECT)
 
     def register_with_event_loop(self, c: Any, hub: Any) -> None:
-        """Called for each connection; the loop cancels the timer when it loses that."""
+        """Called for each connection; the loop cancels the timer when the connection is lost."""
         hub.call_soon(self._turned, c)
         hub.call_repeatedly(INTERVAL, self._turned, c)
 
     def stop(self, c: Any) -> None:
-        """Called when the connection is lost, and at the worker's end."""
+        """Called when the connection is lost, and when the worker ends."""
         self.connecting()
 
     def close(self, c: Any) -> None:
-        """Called at the worker's end only, by whatever it is caused."""
+        """Called only when the worker ends, for whatever cause."""
         self._on_shutting_down()
 
     def connecting(self) -> None:
-        """A beat of a worker that waits for its broker: to be given before each attempt, and in between."""
+        """Beat while the worker waits for its broker: before each attempt to connect, and in between."""
         self.beat(CONNECTING, CONNECT)
 
     def beat(self, state: str, promise: float, task: str | None = None) -> None:
-        """Write a beat, and the promise that the next one comes within so many seconds."""
+        """Write a beat, with the promise that the next one follows within so many seconds."""
         if threading.get_ident() != self._thread:
             return
         now = time.monotonic()
@@ -98,7 +97,7 @@ class HeartbeatStep(bootsteps.StartStopStep):
         self._beat = self._beat._replace(state=state, beat=now, due=due, task=task)
         if self._stopping_until is not None:
             self._beat = self._beat._replace(state=STOPPING, due=max(due, self._stopping_until))
-        # The handler of a signal may come here in the middle of a write; then that is done again.
+        # A signal handler may interrupt a write here; the interrupted call then writes again.
         if self._writing:
             return
         self._writing = True
@@ -111,7 +110,7 @@ class HeartbeatStep(bootsteps.StartStopStep):
             self._writing = False
 
     def remove(self) -> None:
-        """Say that this worker has ended in good order."""
+        """Remove the heartbeat: this worker has ended properly."""
         if os.getpid() == self._beat.pid:
             with suppress(OSError):
                 os.unlink(self._file)
@@ -122,7 +121,9 @@ class HeartbeatStep(bootsteps.StartStopStep):
             self._failing = False
         except OSError as error:
             if not self._failing:
-                log.error("No heartbeat, so proj health takes this worker for dead: %s", error)
+                log.error(
+                    "The heartbeat cannot be written, so proj health reports this worker as dead: %s", error
+                )
             self._failing = True
 
     def _turned(self, c: Any) -> None:
@@ -131,24 +132,24 @@ class HeartbeatStep(bootsteps.StartStopStep):
 
     def _on_shutting_down(self, **_: Any) -> None:
         if self._stopping_until is None:
-            # A task that keeps the loop is not ended with the grace period.
+            # The grace period does not end a task that blocks the loop (`-P solo`).
             self._stopping_until = max(time.monotonic() + self._grace + CONNECT, self._beat.due)
         self.beat(STOPPING, 0, self._beat.task)
 
     def _on_prerun(self, task: Any, task_id: str, **_: Any) -> None:
         limit = (task.request.timelimit or [None])[0] or task.time_limit or self._task_limit
         promise = limit + STORE_PATIENCE + TURN
-        if self._beat.task:  # one task calls the other, and goes on after it
+        if self._beat.task:  # a task that calls another one continues after it
             promise = max(promise, self._beat.due - time.monotonic())
         self.beat(self._beat.state, promise, f"{task.name}[{task_id}]")
 
 
 @contextmanager
 def beating(step: HeartbeatStep, conn: Any) -> Iterator[None]:
-    """Beat before the block and in the waits of `conn.ensure_connection` in it.
+    """Beat before the block, and every second while `conn.ensure_connection` waits in it.
 
-    kombu tries for ever, and sleeps up to 30 seconds between two attempts. Each second of them it calls its
-    `callback`; Celery passes one of its own there, and takes none from us.
+    kombu retries without limit and sleeps up to 30 seconds between two attempts. It calls its `callback` each
+    second; Celery passes its own one, and accepts none from us.
     """
     connect = conn.ensure_connection
 

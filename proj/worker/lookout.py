@@ -1,10 +1,10 @@
-"""Ends that the broker made: workers look at the dead letters, and store how their messages ended.
+"""Stores the ends of messages that the broker itself made dead letters.
 
-When a message reaches its delivery limit, or expires in its queue, no worker has it and can store that.
-Whoever waits for its result reads the result store only, and has no right to read dead letters.
+When a message reaches its delivery limit, or expires in its queue, no worker has it to store its end. Callers
+read only the result store, and may lack the permission to read dead letters. So workers survey these.
 
-A second queue on the exchange of dead letters would be simpler, and would break the promise. The broker lets
-a dead letter go once each queue that is bound has confirmed it: it would do so without `proj.dead` too.
+A second queue on the dead-letter exchange would be simpler, but would break the promise: the broker discards
+a dead letter once every bound queue has confirmed it, and would do so when only `proj.dead` is gone.
 """
 
 import threading
@@ -28,35 +28,35 @@ from proj.worker import burial
 
 log = get_logger(__name__)
 
-#: Seconds between two questions for the number of dead letters: how long whoever waits may wait longer. A
-#: question is one round trip.
+#: Seconds between two queries of the number of dead letters, each one round trip. Callers that wait for a
+#: result wait up to this much longer.
 INTERVAL: Final = 5.0
 
-#: Seconds after which dead letters are looked at also when their number is the same.
+#: Seconds after which dead letters are surveyed even if their number is the same.
 REFRESH: Final = 60.0
 
-#: How many times the duration of a look has to go by before the next one.
+#: The pause after a survey, as a multiple of its duration.
 PAUSE: Final = 20
 
-#: Dead letters looked at, the oldest first. Each look makes later ones, also those of people, read as many.
+#: Dead letters in one survey, the oldest first. After it, other readers, such as people, read as many.
 MAX_LETTERS: Final = 10_000
 
 #: Dead letters held in memory at a time. Each may have 16 MiB.
 CHUNK: Final = 50
 
-#: Ends stored after one look, so that the worker's own process is not kept from its work.
+#: Ends stored after one survey, so that the worker's main process is not held up.
 MAX_STORED: Final = 100
 
-#: What the broker does by itself. Of what a worker rejected, that worker has stored the end.
+#: Reasons of dead letters that the broker makes by itself. For all others a worker has stored the end.
 _BY_THE_BROKER: Final = (Reason.DELIVERY_LIMIT, Reason.EXPIRED, Reason.MAXLEN)
 
 
 class DeadLettered(Exception):
-    """How a message ended that the broker made a dead letter: the reason, and the command that shows it."""
+    """Stored as the error of a message that the broker made a dead letter."""
 
 
 class LookoutStep(bootsteps.StartStopStep):
-    """Looks at dead letters from a thread of the worker, on a connection of its own."""
+    """Runs the `Lookout` of a worker."""
 
     requires = ("celery.worker.components:Pool",)  # so that no process of the pool inherits the thread
 
@@ -66,13 +66,16 @@ class LookoutStep(bootsteps.StartStopStep):
 
 
 class Lookout:
-    """The thread; one worker at a time looks, and each sees what others have stored."""
+    """Surveys dead letters from its own thread, over its own connection.
+
+    One worker at a time surveys, and skips the ends that others have stored.
+    """
 
     def __init__(self, app: celery.Celery) -> None:
         self._app = app
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lookout", daemon=True)
-        #: The number of dead letters at the last look; None when there is more to do.
+        #: The number of dead letters at the last survey; None when some of them are still to be handled.
         self._seen: int | None = None
         self._next = self._not_before = 0.0
         #: Dead letters whose end is known to be stored.
@@ -84,27 +87,27 @@ class Lookout:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more; a look that is under way ends by itself."""
+        """Begin no further survey."""
         self._stopped.set()
 
     def _run(self) -> None:
         if not self._app.backend.persistent:
-            return  # results travel as messages, and no reply could be forged here
+            return  # results travel as messages to their callers, and are not stored
         broker = self._app.connection_for_read(heartbeat=0)
         while not self._stopped.wait(INTERVAL):
             try:
                 self._turn(broker)
             except (dead_letters.Busy, BrokerUnreachable):
-                pass  # the next time
+                pass  # retried at the next interval
             except Exception as error:
                 self._not_before = time.monotonic() + REFRESH
                 if (problem := str(error)) != self._problem:
-                    log.warning("Dead letters cannot be read, so their waiters get no answer: %s", problem)
+                    log.warning("Dead letters cannot be read; callers that wait get no answer: %s", problem)
                 self._problem = problem
         connection.abandon(broker)
 
     def _turn(self, broker: Any) -> None:
-        """Look, when there may be something new."""
+        """Survey the dead letters if there may be new ones."""
         with connection.bounded(broker, self._app.settings.proj_publish_timeout):
             count = broker.default_channel.queue_declare(queues.dead_queue.name, passive=True).message_count
         now = time.monotonic()
@@ -121,7 +124,7 @@ class Lookout:
             self._not_before, self._next = ended + PAUSE * (ended - now), ended + REFRESH
 
     def _look(self) -> bool:
-        """Store the ends that the broker made; False when some are to be looked at again."""
+        """Store the ends that the broker made. Returns False when some are left for the next survey."""
         found: list[_End] = []
         settled: set[tuple[str, str | None]] = set()
         all_are_settled = True
@@ -144,7 +147,7 @@ class Lookout:
                 settled.add(end.key)
             else:
                 end.store(self._app)
-                # The next look sees whether the store has taken it.
+                # The next survey checks that it is stored.
                 all_are_settled = False
         self._settled = settled
         return all_are_settled
@@ -152,8 +155,8 @@ class Lookout:
     def _warn(self, count: int) -> None:
         if count > MAX_LETTERS and not self._warned:
             log.warning(
-                "There are %d dead letters. Only the oldest %d are read; waiters for the others get no answer"
-                " (redrive or drop some: proj dead --help)",
+                "There are %d dead letters, and only the oldest %d are read: callers that wait for others"
+                " get no answer (redrive or drop some: proj dead --help)",
                 count,
                 MAX_LETTERS,
             )
@@ -161,9 +164,9 @@ class Lookout:
 
 
 class _End:
-    """How the message of a dead letter ended, without its body."""
+    """The end of the message of a dead letter, without its body."""
 
-    #: What its last attempt ended with, such as the signal that killed its process.
+    #: The error of its last attempt, such as the signal that killed its process.
     _last_error = ""
 
     def __init__(self, letter: DeadLetter) -> None:
@@ -174,7 +177,7 @@ class _End:
         self._context = Context({**letter.embedded, **letter.headers, "id": letter.id})
 
     def is_stored(self, app: celery.Celery) -> bool:
-        """Whether an end of the message is stored, and not that of an attempt before it was redriven."""
+        """Whether an end of the message is stored, not counting failures before its redrive."""
         meta = app.backend.get_task_meta(self._id)
         if meta["status"] == states.RETRY and isinstance(last := meta["result"], BaseException):
             self._last_error = f": {burial.text(stored_exception.words(last))}"
@@ -182,7 +185,7 @@ class _End:
             return meta["status"] in states.READY_STATES
         done = meta.get("date_done")
         done = datetime.fromisoformat(done) if isinstance(done, str) else done
-        # The broker tells the second.
+        # The broker records whole seconds.
         return not done or done.replace(tzinfo=UTC) >= self._died + timedelta(seconds=1)
 
     def store(self, app: celery.Celery) -> None:

@@ -1,7 +1,7 @@
-"""What Celery's pools leave undone.
+"""Workarounds for Celery's pools.
 
-They keep a task that they could not be given. Their threads drop what is raised outside of a task, and are
-waited for at the end.
+A pool keeps a task that it failed to send to a process, and waits for it at its end. Pools of threads drop
+errors raised outside of a task, and Python waits for their threads when the process ends.
 """
 
 import atexit
@@ -15,7 +15,7 @@ from celery.platforms import EX_OK
 
 
 def forget_job(pool: Any, task_id: str) -> None:
-    """Let the pool forget a task that it could not be given; at its end it would wait for it."""
+    """Let the pool forget a task that it could not accept; at its end it would wait for the task."""
     # upstream: not reported; remove when `apply_async` of billiard keeps nothing of what it cannot send
     jobs = getattr(getattr(pool, "_pool", None), "_cache", {})
     for job in tuple(jobs.values()):
@@ -24,7 +24,7 @@ def forget_job(pool: Any, task_id: str) -> None:
 
 
 def on_lost_error(result: Any, report: Callable[[BaseException], None]) -> None:
-    """Call `report` with what a pool of threads would drop: an error that is raised outside of the task."""
+    """Call `report` with an error raised outside of the task, which a pool of threads would drop."""
     future = getattr(result, "f", None)
     if isinstance(future, Future):
 
@@ -36,15 +36,15 @@ def on_lost_error(result: Any, report: Callable[[BaseException], None]) -> None:
 
 
 def wait_for_no_thread() -> None:
-    """Let the process end with its command, and not wait for a thread that still executes a task.
+    """Let the process end with its command, without waiting for threads that still execute tasks.
 
-    Python waits for each; before 3.13 it did not for one that it was interrupted in waiting for.
+    Python waits for every thread; before 3.13, a signal could interrupt that wait.
     """
-    if context := click.get_current_context(silent=True):  # else a program runs the worker, and ends itself
+    if context := click.get_current_context(silent=True):  # without one, a program runs the worker
         context.find_root().call_on_close(_exit)
 
 
 def _exit() -> None:
-    # What Python does before it ends, besides waiting: the worker's heartbeat is removed, Celery's files too.
+    # As Python does, except for the wait: exit handlers remove the worker's heartbeat and Celery's files.
     atexit._run_exitfuncs()
     os._exit(EX_OK)

@@ -1,4 +1,4 @@
-"""Messages that were revoked while the broker held them: the store says so, since workers forget it."""
+"""Revocations in the result store, since workers forget theirs when they restart."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ log = get_logger(__name__)
 
 
 def check(task: celery.Task) -> None:
-    """Raise `Ignore` for an execution of a message that was revoked while it waited elsewhere.
+    """Raise `Ignore` when the message was revoked while the broker held it.
 
-    Only what was delayed, or may be a repeat, costs a look-up, and what was redriven does not: it is to be
-    executed. While the store is down the task is executed, as Celery does it with what may be a repeat.
-    So is a repeat of what ended with `Ignore`, whose state is the same.
+    The store is queried only for messages that were delayed or may be repeats. A redriven message is
+    executed without a query. While the store is down the task is executed, as Celery does with repeats. A
+    repeat of a task that ended with `Ignore`, which also stores `REVOKED`, is executed.
     """
     request = task.request
     if request.called_directly or not _has_waited(request):
@@ -27,7 +27,7 @@ def check(task: celery.Task) -> None:
         meta = task.backend.get_task_meta(request.id)
         revoked = meta["status"] == states.REVOKED and not isinstance(meta["result"], Ignored)
     except BackendGetMetaError as error:
-        log.warning("It is not known whether %s[%s] is revoked: %s", task.name, request.id, error)
+        log.warning("Cannot check whether %s[%s] is revoked: %s", task.name, request.id, error)
         return
     if revoked:
         raise Ignore("revoked")
@@ -37,7 +37,7 @@ def _has_waited(request: Any) -> bool:
     headers = vars(request)
     if headers.get(queues.REDRIVES_HEADER):
         return False
-    if (request.delivery_info or {}).get("redelivered"):  # also of a message that is marked as a repeat
+    if (request.delivery_info or {}).get("redelivered"):  # also set for a message that is marked as a repeat
         return True
     deaths = headers.get("x-death")
     return isinstance(deaths, list) and any(

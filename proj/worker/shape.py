@@ -1,7 +1,7 @@
-"""What a message may have beside its arguments: the type of each header, and what is called at its end.
+"""Checks a message's headers and callbacks before its task begins.
 
-Celery looks at these when it needs them, in the middle of a task or after it. What is wrong with them would
-then be an error of the task. Here they are checked before the task begins.
+Celery reads them only when it needs them, during a task or after it, where a malformed one would fail the
+task.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,14 +16,14 @@ from proj.enqueue import checks
 from proj.enqueue.headers import HEADERS, is_any
 from proj.worker import burial
 
-#: What Celery itself writes over the headers of a message.
+#: Headers that Celery itself overwrites.
 _WRITTEN_BY_CELERY: Final = frozenset(
     {"args", "kwargs", "properties", "reply_to", "correlation_id", "hostname", "delivery_info"}
 )
 
 
 def _is_signature(value: object) -> bool:
-    """What `celery.signature` makes, as JSON has it."""
+    """Whether the value is a serialised `celery.Signature`."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("task"), str)
@@ -37,7 +37,7 @@ def _is_list_of_signatures(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_signature, value))
 
 
-#: What a message embeds: what is called when its task has ended.
+#: The callbacks that a message embeds, which are called when its task has ended.
 _EMBEDDED: Final[Mapping[str, Callable[[object], bool]]] = {
     "callbacks": _is_list_of_signatures,
     "errbacks": _is_list_of_signatures,
@@ -47,12 +47,12 @@ _EMBEDDED: Final[Mapping[str, Callable[[object], bool]]] = {
 
 _KNOWN: Final = {**HEADERS, **_EMBEDDED}
 
-#: Celery makes an attribute of each header, over its own.
+#: Celery turns each header into an attribute, which would overwrite its own ones.
 _RESERVED: Final = frozenset(dir(Context)) - frozenset(_KNOWN) - _WRITTEN_BY_CELERY
 
 
 def check(request: Any) -> None:
-    """Raise `InvalidTaskError` for a part of a request of Celery's that is not what Celery takes it for."""
+    """Raise `InvalidTaskError` for a part of Celery's request that has the wrong type."""
     _, _, embedded = request._payload
     for what, value, is_good in (
         ("an id", request.id, checks.is_id(request.id)),
@@ -65,7 +65,7 @@ def check(request: Any) -> None:
             raise InvalidTaskError(f"expected {what}, got {burial.text(repr(value))}")
     for name, value in request.request_dict.items():
         if name in _RESERVED:
-            raise InvalidTaskError(f"a header cannot be named {name!r}: Celery uses this name")
+            raise InvalidTaskError(f"a header cannot be named {name!r}: Celery reserves this name")
         _check(name, value, _KNOWN)
     for name, value in (embedded or {}).items():
         if name not in _EMBEDDED:
@@ -83,5 +83,5 @@ def _check(name: str, value: object, known: Mapping[str, Callable[[object], bool
 def _check_signature(name: str, value: Any, app: Celery) -> None:
     try:
         maybe_signature(value, app=app)
-    except Exception as error:  # whatever it would raise when the task has ended
+    except Exception as error:  # it may raise anything
         raise InvalidTaskError(f"{name} cannot be called: {error!r}") from error

@@ -1,4 +1,4 @@
-"""What happens at a worker's start and at its end: it is named, checked, and given a grace period."""
+"""A worker's start and end: its name, its checks, and the grace period of its shutdown."""
 
 import inspect
 import os
@@ -19,16 +19,16 @@ from proj.logs.printable import error_line
 
 log = get_logger(__name__)
 
-#: What Celery appends to a worker's name to name the queue that its commands come from.
+#: The suffix of the worker's queue for remote control, whose name must fit AMQP too.
 _LONGEST_SUFFIX: Final = ".celery.pidbox"
 
 
 def install() -> None:
-    """Add to the workers of this process, of whatever application, what this module has."""
+    """Connect this module to Celery's signals, for all workers of this process."""
     celeryd_init.connect(give_unique_name)
     celeryd_init.connect(check_queues)
     celeryd_init.connect(bound_shutdown)
-    celeryd_init.connect(formats.log_all_that_is_said)
+    celeryd_init.connect(formats.log_only_json)
     celeryd_after_setup.connect(check_tasks)
     celeryd_after_setup.connect(check_time_limits)
     celeryd_after_setup.connect(check_result_store)
@@ -36,20 +36,20 @@ def install() -> None:
 
 
 def give_unique_name(instance: Any, **_: Any) -> None:
-    """Name a worker that was given no name `celery-PID@host`.
+    """Name an unnamed worker `celery-PID@host`, since two workers with one name cannot share a broker.
 
-    Two workers with the same name cannot share a broker: the second ends with 405.
+    Ends a worker whose name is too long.
     """
     if instance.hostname == default_nodename(None):
         instance.hostname = default_nodename(None, f"celery-{os.getpid()}")
     if not queues.can_be_name(f"{instance.hostname}{_LONGEST_SUFFIX}"):
         name = error_line(instance.hostname)
-        click.echo(f"Error: a worker cannot be named {name!r} (give it a shorter one with -n)", err=True)
+        click.echo(f"Error: a worker cannot be named {name!r} (choose a shorter name with -n)", err=True)
         raise SystemExit(int(ExitCode.USAGE))
 
 
 def check_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
-    """End a worker that was told to consume a queue that does not exist, with one line."""
+    """End a worker with one line when a queue of its `-Q` does not exist."""
     known = instance.app.amqp.queues
     for name in options.get("queues") or ():
         if name not in known:
@@ -62,7 +62,7 @@ def check_tasks(instance: Any, **_: Any) -> None:
     for task in instance.app.tasks.values():
         try:
             if isinstance(task, Task):
-                task.parameters  # noqa: B018  to ask for them reads the annotations
+                task.parameters  # noqa: B018  this reads the annotations
         except BadTask as error:
             code = getattr(inspect.unwrap(task.run), "__code__", None)
             place = f"{code.co_filename}:{code.co_firstlineno}: " if code else ""
@@ -71,33 +71,33 @@ def check_tasks(instance: Any, **_: Any) -> None:
 
 
 def check_time_limits(instance: Any, **_: Any) -> None:
-    """End a worker that has a task whose own time limit the broker would not wait for."""
+    """End a worker that has a task whose time limit is not below the broker's `consumer_timeout`."""
     timeout = instance.app.settings.proj_consumer_timeout
     for name, task in instance.app.tasks.items():
         if task.time_limit and task.time_limit >= timeout:
             error = ConfigError(
                 f"the time_limit of {name} must be below the broker's consumer_timeout, got "
                 f"{task.time_limit} and {timeout}",
-                "lower it, or raise consumer_timeout in the broker's configuration and say so with "
-                "PROJ_CONSUMER_TIMEOUT",
+                "lower it, or raise consumer_timeout in the broker's configuration and set "
+                "PROJ_CONSUMER_TIMEOUT to the same",
             )
             log.critical("%s", error)
             raise SystemExit(int(error.exit_code))
 
 
 def check_result_store(instance: Any, **_: Any) -> None:
-    """End a worker whose result store cannot exist; one that is down for a while is waited for."""
+    """End a worker whose result store is configured wrongly; one that is down is waited for."""
     try:
-        instance.app.backend.max_retries  # noqa: B018  to ask for it makes the store
+        instance.app.backend.max_retries  # noqa: B018  this opens the store
     except ProjError as error:
         log.critical("%s", error)
         raise SystemExit(int(error.exit_code)) from None
 
 
 def bound_shutdown(instance: Any, **_: Any) -> None:
-    """Let a worker give back what is not done when the grace period after SIGTERM is over.
+    """Begin Celery's cold shutdown, SIGQUIT, when the grace period after SIGTERM is over.
 
-    SIGQUIT is Celery's cold shutdown: it ends the tasks, and their messages go to other workers.
+    It ends the running tasks, and their messages go to other workers.
     """
     grace = instance.app.settings.proj_shutdown_grace
 

@@ -1,4 +1,4 @@
-"""The base of every task: what a worker does beside executing its function."""
+"""The base class of every task: how a worker executes and retries it, and stores its end."""
 
 import sys
 import threading
@@ -17,20 +17,19 @@ from proj.enqueue.definition import result_of
 from proj.errors import BrokerUnreachable, Ignored
 from proj.worker import revocation
 
-#: Errors that are over after a while, more likely than not.
+#: Errors that are likely to be temporary.
 TRANSIENT: Final = (ConnectionError, TimeoutError, BrokerUnreachable)
 
-#: Seconds between two attempts, at most.
+#: The longest back-off between two attempts, in seconds.
 LONGEST_BACKOFF: Final = 600
 
 
 class Task(task.Task):
-    """The base of every task of the application: checked, retried with back-off, its end always stored."""
+    """A task with checked arguments that is retried with back-off, and whose end is always stored."""
 
-    #: What becomes of a delivery whose task does not just end.
     Request = "proj.worker.request:Request"
 
-    #: What is retried after 1, 2, 4 … seconds with jitter; a task may add to it.
+    #: Errors that are retried, with a back-off of 1, 2, 4 … seconds and jitter; a task may add to them.
     autoretry_for = TRANSIENT
     retry_backoff = 1
     retry_backoff_max = LONGEST_BACKOFF
@@ -50,7 +49,7 @@ class Task(task.Task):
         except (SystemExit, KeyboardInterrupt) as error:
             if threading.current_thread() is threading.main_thread():
                 raise
-            # There is no process to end, and Celery's pool of threads would never answer the message.
+            # In a pool of threads there is no process to end, and Celery would never answer the message.
             raise RuntimeError(f"the task raised {error!r}") from error
 
     def apply_async(
@@ -59,7 +58,7 @@ class Task(task.Task):
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Enqueue the task; a retry, once it is stored that there is one."""
+        """Enqueue the task. For a retry, store the state RETRY first."""
         if options.get("retries") and options.get("task_id") == self.request.id:
             self._store_retry()
         return super().apply_async(args, kwargs, **options)
@@ -71,12 +70,12 @@ class Task(task.Task):
         exc: BaseException | None = None,
         **options: Any,
     ) -> Any:
-        """Enqueue the next attempt, once it is stored that there is one; as `celery.Task.retry`."""
+        """Store the state RETRY and enqueue the next attempt, as `celery.Task.retry`."""
         self.request.retry_exc = exc
         return super().retry(args, kwargs, exc, **options)
 
     def _store_ignored(self, error: Ignore) -> None:
-        """Store how the task ended, for who waits for it; an end that the task stored itself stands."""
+        """Store `REVOKED` as the end of the task, unless it has stored an end itself."""
         request = self.request
         if request.called_directly or getattr(request, "end_is_stored", False):
             return
@@ -86,21 +85,21 @@ class Task(task.Task):
         )
 
     def _refuse_unpublished(self, error: Retry) -> None:
-        """Let a `Retry` that the task raised by itself be a failure: Celery would acknowledge the message."""
+        """Fail a task that raised `Retry` by itself: Celery would acknowledge the message and so lose it."""
         if error.sig is None and not self.request.called_directly:
             raise RuntimeError("the task raised Retry, which publishes nothing: call self.retry()") from error
 
     def _store_retry(self) -> None:
-        """Store that the task is tried again, before that attempt can store how it ended."""
+        """Store that the task is retried, before the next attempt can store its end."""
         request = self.request
         if not get_actual_ignore_result(self, request) or self.store_errors_even_if_ignored:
             raised = traceback.format_exc() if sys.exception() else None
             self.backend.mark_as_retry(request.id, getattr(request, "retry_exc", None), raised, request)
-        request.retry_is_stored = True  # Celery's tracer would do it again, too late
+        request.retry_is_stored = True  # Celery's tracer would store it again, too late
 
     @property
     def backend(self) -> Any:
-        """Where results are stored: nowhere, for a task that is executed by the program that calls it."""
+        """The result store, or none for a task that its caller executes itself (eager)."""
         if self.request.is_eager and not self.store_eager_result:
             return DisabledBackend(self.app)
         return super().backend

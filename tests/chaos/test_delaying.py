@@ -212,8 +212,8 @@ def test_message_waits_in_its_slot_while_the_broker_confirms_nothing(own: Bundle
     _publish(own, "patient", eta=_in(LATER))
     with alarm(own.node, "memory"):
         gate.touch()
-        worker.says("A message is not delayed yet, trying again in 1 s")
-        worker.says("trying again in 2 s")
+        worker.says("A message could not be delayed, retrying in 1 s")
+        worker.says("retrying in 2 s")
         assert worker.process.poll() is None
 
     eventually("it is delayed", lambda: _delayed(own), seen=worker.text)

@@ -50,7 +50,7 @@ BAD: Final[dict[str, tuple[bytes, dict[str, Any], str]]] = {
     "shadow-number": (GOOD, {"shadow": 5}, "expected the name of a task, got 5"),
     "expires-word": (GOOD, {"expires": "tomorrow"}, "invalid: "),
     "eta-word": (GOOD, {"eta": "tomorrow"}, "invalid: "),
-    "expired": (GOOD, {"expires": PAST}, f"expired: its time was over at {PAST}"),
+    "expired": (GOOD, {"expires": PAST}, f"expired: its expiry time was {PAST}"),
     "unknown-task": (GOOD, {"task": "proj.tasks.unknown"}, "unknown task: 'proj.tasks.unknown'"),
     "task-table": (GOOD, {"task": {"a": 1}}, "invalid: "),
     "limit-negative": (GOOD, {"timelimit": [-1, None]}, "a time limit is a number of seconds, got -1"),
@@ -62,7 +62,7 @@ BAD: Final[dict[str, tuple[bytes, dict[str, Any], str]]] = {
     "headers-nested-200": (GOOD, {"deep": _tables(200), "expires": PAST}, "expired"),
 }  # fmt: skip
 if sys.version_info < (3, 12):  # later ones have more room for it in pickle
-    BAD["body-nested-500"] = (_nested(500), {}, "invalid: the pool cannot take it: RecursionError")
+    BAD["body-nested-500"] = (_nested(500), {}, "invalid: the pool cannot accept it: RecursionError")
 
 #: Ids under which nothing can be stored.
 BAD_IDS: Final[dict[str, Any]] = {

@@ -200,7 +200,7 @@ def test_second_worker_of_the_same_name_ends(bundle: Bundle) -> None:
     twin = bundle.worker("-n", "twin@here", log="twin.log")
 
     assert twin.ends() == 69
-    assert "a worker with the name twin@here is connected already" in twin.text()
+    assert "another worker with the name twin@here is connected" in twin.text()
     assert "Traceback" not in twin.text()
     assert bundle.proj("enqueue", "add", "3", "4", "--wait").stdout == "7\n"
 
