@@ -1,4 +1,4 @@
-"""Enqueueing: a call becomes a message that the broker has confirmed."""
+"""Enqueueing: turns a call into a message that the broker has confirmed."""
 
 from proj.enqueue.task import Task, enqueue, find_task, own_tasks
 

@@ -1,8 +1,7 @@
-"""The door: every message that asks for a task leaves through `App.send_task`, whoever publishes it.
+"""The Celery application. Every request to execute a task is published by `App.send_task`.
 
-`.delay()`, signatures, groups, chords, retries, `celery call` and `celery beat` all come to it. How a publish
-ends: `proj.enqueue.publish`. Events, remote control and results that travel as messages are no requests to
-execute a task, and pass elsewhere.
+`.delay()`, signatures, groups, chords, retries, `celery call` and `celery beat` all call it. How a publish
+ends: see `proj.enqueue.publish`. Events, remote control and results that travel as messages do not pass here.
 """
 
 import functools
@@ -39,25 +38,25 @@ _next_step: Final = ContextVar("_next_step", default=False)
 
 
 def is_unchecked(options: Mapping[str, Any]) -> bool:
-    """Whether arguments are checked only by the worker that is to execute the task.
+    """Whether only the worker checks the arguments of this message: for a next step, and for a retry.
 
-    A next step or a retry that is refused would fail a task that has done its work, or may yet do it.
+    A refusal here would fail the task that publishes them, which has done its work or may still do it.
     """
     return _next_step.get() or bool(options.get("retries"))
 
 
 class App(celery.Celery):
-    """A Celery application whose every task message is confirmed, refused or unknown, in bounded time."""
+    """A Celery application in which each publish ends in bounded time: confirmed, refused or unknown."""
 
-    #: Celery imports these when it first needs them.
+    #: Celery imports these on first use.
     task_cls = "proj.worker.task:Task"
     log_cls = "proj.logs.formats:Logging"
 
-    #: Put here by `proj.worker.install`.
+    #: Set by `proj.worker.install`.
     settings: Settings
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, amqp=_AMQP, loader=Loader, tasks=_Tasks(self), **options)
+        super().__init__(*args, amqp=_AMQP, loader=Loader, tasks=_CheckedTasks(self), **options)
 
     @overload
     def task(self, function: Callable[P, R], /, **options: Any) -> "TypedTask[P, R]": ...
@@ -73,7 +72,7 @@ class App(celery.Celery):
     ) -> "Callable[[Callable[P, R]], TypedTask[P, R]]": ...
 
     def task(self, /, *args: Any, **options: Any) -> Any:
-        """Make a task of a function, as Celery does. Raises `BadTask` at once for one that cannot work."""
+        """Make a task of a function, as Celery does. Raises `BadTask` for one that cannot be a task."""
 
         def check(function: Any) -> None:
             check_function(str(options.get("name") or getattr(function, "__qualname__", "a task")), function)
@@ -98,9 +97,9 @@ class App(celery.Celery):
     ) -> Any:
         """Publish a request to execute the task of this name, and return once the broker has confirmed it.
 
-        The options are those of `celery.Task.apply_async`. `countdown` (seconds) and `eta` (a `datetime`, UTC
-        when it has no zone) are held by the broker to the second, rounded up. A message whose `task_id` is
-        given may be a repeat, and is marked as one. Raises the errors that `proj.enqueue.publish` lists.
+        The options are those of `celery.Task.apply_async`. The broker delays by `countdown` (seconds) or
+        until `eta` (a `datetime`, UTC without a zone), rounded up to whole seconds. A message with a given
+        `task_id` is marked as a possible repeat. Raises the errors that `proj.enqueue.publish` lists.
         """
         check_name(name)
         args, kwargs = given_arguments(name, args, kwargs)
@@ -121,23 +120,23 @@ class App(celery.Celery):
 
     @contextmanager
     def producer_or_acquire(self, producer: Producer | None = None) -> Iterator[Producer]:
-        """A producer for the block; without one that is given, one that connects when it is used.
+        """The given producer, or else one that connects on use.
 
-        Groups, chords and chunks ask for it before they come to `send_task`, which has a connection for each
-        message in bounded time; Celery's pool of producers would let them wait without bound.
+        Groups, chords and chunks acquire a producer before they call `send_task`, which acquires its own
+        connection within its deadline. Celery's pool of producers would make them wait without a timeout.
         """
         if producer is not None:
             yield producer
             return
         with self.connection_for_write() as connection:
-            yield _OnDemand(connection, auto_declare=False)
+            yield _LazyProducer(connection, auto_declare=False)
 
     def _producer(self, options: dict[str, Any]) -> Producer | None:
-        """The caller's own producer, taken out of the options; None stands for one of the pool."""
+        """Remove the caller's own producer from the options and return it; None stands for the pool."""
         producer = options.pop("producer", None) or options.pop("publisher", None)
         if connection := options.pop("connection", None):
             producer = self.amqp.Producer(connection, auto_declare=False)
-        return None if isinstance(producer, _OnDemand) else producer
+        return None if isinstance(producer, _LazyProducer) else producer
 
     def checked_options(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
         """The options as they are sent. Raises `BadInput`."""
@@ -146,7 +145,7 @@ class App(celery.Celery):
         serializer = options.get("serializer") or getattr(task, "serializer", self.conf.task_serializer)
         checks.check_serializer(name, serializer, self.conf.accept_content)
         options = dict(options)
-        # By its name, Celery refuses one that is not in the topology; a `kombu.Queue` it would declare.
+        # The name only: Celery refuses an unknown name, but would declare an unknown `kombu.Queue`.
         options["queue"] = getattr(options.get("queue"), "name", options.get("queue"))
         options["countdown"] = checks.delay(
             options.pop("countdown", None), options.pop("eta", None), is_retry=bool(options.get("retries"))
@@ -155,28 +154,28 @@ class App(celery.Celery):
             checks.check_delayed_route(name, options)
         options["expires"] = checks.lifetime(options.get("expires", getattr(task, "expires", None)))
         for limit in ("time_limit", "soft_time_limit"):
-            # Unless said for this message, the limits are those of the worker: the message would carry the
-            # publisher's, of which the worker's broker may know nothing.
-            said = options.get(limit)
-            options[limit] = None if said == getattr(task, limit, None) else said
+            # Celery puts the task's own limit, as this publisher has it, into the message, where it would
+            # override the worker's.
+            given = options.get(limit)
+            options[limit] = None if given == getattr(task, limit, None) else given
             checks.check_time_limit(name, limit, options[limit], self.settings.known_consumer_timeout)
-        # Without it, a message that no queue takes is confirmed and dropped.
+        # Without it, the broker confirms and drops a message that no queue takes.
         options["mandatory"] = True
-        # Kombu would repeat a publish that may have arrived, unmarked and for as long as it takes.
+        # Kombu would retry without limit a publish that may have arrived, and not mark it as a repeat.
         options["retry"] = False
         if options.get("task_id") is not None or options.get("retries"):
             _mark_repeat(options)
-        # Fixed here, so that a repeated publish carries the same id and can be told to be one.
+        # Fixed here, so that a repeated publish has the same id and can be recognised.
         options["task_id"] = checks.checked_id(options.get("task_id"))
         return options
 
 
-class _OnDemand(Producer):
-    """A producer for who needs one before it is known whether a connection is."""
+class _LazyProducer(Producer):
+    """A producer on a connection that is not yet open; `send_task` uses one of the pool in its place."""
 
 
-class _Tasks(TaskRegistry):
-    """The tasks of an application, each of which checks its arguments, whatever `base` it was made with."""
+class _CheckedTasks(TaskRegistry):
+    """A registry whose tasks all check their arguments, whatever `base` they were made with."""
 
     def __init__(self, app: App) -> None:
         super().__init__()
@@ -184,14 +183,14 @@ class _Tasks(TaskRegistry):
 
     def __setitem__(self, name: str, task: Any) -> None:
         if not isinstance(task, self._app.Task):
-            # What its own base has said comes first.
+            # Its own base takes precedence.
             kind = type(task)
             task.__class__ = type(kind.__name__, (kind, self._app.Task), {"__module__": kind.__module__})
         super().__setitem__(name, task)
 
 
 class _AMQP(AMQP):
-    """Celery's side of messages, which knows when a worker publishes the next step of a task."""
+    """Marks the messages that a worker publishes as the next step of a task, for `is_unchecked`."""
 
     # upstream: not reported; remove when Celery says so in the options of what it publishes
     def _retry_publish(self, publish: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -204,7 +203,7 @@ class _AMQP(AMQP):
 
 @contextmanager
 def _logged(name: str, options: dict[str, Any]) -> Iterator[None]:
-    """Log what became of the message that is published in the block."""
+    """Log the outcome of the publish in the block."""
     began = time.time()
     task_id = options["task_id"]
     facts = {"retries": options.get("retries") or None, "delay": options["countdown"]}

@@ -1,4 +1,4 @@
-"""The arguments of one call: whether the task takes them, and whether a message can carry them."""
+"""Checks the arguments of one call: the task must accept them, and a message must be able to carry them."""
 
 import collections.abc
 import json
@@ -16,11 +16,11 @@ from proj.logs.printable import key_shown, one_line, shown
 
 
 def given_arguments(task: str, args: Any, kwargs: Any) -> Arguments:
-    """What a caller gave, as a tuple and a dict. Raises `BadArguments`."""
+    """The caller's arguments as a tuple and a dict. Raises `BadArguments`."""
     if args is None:
         args = ()
     if isinstance(args, str | bytes | bytearray) or not isinstance(args, collections.abc.Sequence):
-        # Of a text, each letter would be an argument.
+        # Each letter of a text would be an argument.
         raise BadArguments(
             f"{task}: arguments are a list or a tuple, got {shown(args)}", "is a comma missing?"
         )
@@ -34,18 +34,17 @@ def given_arguments(task: str, args: Any, kwargs: Any) -> Arguments:
 def check_call(
     task: str, args: tuple[Any, ...], kwargs: dict[str, Any], parameters: Parameters | None = None
 ) -> None:
-    """Refuse what the task does not take, what a message cannot carry, and what would arrive as another.
+    """Refuse arguments that the task does not accept, that JSON cannot carry, or that would arrive changed.
 
-    Arguments are checked as they arrive. A value may arrive as an equal one: a `StrEnum` as its text, an
-    `OrderedDict` as a dict. A tuple may arrive as a list, and as anything what the annotations turn back
-    into what was given. Without parameters, those of a task of another program, no annotation is checked.
-    Raises `BadArguments`.
+    Arguments are checked in the form in which they arrive. These changes are allowed: to an equal value, such
+    as from a `StrEnum` to its text; from a tuple to a list; and any change that the annotations reverse.
+    Without `parameters`, for a task of another program, annotations are not checked. Raises `BadArguments`.
     """
     try:
         came = _carried([args, kwargs])
-    except Exception as error:  # objects that say themselves how they travel raise anything
+    except Exception as error:  # an object's own encoding may raise anything
         if parameters:
-            parameters.check(args, kwargs)  # may say it better
+            parameters.check(args, kwargs)  # its error is clearer, if it raises one
         which, error = _culprit(args, kwargs, parameters, error)
         raise BadArguments(f"{task}: JSON cannot carry {which}: {one_line(error)}") from error
     if parameters:
@@ -61,7 +60,7 @@ def check_call(
 
 
 class _Encoder(kombu_json.JSONEncoder):
-    """Kombu's encoder, which writes models as Celery does before it hands them to kombu."""
+    """Kombu's encoder, which also writes pydantic models, as Celery does."""
 
     def default(self, o: Any) -> Any:
         if isinstance(o, BaseModel) and not hasattr(type(o), "__json__"):
@@ -73,12 +72,12 @@ _encode: Final = _Encoder(allow_nan=False, ensure_ascii=False).encode
 
 
 def _carried(value: Any) -> Any:
-    """What arrives of a value. Raises what its encoding raises, and `ValueError` for what is unreadable."""
+    """The value as it arrives. Raises `ValueError` for one that cannot be read, and any encoding error."""
     try:
         text = _encode(value)
-        text.encode()  # half a character, as of a file's name that is no UTF-8, is in no message
+        text.encode()  # raises for lone surrogates, as in a file name that is not UTF-8
         came = _decode(text)
-        # An argument is inside of two lists, and most have less brackets than they may be deep.
+        # Counting brackets first is faster. Each argument is inside of two lists.
         too_deep = text.count("[") + text.count("{") > MAX_NESTING and is_deeper(came, MAX_NESTING + 2)
     except RecursionError:
         too_deep = True
@@ -96,14 +95,14 @@ def _decode(text: str) -> Any:
         raise
     except Exception:
         raise ValueError(
-            "a dict of __type__ and __value__ is how other types travel, and this is none"
+            "a dict with __type__ and __value__ must be an encoded value of another type"
         ) from None
 
 
 def _culprit(
     args: tuple[Any, ...], kwargs: dict[str, Any], parameters: Parameters | None, error: Exception
 ) -> tuple[str, Exception]:
-    """The first argument that cannot be carried, and why."""
+    """The first argument that JSON cannot carry, and why."""
     keyed: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     for key, value in keyed:
         try:
@@ -118,7 +117,7 @@ def _named(key: int | str, parameters: Parameters | None) -> str:
 
 
 def _difference(given: Any, came: Any, *path: Any) -> tuple[tuple[Any, ...], Any, Any] | None:
-    """Where what came is not what was given: the path to it, and both values."""
+    """The first difference between what was given and what arrives: its path, and both values."""
     if type(given) is tuple:
         given = list(given)
     if _equal(given, came) or _travels(given, came):
@@ -136,7 +135,7 @@ def _difference(given: Any, came: Any, *path: Any) -> tuple[tuple[Any, ...], Any
 
 
 def _turned_back(parameters: Parameters, given: Arguments, came: Arguments) -> bool:
-    """Whether the task gets the same of both, as a `set` that is on its way as a list."""
+    """Whether the annotations restore what was given, such as a `set` that travels as a list."""
     try:
         return _difference(list(parameters.check(*given)), list(parameters.check(*came))) is None
     except BadArguments:  # the difference is what is reported
@@ -146,13 +145,13 @@ def _turned_back(parameters: Parameters, given: Arguments, came: Arguments) -> b
 def _equal(given: Any, came: Any) -> bool:
     try:
         return bool(given == came)
-    except Exception:  # as of a number of `decimal` that signals
+    except Exception:  # such as from a signalling NaN of `decimal`
         return False
 
 
 def _travels(given: Any, came: Any) -> bool:
-    """Whether what came is the value although they are unequal, as a moment that a clock shows twice is."""
-    if hasattr(type(given), "__json__"):  # it says itself what it is on its way
+    """Whether both are the same value although unequal, such as a time that a clock shows twice (DST)."""
+    if hasattr(type(given), "__json__"):  # its class defines how it travels
         return True
     return (
         not isinstance(given, dict | list)

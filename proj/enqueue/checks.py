@@ -1,4 +1,4 @@
-"""What can be wrong with a message before it is sent: its arguments, its id, its times."""
+"""Checks of a message before it is sent: its id, its times, its limits."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,26 +13,26 @@ from proj.logs.printable import shown
 #: The longest delay that the broker's 28 delay queues can hold, in seconds: 8.5 years.
 MAX_DELAY: Final = 2**28 - 1
 
-#: The latest that a message can expire, in seconds from now: 10 years. RabbitMQ refuses more with 406; tried
-#: on 3.10.8 and 4.0.5.
+#: The longest time until a message expires, in seconds: 10 years. RabbitMQ refuses more with 406; tried on
+#: 3.10.8 and 4.0.5.
 MAX_LIFETIME: Final = 10 * 365 * 24 * 60 * 60
 
-#: What the result store's column for ids can hold (`celery.backends.database.models.Task`).
+#: Characters of the result store's column for ids (`celery.backends.database.models.Task`).
 MAX_ID_LENGTH: Final = 155
 
-#: What a message has room for, in bytes (AMQP's short string).
+#: Bytes of an id that a message can hold (AMQP's short string).
 _MAX_ID_BYTES: Final = 255
 
-#: How deep lists and dicts may be nested in an argument of a task. A worker hands them to its processes
-#: with pickle, which gives up at less than 500.
+#: Levels of nested lists and dicts in an argument of a task. A worker passes arguments to its processes with
+#: pickle, which fails at less than 500.
 MAX_NESTING: Final = 100
 
-#: Seconds that an `eta` may lie in the past and still mean "now".
+#: Seconds by which an `eta` may lie in the past and still mean "now".
 _ETA_TOLERANCE: Final = 1
 
 
 def is_deeper(value: object, limit: int) -> bool:
-    """Whether lists and dicts, as JSON has them, are nested deeper than that; the outermost is one deep."""
+    """Whether lists and dicts are nested in more than `limit` levels; the outermost is level 1."""
     level = [value]
     for _ in range(limit):
         level = [
@@ -47,13 +47,15 @@ def is_deeper(value: object, limit: int) -> bool:
 
 
 def check_serializer(name: str, serializer: object, accepted: Sequence[str]) -> None:
-    """Refuse what no worker reads: a message must not carry code. Raises `BadInput`."""
+    """Refuse a serializer that workers do not accept: a message must not carry code. Raises `BadInput`."""
     if serializer not in accepted:
-        raise BadInput(f"{name}: no worker reads {shown(serializer)}", f"they read: {', '.join(accepted)}")
+        raise BadInput(
+            f"{name}: workers do not accept {shown(serializer)}", f"they accept: {', '.join(accepted)}"
+        )
 
 
 def checked_id(task_id: str | None) -> str:
-    """The id, a new one when there is none. Raises `BadInput`."""
+    """The given id, or a new one. Raises `BadInput`."""
     if task_id is None:
         return str(uuid())
     if not isinstance(task_id, str):
@@ -66,7 +68,7 @@ def checked_id(task_id: str | None) -> str:
 
 
 def is_id(value: object) -> TypeGuard[str]:
-    """Whether it can be the id of a message, and the result store can hold it."""
+    """Whether the value can be the id of a message and of a stored result."""
     return (
         isinstance(value, str)
         and 1 <= len(value) <= MAX_ID_LENGTH
@@ -76,16 +78,16 @@ def is_id(value: object) -> TypeGuard[str]:
 
 
 def is_time_limit(limit: object) -> TypeGuard[float | None]:
-    """Whether a worker can count it; None and 0 stand for the limit of the task, or of the worker."""
+    """Whether this is a number of seconds; None and 0 stand for the limit of the task or of the worker."""
     return limit is None or (
         isinstance(limit, int | float) and not isinstance(limit, bool) and math.isfinite(limit) and limit >= 0
     )
 
 
 def check_time_limit(name: str, option: str, limit: float | None, consumer_timeout: int | None) -> None:
-    """Refuse a limit that the broker would not wait for, where its timeout is known. Raises `BadInput`.
+    """Refuse a time limit that is not below the broker's consumer timeout. Raises `BadInput`.
 
-    Whoever publishes may not know it; every worker does, and makes the message a dead letter.
+    A publisher may not know this timeout (None). Workers do, and make such a message a dead letter.
     """
     if limit and consumer_timeout and limit >= consumer_timeout:
         raise BadInput(
@@ -96,16 +98,16 @@ def check_time_limit(name: str, option: str, limit: float | None, consumer_timeo
 
 
 def check_delayed_route(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse an address for a message that is delayed: the broker delays by queue. Raises `BadInput`."""
+    """Refuse an exchange or routing key for a delayed message, which needs a queue. Raises `BadInput`."""
     for option in ("exchange", "routing_key"):
         if options.get(option):
             raise BadInput(f"{name}: a delay and {option}= exclude each other", "name the queue with queue=")
 
 
 def delay(countdown: float | None, eta: datetime | None, *, is_retry: bool = False) -> int | None:
-    """Whole seconds from now, rounded up, or None for "now". Raises `BadInput`.
+    """The delay in whole seconds, rounded up, or None for "now". Raises `BadInput`.
 
-    A retry whose time is over is due now: its message would be a dead letter, and nobody would be told.
+    A retry whose time is in the past is due now: a refusal would make its message a dead letter.
     """
     if countdown is not None and eta is not None:
         raise BadInput("countdown and eta exclude each other")
@@ -125,12 +127,12 @@ def delay(countdown: float | None, eta: datetime | None, *, is_retry: bool = Fal
     if not countdown >= 0:
         raise BadInput(f"a countdown is 0 or more seconds, got {shown(countdown)}")
     if countdown > MAX_DELAY:
-        raise BadInput(f"a delay of {shown(countdown)} s is longer than the {MAX_DELAY} s that can be held")
+        raise BadInput(f"a delay of {shown(countdown)} s is longer than the maximum of {MAX_DELAY} s")
     return math.ceil(countdown) or None
 
 
 def lifetime(expires: float | datetime | str | None) -> float | datetime | str | None:
-    """The `expires` option: seconds from now, or a moment, as a text too. Raises `BadInput`."""
+    """The checked `expires`: seconds from now, or a moment, which may be in ISO 8601. Raises `BadInput`."""
     seconds: float
     match expires:
         case None:
@@ -146,7 +148,7 @@ def lifetime(expires: float | datetime | str | None) -> float | datetime | str |
         case _:
             raise BadInput(f"expires is seconds or a datetime, got {shown(expires)}")
     if seconds > MAX_LIFETIME:
-        raise BadInput(f"expires is {shown(seconds)} s ahead, and at most {MAX_LIFETIME} s can be counted")
+        raise BadInput(f"expires is {shown(seconds)} s ahead, more than the maximum of {MAX_LIFETIME} s")
     return expires
 
 
@@ -158,8 +160,8 @@ def _moment(text: str) -> datetime | None:
 
 
 def _seconds_until(moment: datetime) -> float:
-    """From now; a moment without a zone is in UTC."""
+    """Seconds from now; a moment without a zone is in UTC."""
     try:
         return ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
-    except OverflowError:  # the first or the last day that there is, in a zone that moves it beyond
+    except OverflowError:  # the first or the last day of the calendar, which UTC would move beyond it
         return math.inf if moment.year > 1 else -math.inf

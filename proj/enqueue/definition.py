@@ -1,6 +1,6 @@
-"""What a task's function must be: one that does its work when it is called, and returns its result.
+"""Checks that a task's function does its work when it is called, and returns its result.
 
-Celery calls a task and does not wait for a coroutine: its work would never begin, and its message be done.
+Celery does not await a coroutine: the work would never begin, and the message would be acknowledged.
 """
 
 import functools
@@ -15,8 +15,8 @@ _INSTEAD = "write a plain function that calls asyncio.run(…)"
 
 
 def check_function(name: str, function: Callable[..., Any]) -> None:
-    """Raise `BadTask` for what cannot be made a task: what has no name, or no parameters that can be read."""
-    # Celery defines a function of that name, with the parameters of this one.
+    """Raise `BadTask` for a function without a name or without readable parameters, and for a coroutine."""
+    # Celery defines a function with this name and these parameters.
     named = str(getattr(function, "__name__", "")).isidentifier()
     if isinstance(function, functools.partial) or not named:
         raise BadTask(f"{name}: a task is a function with a name, got {shown(function)}", "write it with def")
@@ -30,9 +30,9 @@ def check_function(name: str, function: Callable[..., Any]) -> None:
 
 
 def refuse_coroutine(name: str, function: Callable[..., Any]) -> None:
-    """Raise `BadTask` for a coroutine function or a generator function, also behind a partial or an object.
+    """Raise `BadTask` for a coroutine or generator function, including a partial or a callable object of one.
 
-    A decorator that makes a plain function of one is the way out, so what it wraps is not looked at.
+    What a decorator wraps is not checked: a decorator may turn it into a plain function.
     """
     while isinstance(function, functools.partial):
         function = function.func
@@ -45,7 +45,7 @@ def refuse_coroutine(name: str, function: Callable[..., Any]) -> None:
 
 
 def result_of(name: str, result: Any) -> Any:
-    """What the task returned. Raises `BadTask` when that is work that has yet to be done."""
+    """What the task returned. Raises `BadTask` for a coroutine or a generator."""
     if inspect.isawaitable(result) or inspect.isasyncgen(result):
         if inspect.iscoroutine(result):
             result.close()  # or Python warns that it was never awaited

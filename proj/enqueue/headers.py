@@ -1,11 +1,11 @@
-"""The headers of a message that Celery knows: what each may be, and which names a caller cannot use."""
+"""The headers of Celery's messages: their types, and the names that a caller cannot use."""
 
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from celery.app.task import Context
 
-#: The most that the result store's column for retries can hold.
+#: The maximum of the result store's column for retries.
 _MAX_COUNT: Final = 2**31 - 1
 
 
@@ -33,7 +33,7 @@ def is_any(_: object) -> bool:
     return True
 
 
-#: What each header is, if it is there and is not null. A worker's request looks at those that are any.
+#: The type of each header, unless it is absent or null. A worker's request checks those that are any.
 HEADERS: Final[Mapping[str, Callable[[object], bool]]] = {
     **dict.fromkeys(("id", "task", "eta", "expires", "timelimit"), is_any),
     **dict.fromkeys(("retries", "group_index", "replaced_task_nesting"), _is_count),
@@ -44,5 +44,5 @@ HEADERS: Final[Mapping[str, Callable[[object], bool]]] = {
     "stamped_headers": _is_list_of_texts,
 }
 
-#: Names that the headers of a call cannot have: Celery writes these, or would read them as its own.
+#: Names that the headers of a call cannot have: Celery writes them or reads them as its own.
 TAKEN: Final = frozenset(dir(Context)) | frozenset(HEADERS) | {"compression"}

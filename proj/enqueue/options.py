@@ -1,4 +1,4 @@
-"""The options of one call, each of which is checked before anything is sent."""
+"""Checks the options of one call before anything is sent."""
 
 import difflib
 import inspect
@@ -24,25 +24,25 @@ MAX_HEADERS: Final = 112 * 1024
 #: Bytes of AMQP's short string.
 _SHORT: Final = 255
 
-#: Bytes of what people are shown in place of the arguments; Celery's own are 1,024 characters.
+#: Bytes of the texts that are displayed in place of the arguments; Celery's own have 1,024 characters.
 _LONGEST_REPR: Final = 4096
 
-#: The numbers that AMQP has for it, one byte.
+#: AMQP's priorities: one byte.
 _PRIORITIES: Final = range(256)
 
 
-#: Share of letters that an unknown option and a known one have in common before it is taken for a slip.
+#: Similarity from which an unknown option is treated as a misspelling of a known one (`difflib`).
 _SLIP_LIKENESS: Final = 0.8
 
 
 def check_name(name: str) -> None:
-    """Refuse what is no name of a task. Raises `BadInput`."""
+    """Refuse a name that no task can have. Raises `BadInput`."""
     if not name or not _is_short(name):
         raise BadInput(f"the name of a task is a text of at most {_SHORT} bytes, got {shown(name)}")
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse an option of the wrong kind, or one that a message has no room for. Raises `BadInput`."""
+    """Refuse an option of the wrong type, or one that does not fit into a message. Raises `BadInput`."""
     for option, value in options.items():
         if option not in _KNOWN:
             _refuse_slip(name, option, options)
@@ -50,22 +50,22 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         if value is not None and not fits(value):
             raise BadInput(f"{name}: {option} must be {expected}, got {shown(value)}")
     if headers := options.get("headers"):
-        if not options.get("retries"):  # else Celery gives the retry those of the attempt before
+        if not options.get("retries"):  # Celery gives a retry the headers of the previous attempt
             _refuse_taken(name, headers)
         _check_headers(name, headers)
 
 
 def _refuse_slip(name: str, option: str, options: Mapping[str, Any]) -> None:
-    """Refuse an option whose name is nearly one that there is; kombu would send the message without it."""
+    """Refuse an option that is similar to a known one; kombu would send the message without it."""
     near = difflib.get_close_matches(option, _KNOWN, 1, _SLIP_LIKENESS)
     if near and option not in (options.get("stamped_headers") or ()):
         raise BadInput(f"{name}: there is no option {option}", f"did you mean {near[0]}?")
 
 
 def _refuse_taken(name: str, headers: dict[str, Any]) -> None:
-    """Refuse a header that would stand in place of Celery's own: with another id, nobody finds its result."""
+    """Refuse a header that would replace one of Celery's, such as the id that the result is stored under."""
     if taken := sorted(TAKEN & headers.keys()):
-        raise BadInput(f"{name}: a header cannot be named {taken[0]!r}: Celery uses this name")
+        raise BadInput(f"{name}: a header cannot be named {taken[0]!r}: Celery reserves this name")
 
 
 def _check_headers(name: str, headers: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ def _text_of(most: int) -> Callable[[object], bool]:
     def fits(value: object) -> bool:
         try:
             return isinstance(value, str) and len(value.encode()) <= most
-        except UnicodeEncodeError:  # half a character
+        except UnicodeEncodeError:  # a lone surrogate
             return False
 
     return fits
@@ -103,7 +103,7 @@ def _is_compression(value: object) -> bool:
 
 def _are_signatures(value: object) -> bool:
     several = value if isinstance(value, list | tuple) else [value]
-    # A signature is a dict, also one that came out of a message.
+    # A signature is a dict, even after it was read from a message.
     return all(isinstance(each, dict) and "task" in each for each in several)
 
 
@@ -116,7 +116,7 @@ _LIMIT: Final[_Expected] = checks.is_time_limit, "0 or more seconds"
 _SIGNATURES: Final[_Expected] = _are_signatures, "a signature or a list of them, such as add.s(1)"
 _REPR: Final[_Expected] = _text_of(_LONGEST_REPR), f"a text of at most {_LONGEST_REPR} bytes"
 
-#: What each option fits, and what is said when it does not.
+#: For each option its check, and what the error reports as expected.
 _EXPECTED: Final[dict[str, _Expected]] = {
     "queue": (lambda value: isinstance(value, kombu.Queue) or _is_short(value), "the name of a queue"),
     "exchange": (
@@ -148,7 +148,7 @@ _EXPECTED: Final[dict[str, _Expected]] = {
     "ignore_result": (lambda value: isinstance(value, bool), "true or false"),
 }
 
-#: What Celery and kombu take.
+#: The options of Celery and kombu.
 _KNOWN: Final = frozenset(_EXPECTED).union(
     *(
         inspect.signature(function).parameters

@@ -1,7 +1,7 @@
-"""What a task takes: the parameters of its function, and their annotations.
+"""The parameters of a task's function, against whose annotations arguments are checked and converted.
 
-A task gets what its annotations make of its arguments: a text of digits for an `int` arrives as a number, a
-list for a `tuple` as a tuple. Without annotation it gets what was given, a tuple as a list.
+A text of digits is converted to a number for `int`, a list to a tuple for `tuple`. Arguments without an
+annotation arrive as JSON carries them, a tuple as a list.
 """
 
 import collections.abc
@@ -18,22 +18,22 @@ from proj.logs.printable import key_shown, one_line, shown
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
-#: A class that pydantic knows nothing of is an annotation too: only its instances will do.
+#: A class that pydantic does not know may be an annotation: it accepts only its instances.
 _CONFIG: Final = ConfigDict(arbitrary_types_allowed=True)
 
-#: Of what pydantic makes an iterator, which would be used up after one look.
+#: Annotations that pydantic converts to an iterator, which the check would exhaust.
 _ITERABLES: Final = (collections.abc.Iterable, collections.abc.Iterator, collections.abc.Generator)
 
 
 class Parameters:
-    """What a task takes: checks arguments against the annotations of its function."""
+    """Checks arguments against the annotations of a task's function."""
 
     def __init__(self, task: str, run: Callable[..., Any]) -> None:
-        """What the task returns is not looked at. Raises `BadTask` for an annotation that cannot be used."""
+        """Raises `BadTask` for a parameter's annotation that cannot be used; the result's is ignored."""
         self.task = task
         try:
             signature = inspect.signature(run)
-        except (TypeError, ValueError) as error:  # as of some functions that are written in C
+        except (TypeError, ValueError) as error:  # such as for some functions written in C
             raise BadTask(f"{task}: its parameters cannot be read: {one_line(error)}") from error
         parameters = [
             parameter.replace(annotation=_annotation(task, run, parameter))
@@ -58,17 +58,17 @@ class Parameters:
             raise BadTask(f"{task}: its arguments cannot be checked: {one_line(error)}") from error
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        """The arguments as the annotations want them. Raises `BadArguments`."""
+        """The arguments, converted to their annotations. Raises `BadArguments`."""
         try:
             return self._check(*args, **kwargs)
         except ValidationError as error:
             usage = f"usage: {self.task}({', '.join(self.names)})"
             raise BadArguments(f"{self.task}: {self._problem(error)}", usage) from None
-        except Exception as error:  # a validator of the task's own may raise anything
+        except Exception as error:  # a task's own validator may raise anything
             raise BadArguments(f"{self.task}: the arguments cannot be checked: {one_line(error)}") from error
 
     def _problem(self, error: ValidationError) -> str:
-        """The first thing that is wrong with the arguments, in words."""
+        """The first problem of the arguments, for people."""
         first = error.errors(include_url=False)[0]
         where, *inside = first["loc"]
         got = shown(first["input"])
@@ -86,7 +86,7 @@ class Parameters:
         return f"argument {path}: {words}, got {got}"
 
     def name_of(self, key: int | str) -> str:
-        """The name of an argument that is given by its place or by its name."""
+        """The name of an argument, given its position or its name."""
         if isinstance(key, str):
             return key
         return (
@@ -108,7 +108,7 @@ def _check_of(parameters: list[inspect.Parameter]) -> Callable[..., Arguments]:
 
 
 def _annotation(name: str, run: Callable[..., Any], parameter: inspect.Parameter) -> Any:
-    """The annotation of the parameter with no names in it that are still to be looked up."""
+    """The annotation of the parameter, with all names in it resolved."""
     if parameter.annotation is parameter.empty:
         return parameter.empty
     function = inspect.unwrap(run, stop=lambda each: hasattr(each, "__signature__"))
@@ -128,21 +128,19 @@ def _bad_annotation(name: str, parameter: inspect.Parameter, error: Exception) -
     spelled = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     return BadTask(
         f"{name}: the annotation of argument {parameter.name} cannot be used: {spelled}: {one_line(error)}",
-        "does it name something that is imported while types are checked only?"
-        if isinstance(error, NameError)
-        else None,
+        "is a name in it imported only under TYPE_CHECKING?" if isinstance(error, NameError) else None,
     )
 
 
 def _kept(annotation: Any) -> Any:
-    """The annotation, whose iterables are checked and then passed as they were given."""
+    """The annotation, changed so that iterables are checked and then passed on unchanged."""
     origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation in _ITERABLES or origin in _ITERABLES:
         return Annotated[annotation, WrapValidator(_check_each)]
     if origin is Annotated:
         return Annotated[(_kept(inside[0]), *annotation.__metadata__)]
     if origin in (typing.Union, types.UnionType):
-        return typing.Union[tuple(map(_kept, inside))]  # noqa: UP007  made of what is known at run time only
+        return typing.Union[tuple(map(_kept, inside))]  # noqa: UP007  its members are known only at run time
     if origin in (list, dict, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Mapping):
         return (
             origin[tuple(each if each is ... else _kept(each) for each in inside)] if inside else annotation
@@ -153,7 +151,7 @@ def _kept(annotation: Any) -> Any:
 def _check_each(value: Any, handler: Callable[[Any], Iterator[Any]]) -> Any:
     checking = handler(value)
     if isinstance(value, collections.abc.Iterator):
-        return checking  # there is but one look at it
+        return checking  # an iterator can be read only once
     for _ in checking:
         pass
     return value

@@ -1,11 +1,11 @@
-"""One publish: connect, declare, send, and wait for the confirm, until a deadline.
+"""Publishes one message before a deadline: connect, declare, send, and wait for the confirm.
 
-It ends in one of these ways, and in no other:
+A publish ends in one of these ways:
 
-- it returns: the broker has *confirmed* that it took responsibility for the message;
-- `BadInput`: the message cannot be sent, and was not;
+- it returns: the broker has *confirmed* the message and is responsible for it;
+- `BadInput`: the message cannot be sent, and was not sent;
 - `BrokerUnreachable` or `BrokerRefused`: the message is certainly not in a queue;
-- `OutcomeUnknown`: the confirm did not come, and the message may be in the queue.
+- `OutcomeUnknown`: no confirm came, and the message may be in the queue.
 """
 
 import logging
@@ -37,12 +37,12 @@ T = TypeVar("T")
 #: AMQP's reply code for a mandatory message that no queue takes.
 _NO_ROUTE: Final = 312
 
-#: Seconds beyond the deadline in which a publish in another thread has to say how it ended.
-_LAST_WORDS: Final = 1.0
+#: Seconds beyond the deadline that a publish in another thread has to report its outcome.
+_REPORT_TIME: Final = 1.0
 
 
 class _ThisThread(threading.local):
-    """Whether this thread publishes already."""
+    """Whether the current thread is in a publish."""
 
     busy = False
 
@@ -61,11 +61,11 @@ def send(
     deadline: float | None = None,
     delayed: bool = False,
 ) -> None:
-    """Publish a message as it is, over a connection of the application's pool, until the deadline.
+    """Publish a message unchanged, over a connection of the application's pool.
 
-    The deadline is one of `time.monotonic`; without it, the message has `PROJ_PUBLISH_TIMEOUT`. With
-    `delayed`, the delay queues are declared first. A message that is sent once more, for want of a confirm,
-    is marked as a repeat. Raises the errors that this module's docstring lists.
+    The deadline is of `time.monotonic`; by default it is `PROJ_PUBLISH_TIMEOUT` from now. With `delayed`, the
+    delay queues are declared first. A message that is sent again because no confirm came is marked as a
+    repeat. Raises the errors that this module's docstring lists.
     """
 
     def send_it(producer: Any) -> None:
@@ -81,13 +81,13 @@ def send(
 
 
 def deadline_of(app: Celery) -> float:
-    """When a publish that begins now must have ended."""
+    """The deadline (of `time.monotonic`) of a publish that begins now."""
     return time.monotonic() + float(app.conf.broker_transport_options["read_timeout"])
 
 
 @dataclass(frozen=True)
 class Publish:
-    """The publish of one message, which logs and errors call by its task's name and its id."""
+    """The publish of one message; its log lines and errors have the task's name and the message's id."""
 
     app: Celery
     name: str
@@ -97,23 +97,24 @@ class Publish:
     delayed: bool = False
 
     def run(self, send: Callable[[Any], T], mark_repeat: Callable[[], None], producer: Any = None) -> T:
-        """Call `send` with a producer, the given or one of the pool, and return what it returns.
+        """Call `send` with the given producer or one of the pool, and return its result.
 
-        It is called again, on a new connection, when the message is in no queue and the reason may be that
-        the connection was used before: it was lost, or a queue that was declared on it is gone. It is called
-        again once, after `mark_repeat`, when the confirm was lost.
+        `send` is retried on a new connection when the message is certainly in no queue and a used connection
+        may be the cause: it was lost, or a queue that was declared on it was deleted. When no confirm came,
+        `send` is retried once, after `mark_repeat`.
         """
         if not _this_thread.busy:
             return self._run(send, mark_repeat, producer)
-        # A signal handler or a finalizer has interrupted this thread while it publishes: whatever lock it
-        # holds, of kombu's pool or of Celery's signals, another thread waits for in bounded time.
+        # A signal handler or a finalizer has interrupted a publish of this thread, which may hold locks of
+        # kombu's pool or of Celery's signals. Another thread can wait for these with a timeout.
         try:
-            patience = self.deadline - time.monotonic() + _LAST_WORDS
+            patience = self.deadline - time.monotonic() + _REPORT_TIME
             return within(patience, partial(self._run, send, mark_repeat, None))
         except TimeoutError as error:
             raise OutcomeUnknown(
-                f"{self.name}: message {self.task_id} was to be published while its thread publishes another",
-                f"it may come to be in the queue; to repeat it with --id {self.task_id} is safe",
+                f"{self.name}: message {self.task_id} was published during another publish of its thread, "
+                "and was not confirmed in time",
+                f"it may still reach the queue; to repeat it with --id {self.task_id} is safe",
             ) from error
 
     def _run(self, send: Callable[[Any], T], mark_repeat: Callable[[], None], given: Any) -> T:
@@ -143,8 +144,8 @@ class Publish:
             _this_thread.busy = False
 
     def _acquire(self, stack: ExitStack) -> Any:
-        # Not Celery's pool of producers: that of kombu 5.7 has more of them than connections, and a producer
-        # without one waits for it as long as it takes.
+        # Not Celery's pool of producers: in kombu 5.7 it has more producers than connections, and a producer
+        # waits for a connection without a timeout.
         pool = self.app.pool
         try:
             broker = pool.acquire(block=True, timeout=max(0, self.deadline - time.monotonic()))
@@ -155,20 +156,19 @@ class Publish:
         return self.app.amqp.Producer(stack.enter_context(broker), auto_declare=False)
 
     def _attempt(self, send: Callable[[Any], T], producer: Any) -> T:
-        """Connect, declare and publish before the deadline. After a failure the connection is gone."""
+        """Connect, declare and publish before the deadline. A failure drops the connection."""
         broker = producer.connection
         try:
             with connection.cut_at(self.deadline, broker):
                 self._prepare(producer)
                 return self._confirm(send, producer)
         except BaseException:
-            # Its peer may not be listening, and an answer that is still to come would be taken for that to
-            # the next message.
+            # The broker may not answer any more, and a late confirm would count as that of the next message.
             connection.abandon(broker)
             raise
 
     def _prepare(self, producer: Any) -> None:
-        """Connect and declare. What fails here fails before a message is sent."""
+        """Connect and declare. Errors here come before the message is sent."""
         broker = producer.connection
         try:
             if not connection.is_alive(broker):
@@ -183,7 +183,7 @@ class Publish:
             raise failures.explain(TimeoutError() if late else error, broker) from error
 
     def _confirm(self, send: Callable[[Any], T], producer: Any) -> T:
-        """Call `send`, and turn what it raises into what became of the message."""
+        """Call `send`, and turn its errors into the outcome of the message."""
         try:
             return send(producer)
         except EncodeError as error:
@@ -196,16 +196,15 @@ class Publish:
             raise self._fate(producer.connection, failures.root(error)) from error
 
     def _fate(self, broker: Any, error: BaseException) -> ProjError:
-        """What became of a message whose publish ended with this error."""
+        """The outcome of a publish that ended with this error."""
         if isinstance(error, MessageNacked):
             return BrokerRefused(
                 f"{self.name}: the broker refused the message: "
                 "the queue is full, or lacks the majority of its nodes",
-                "try again later, when workers have made room or the nodes are up",
+                "retry when workers have made room or the nodes are up",
             )
-        if (
-            isinstance(error, FrameSyntaxError) and error.method_sig is None
-        ):  # from our side, not the broker's
+        # Without a method, py-amqp has raised it, and not the broker.
+        if isinstance(error, FrameSyntaxError) and error.method_sig is None:
             return BadInput(f"{self.name}: an option cannot be sent: {failures.words(error)}")
         if getattr(error, "reply_code", None) == _NO_ROUTE:
             return BrokerRefused(
@@ -221,9 +220,9 @@ class Publish:
 
 
 def _declare(producer: Any, *, delayed: bool) -> None:
-    """Declare what the message needs, as far as the user may."""
+    """Declare what the message needs, as far as the user has the permission."""
     broker = producer.connection
-    # Whether all is in place for a user who may do no more than publish, the publish itself tells.
+    # For a user who may only publish, the publish itself shows whether something is missing.
     try:
         topology.declare(producer.channel)
     except AccessRefused:
@@ -234,7 +233,7 @@ def _declare(producer: Any, *, delayed: bool) -> None:
 
 
 def _may_be_fixed(error: ProjError) -> bool:
-    """Whether a new connection, on which all is declared anew, may not see this error."""
+    """Whether a new connection, on which everything is declared again, may avoid this error."""
     if isinstance(error, BrokerUnreachable):
         return True
     cause = failures.root(error.__cause__ or error)

@@ -1,4 +1,4 @@
-"""A task as its callers see it: it knows what arguments its function takes."""
+"""The callers' side of a task: it checks the arguments and enqueues."""
 
 import difflib
 import functools
@@ -19,14 +19,14 @@ from proj.logs.printable import shown
 if TYPE_CHECKING:
     from proj.enqueue.typed import Result
 
-#: Characters of a name that the nearest one is looked for with: AMQP has room for no more.
+#: Characters of an unknown name that are compared with known ones: AMQP's maximum.
 _LONGEST_NAME: Final = 255
 
 
 class Task(celery.Task):
-    """A task whose arguments are checked before it is sent, and before it is executed."""
+    """A task whose arguments are checked before it is sent, and again before it is executed."""
 
-    #: Celery need not count the arguments: they are checked here, with their types, and not for a next step.
+    #: Switches off Celery's count of arguments: they are checked here with their types.
     typing = False
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -46,8 +46,8 @@ class Task(celery.Task):
     ) -> Any:
         """Enqueue the task, and return once the broker has confirmed it.
 
-        The options are those of `App.send_task`. Raises `BadArguments`, and what that raises. With Celery's
-        `task_always_eager`, the task is executed here and now instead.
+        The options are those of `App.send_task`. Raises `BadArguments`, and the errors of `App.send_task`.
+        With Celery's `task_always_eager`, the task is executed in this call instead.
         """
         args, kwargs = given_arguments(self.name, args, kwargs)
         if not is_unchecked(options):
@@ -65,17 +65,17 @@ class Task(celery.Task):
     def check_arguments(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments as the task's annotations want them. Raises `BadArguments`."""
+        """The arguments, converted to the task's annotations. Raises `BadArguments`."""
         return self.parameters.check(args, kwargs)
 
     @property
     def usage(self) -> str:
-        """How the task is called, for people: `proj.tasks.add(x, y)`."""
+        """The task's signature for people: `proj.tasks.add(x, y)`."""
         return f"{self.name}({', '.join(self.parameters.names)})"
 
     @functools.cached_property
     def parameters(self) -> Parameters:
-        """What the task takes. Raises `BadTask`."""
+        """The task's parameters. Raises `BadTask`."""
         return Parameters(self.name, self.run)
 
 
@@ -84,8 +84,8 @@ def enqueue(
 ) -> "Result[Any]":
     """Enqueue the task of this name; the options are those of `Task.apply_async`.
 
-    It is a task of Celery's `current_app`, or else of `proj.app`, found as `celery -A proj` finds it. Raises
-    `UnknownTask`, and what `Task.apply_async` raises.
+    The application is Celery's `current_app` if that is an `App`, or else `proj.app`. Raises `UnknownTask`,
+    and the errors of `Task.apply_async`.
     """
     app = celery.current_app if isinstance(celery.current_app, App) else find_app("proj")
     result: Result[Any] = find_task(app, name).apply_async(args, kwargs, **options)
@@ -93,13 +93,13 @@ def enqueue(
 
 
 def own_tasks(app: celery.Celery) -> dict[str, Task]:
-    """The tasks of the application by their names, sorted, without those of Celery itself."""
+    """The application's tasks by name, sorted, without Celery's own."""
     app.loader.import_default_modules()
     return {name: task for name, task in sorted(app.tasks.items()) if not name.startswith("celery.")}
 
 
 def find_task(app: celery.Celery, name: str) -> Task:
-    """The application's task of this name. Raises `UnknownTask`, with the nearest name that there is."""
+    """The application's task of this name. Raises `UnknownTask`, with the most similar known name."""
     tasks = own_tasks(app)
     if isinstance(name, str) and name in tasks:
         return tasks[name]

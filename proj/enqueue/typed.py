@@ -1,6 +1,6 @@
-"""The types of tasks for type checkers, which see the arguments of `delay` and what `get` returns.
+"""Types of tasks and results for type checkers: the arguments of `delay`, and what `get` returns.
 
-Nothing here exists when a program runs: a task is a `proj.enqueue.Task`, its result Celery's `AsyncResult`.
+They do not exist at run time: a task is a `proj.enqueue.Task`, and its result Celery's `AsyncResult`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from proj.enqueue import Task
 
     class Result(AsyncResult, Generic[R]):
-        """How one message's task ended, or will end."""
+        """The result of one message's task."""
 
         id: str
         state: str
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         def get(self, timeout: float | None = None, **options: Any) -> R: ...
 
     class TypedTask(Task, Generic[P, R]):
-        """What `App.task` makes of a function."""
+        """A task made by `App.task`."""
 
         name: str
 

@@ -78,8 +78,7 @@ def check_time_limits(instance: Any, **_: Any) -> None:
             error = ConfigError(
                 f"the time_limit of {name} must be below the broker's consumer_timeout, got "
                 f"{task.time_limit} and {timeout}",
-                "lower it, or raise consumer_timeout in the broker's configuration and set "
-                "PROJ_CONSUMER_TIMEOUT to the same",
+                "lower it, or raise consumer_timeout in the broker's configuration and PROJ_CONSUMER_TIMEOUT",
             )
             log.critical("%s", error)
             raise SystemExit(int(error.exit_code))

@@ -94,7 +94,7 @@ def test_lock_that_the_thread_holds(bundle: Bundle, lock: str, how: str) -> None
 
     kind, text, _ = ended["nested"]
     assert kind == "OutcomeUnknown"
-    assert "was to be published while its thread publishes another" in text
+    assert "was published during another publish of its thread" in text
 
 
 @pytest.mark.parametrize("network", [Network.WORKS, Network.SLOW])
