@@ -6,7 +6,7 @@ from proj.logs import streams
 
 
 def main() -> None:
-    """Run the command line; `proj --help` and `proj health` take no time for importing click."""
+    """Run the command line; `proj --help` and `proj health` run without importing click."""
     streams.prepare()
     if sys.argv[1:] == ["--help"]:
         from proj.cli import help_text

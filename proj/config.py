@@ -1,7 +1,6 @@
-"""The only reader of the environment: typed, validated settings.
+"""Reads and checks the settings of the environment. No other module reads it.
 
-`load` reads the process's environment and a `.env` file in the working folder. The process's environment
-wins.
+`load` reads the process's environment, which takes precedence, and a `.env` file in the working folder.
 """
 
 import difflib
@@ -31,32 +30,31 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from proj import state_dir, tls
 from proj.errors import ConfigError
 
-#: Seconds that RabbitMQ lets a delivery go unacknowledged before it ends the channel: its default
+#: Seconds after which RabbitMQ closes the channel of an unacknowledged delivery: its default
 #: `consumer_timeout`. With late acknowledgement a task must end before that.
 CONSUMER_TIMEOUT: Final = 30 * 60
 
-#: Seconds that a node of the broker has to answer while there is another one to try.
+#: Seconds to connect to a node of the broker before the next node is tried.
 CONNECT_TIMEOUT: Final = 4
 
-#: Share of letters that an unknown `PROJ_…` name and a known one have in common before it is taken for
-#: a slip. Names further away belong to others: the cartography library PROJ has `PROJ_DATA`, for one.
+#: Similarity (`difflib`) from which an unknown `PROJ_…` name is treated as misspelt. Other names may belong
+#: to other programs: the cartography library PROJ has `PROJ_DATA`.
 _SLIP_LIKENESS: Final = 0.8
 
 #: A name that a line of the `.env` file sets.
 _WRITTEN_NAME: Final = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)
 
-#: Celery itself reads these, and would let them win over the broker that is set here.
+#: Celery itself reads these, and they would override the broker of our settings.
 _BYPASSES: Final = ("CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 
 
 #: Characters of a wrong value that an error shows.
 _SHOWN_LENGTH: Final = 80
 
-
-#: What a user's name or a password can hold and a URL cannot, not as it is.
+#: How to write a URL whose user name or password has special characters.
 _ENCODING: Final = "with [ ] @ : / ; ? # % in a name or a password percent-encoded, such as %40 for @"
 
-#: A percent sign that encodes nothing.
+#: A percent sign that is not part of an encoded character.
 _LONE_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
@@ -76,16 +74,16 @@ def _check_ca(path: Path) -> Path:
 
 
 def _check_amqp_host(host: str) -> str:
-    """The host of a broker that is set in parts. Raises `ValueError`."""
+    """Check `AMQP_HOST`. Raises `ValueError`."""
     if re.search(r"[\s/@?#\[\]]", host) or (":" in host and not _is_ipv6(host)):
         raise ValueError("expected a host name or an address alone; the port is set with AMQP_PORT")
     return _check_host(host)
 
 
 def _check_host(host: str) -> str:
-    """A host that can be looked up. Raises `ValueError`."""
+    """Check that the host can be looked up. Raises `ValueError`."""
     try:
-        host.encode("idna")  # as Python does when it looks the name up
+        host.encode("idna")  # as Python does for the look-up
     except UnicodeError:
         raise ValueError("expected a host name of parts between dots, each of 1 to 63 characters") from None
     return host
@@ -99,18 +97,18 @@ def _is_ipv6(host: str) -> bool:
 
 
 def _split(url: str, schemes: set[str]) -> SplitResult:
-    """The parts of the URL. Raises `ValueError`, whose words may be a password, for what is none."""
+    """The parts of the URL. Raises `ValueError`, whose text may contain a password."""
     split = urlsplit(url)
-    # What a password ends early by leaves its @ behind: of u:1/2@host, the host would be u and its port 1.
+    # An unencoded / in a password ends the host early: u:1/2@host would be host u, port 1.
     early = "@" not in split.netloc and "@" in url
     if split.scheme not in schemes or not split.netloc or early or _LONE_PERCENT.search(url):
         raise ValueError
-    split.port  # noqa: B018  reading it is what checks it
+    split.port  # noqa: B018  this checks it
     return split
 
 
 def _check_broker_url(url: str) -> str:
-    """One URL, or several separated by `;`. Raises `ValueError`."""
+    """Check one URL, or several separated by `;`. Raises `ValueError`."""
     parts = url.split(";")
     for part in parts:
         try:
@@ -123,12 +121,12 @@ def _check_broker_url(url: str) -> str:
         if any(name.startswith("ssl") for name, _ in parse_qsl(split.query, keep_blank_values=True)):
             raise ValueError("TLS is switched on by amqps:// and set with PROJ_BROKER_CA, not in the URL")
     if len({urlsplit(part).scheme == "amqps" for part in parts}) > 1:
-        raise ValueError("expected amqps:// for all nodes or for none: to fail over must not switch TLS off")
+        raise ValueError("expected amqps:// for all nodes or for none: a failover must not switch TLS off")
     return url
 
 
 def _check_management_url(url: str) -> str:
-    """The URL of a management API. Raises `ValueError`."""
+    """Check the URL of a management API. Raises `ValueError`."""
     try:
         split = _split(url, {"http", "https"})
         if not split.hostname:
@@ -140,7 +138,7 @@ def _check_management_url(url: str) -> str:
 
 
 def _check_backend(url: str) -> str:
-    """The URL of a result backend, any that Celery knows. Raises `ValueError`."""
+    """Check the URL of a result backend, of any kind that Celery knows. Raises `ValueError`."""
     if "://" not in url:
         raise ValueError("expected a URL such as db+postgresql://user:password@host/database")
     return url
@@ -151,9 +149,9 @@ _PATHS: Final = frozenset({"proj_broker_ca", "proj_state_dir", "proj_rabbitmq_di
 
 
 class Settings(BaseSettings):
-    """What can be set from outside; the name in capitals is the name in the environment.
+    """The settings of the environment; each has the attribute's name in capitals.
 
-    Raises `pydantic.ValidationError` for a wrong value; `load` makes one line of it.
+    Raises `pydantic.ValidationError` for a wrong value, which `load` turns into one line.
     """
 
     model_config = SettingsConfigDict(
@@ -164,7 +162,7 @@ class Settings(BaseSettings):
         populate_by_name=True,
     )
 
-    #: Wins over the five `AMQP_…` settings. Several URLs, separated by `;`, fail over.
+    #: Overrides the five `AMQP_…` settings. With several URLs, separated by `;`, connections fail over.
     celery_broker_url: Annotated[str, AfterValidator(_check_broker_url)] | None = Field(None, repr=False)
     amqp_host: Annotated[str, AfterValidator(_check_amqp_host)] = "localhost"
     amqp_port: int = Field(5672, ge=1, le=65535)
@@ -172,44 +170,44 @@ class Settings(BaseSettings):
     amqp_password: SecretStr = SecretStr("guest")
     amqp_vhost: str = "/"
 
-    #: File of the certificate authorities, in PEM, that the certificates of the broker and of its management
-    #: API must come from; without it, those of the system.
+    #: File (PEM) of the certificate authorities that are trusted for the broker and its management API; by
+    #: default those of the system.
     proj_broker_ca: Annotated[Path, AfterValidator(_check_ca)] | None = None
 
-    #: Where the broker's management API is; without it, beside the broker, at port 15672.
+    #: URL of the broker's management API; by default on the broker's host, at port 15672 (TLS: 15671).
     proj_management_url: Annotated[str, AfterValidator(_check_management_url)] | None = Field(
         None, repr=False
     )
 
-    #: Any result backend of Celery; without it, SQLite in the state folder.
+    #: Any result backend of Celery; by default SQLite in the state folder.
     celery_result_backend: Annotated[str, AfterValidator(_check_backend)] | None = Field(None, repr=False)
 
-    #: Where results, the workers' heartbeats and the private broker's data are kept.
+    #: Folder of results, heartbeats of workers and the data of the private node.
     proj_state_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
         default_factory=lambda: Path(state_dir.default())
     )
 
-    #: Folder of the `rabbitmq-server` script that the private broker runs; without it, it is looked for.
+    #: Folder of the `rabbitmq-server` script for the private node; by default it is searched for.
     proj_rabbitmq_dir: Annotated[Path, AfterValidator(_absolute)] | None = None
 
-    #: Seconds in which a publish must end, one way or another.
+    #: Seconds within which a publish ends, whatever its outcome.
     proj_publish_timeout: float = Field(10.0, gt=0, le=600)
 
-    #: Seconds after which a running task is told to end, by `SoftTimeLimitExceeded`.
+    #: Seconds after which `SoftTimeLimitExceeded` is raised in a running task.
     proj_task_soft_time_limit: int = Field(24 * 60, gt=0)
     #: Seconds after which the process of a running task is killed.
     proj_task_time_limit: int = Field(25 * 60, gt=0)
-    #: Seconds that the broker waits for an acknowledgement: what its `consumer_timeout` is set to.
+    #: Seconds that the broker waits for an acknowledgement: its `consumer_timeout`.
     proj_consumer_timeout: int = Field(CONSUMER_TIMEOUT, gt=0)
 
-    #: How often a task that failed with a transient error is tried again.
+    #: How often a task that failed with a transient error is retried.
     proj_max_retries: int = Field(5, ge=0)
 
-    #: Seconds that the tasks of a worker have to end after SIGTERM, before they are given back. What no timer
-    #: can count would never be over.
+    #: Seconds that running tasks have to end after SIGTERM, before their messages are given back. The maximum
+    #: is that of a timer.
     proj_shutdown_grace: float = Field(60.0, ge=0, le=threading.TIMEOUT_MAX)
 
-    #: How log lines look: for people, or an object of JSON a line.
+    #: Format of log lines: text for people, or one JSON object a line.
     proj_log_format: Literal["text", "json"] = "text"
 
     @field_validator("*", mode="before")
@@ -218,7 +216,7 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             if "\0" in value:
                 raise ValueError("it holds a NUL character")
-            # A file's name is any bytes.
+            # A file name may be any bytes.
             if info.field_name not in _PATHS and not value.isascii():
                 try:
                     value.encode()
@@ -232,7 +230,7 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"PROJ_TASK_TIME_LIMIT must be below the broker's consumer_timeout, got "
                 f"{self.proj_task_time_limit} and {self.proj_consumer_timeout}: lower it, or raise "
-                f"consumer_timeout in the broker's configuration and say so with PROJ_CONSUMER_TIMEOUT"
+                f"consumer_timeout in the broker's configuration and PROJ_CONSUMER_TIMEOUT"
             )
         if self.proj_task_soft_time_limit >= self.proj_task_time_limit:
             raise ValueError(
@@ -243,7 +241,7 @@ class Settings(BaseSettings):
 
     @property
     def known_consumer_timeout(self) -> int | None:
-        """The broker's `consumer_timeout`, where it was set; the default is a guess of a program's."""
+        """`PROJ_CONSUMER_TIMEOUT` if it is set; a publisher does not know whether the default is right."""
         return self.proj_consumer_timeout if "proj_consumer_timeout" in self.model_fields_set else None
 
     @property
@@ -256,7 +254,7 @@ class Settings(BaseSettings):
 
     @property
     def broker_url(self) -> str:
-        """The URL, or the URLs separated by `;`, of the broker, passwords included."""
+        """The broker's URL, or several separated by `;`, with passwords."""
         if self.celery_broker_url:
             return self.celery_broker_url
         user = quote(self.amqp_user, safe="")
@@ -267,20 +265,20 @@ class Settings(BaseSettings):
 
     @property
     def safe_broker_url(self) -> str:
-        """`broker_url` for people: with no password in it."""
+        """`broker_url` for people, without passwords."""
         return ";".join(sanitize_url(url) for url in self.broker_url.split(";"))
 
     @property
     def result_backend(self) -> str:
         if self.celery_result_backend:
             return self.celery_result_backend
-        # Quoted where a URL would mean something else; bytes that are no UTF-8 stay as Python has them.
+        # Only the characters with a meaning in URLs are quoted, so that bytes that are not UTF-8 remain.
         path = re.sub(r"[%?#\s]", lambda one: quote(one[0]), str(self.state_dir / "results.sqlite3"))
         return f"db+sqlite:///{path}"
 
     @property
     def safe_result_backend(self) -> str:
-        """`result_backend` for people: with no password in it, and without its options."""
+        """`result_backend` for people, without password and options."""
         return without_password(self.result_backend.partition("?")[0])
 
 
@@ -288,15 +286,15 @@ class Settings(BaseSettings):
 def load() -> Settings:
     """Read the settings, once a process.
 
-    Raises `ConfigError` with one line that says which setting is wrong and what was expected.
+    Raises `ConfigError`, one line with the wrong setting and what was expected.
     """
     text = state_dir.read_env_file()
     written = re.findall(_WRITTEN_NAME, text or "")
     try:
-        # Without a file, pydantic-settings would look for it again, and die of a folder that it may not read.
+        # With None, pydantic-settings does not look for the file, which fails in an unreadable folder.
         settings = Settings(_env_file=None if text is None else state_dir.ENV_FILE)
     except ValidationError as error:
-        raise ConfigError(_explain(error), f"mend it in the environment or in {state_dir.ENV_FILE}") from None
+        raise ConfigError(_explain(error), f"fix it in the environment or in {state_dir.ENV_FILE}") from None
     _refuse_slips([*os.environ, *written])
     return settings
 
@@ -309,7 +307,7 @@ def _explain(error: ValidationError) -> str:
     name = str(problem["loc"][0])
     if name.endswith(("_url", "_password", "_backend")):  # may hold a password
         return f"{name.upper()} cannot be used: {reason}"
-    got = without_password(repr(problem["input"]))  # as of a URL in the wrong place
+    got = without_password(repr(problem["input"]))  # it may be a URL in the wrong setting
     if len(got) > _SHOWN_LENGTH:
         got = f"{got[:_SHOWN_LENGTH]}…"
     return f"{name.upper()} cannot be used: {reason}, got {got}"
@@ -326,5 +324,5 @@ def _refuse_slips(names: Iterable[str]) -> None:
 
 
 def without_password(url: str) -> str:
-    """The URL for people. kombu's own way raises for a password that holds a slash, and cites it."""
+    """The URL for people. kombu's function raises for a password with a slash, and quotes the password."""
     return re.sub(r"(://[^:/@]*):.*@", r"\1:**@", url)

@@ -1,4 +1,4 @@
-"""A deadline for code that waits."""
+"""Deadlines for blocking code that has no timeout."""
 
 import _thread
 import threading
@@ -9,18 +9,18 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-#: Seconds between two cuts: what is cut may open anew, as for the next address of a name.
+#: Seconds between two cuts: the code may open another socket, such as for the next address of a host.
 _AGAIN: Final = 0.1
 
 
 @contextmanager
 def cut_after(seconds: float, cut: Callable[[], None]) -> Iterator[None]:
-    """Call `cut`, in another thread, when the block has not ended in that many seconds, until it has.
+    """Call `cut` in another thread when the block takes longer, and repeat it until the block has ended.
 
-    The timeouts of a socket do not bound a block: each holds for one system call, and a slow peer makes
-    many of them. When `cut` shuts the socket down, whatever waits on it fails with an `OSError`.
+    A socket's timeout does not bound the block: it holds for one system call, and a slow peer causes many.
+    When `cut` shuts the socket down, whatever waits on it fails with an `OSError`.
     """
-    # Not an Event: Ctrl-C may come between the call of its `set` and what that does.
+    # Not an Event, whose `set` is Python code that Ctrl-C can interrupt.
     running = threading.Lock()
     running.acquire()
 
@@ -39,10 +39,10 @@ def cut_after(seconds: float, cut: Callable[[], None]) -> Iterator[None]:
 
 
 def within(seconds: float, act: Callable[[], T]) -> T:
-    """What `act` returns or raises; `TimeoutError` when it takes longer, and goes on in a thread of its own.
+    """Return or raise what `act` does. Raises `TimeoutError` when it takes longer; it goes on in its thread.
 
-    For what cannot be cut: the system's resolver has timeouts of its own, 10 to 30 seconds, and a driver of a
-    database may wait for ever.
+    For code that cannot be cut: the system's resolver takes 10 to 30 seconds, and a database driver may wait
+    for ever.
     """
     ended: Future[T] = Future()
 
@@ -52,6 +52,6 @@ def within(seconds: float, act: Callable[[], T]) -> T:
         except Exception as error:
             ended.set_exception(error)
 
-    # Not a `Thread`: that waits for a lock of all threads, which a caller whom a signal interrupted may hold.
+    # Not a `Thread`: its start needs a global lock, which the caller may hold when a signal interrupts it.
     _thread.start_new_thread(run, ())
     return ended.result(seconds)

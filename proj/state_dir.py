@@ -1,7 +1,7 @@
-"""Where the state folder is, for programs that have no time to import `proj.config`.
+"""Finds the state folder without importing `proj.config`, which takes longer than `proj health` may.
 
-To read all settings takes longer than `proj health` may. This is the only other reader of a setting;
-`proj.config` uses what is here, and a test proves that both find the same folder.
+This is the only other reader of a setting. `proj.config` uses it too, and a test proves that both find the
+same folder.
 """
 
 import os
@@ -10,14 +10,14 @@ from collections.abc import Iterable
 #: The file of settings that is read from the working folder.
 ENV_FILE = ".env"
 
-#: Upper and lower case are one, in the environment and in the file, as they are to pydantic-settings.
+#: Names ignore case, in the environment and in the file, as in pydantic-settings.
 _NAME = "proj_state_dir"
 
 
 def find() -> str:
-    """The state folder: of the environment, else of the `.env` file, else the user's.
+    """The state folder of the environment, else of the `.env` file, else the user's default.
 
-    Raises `ConfigError` when the file cannot be read, or the folder is not known.
+    Raises `ConfigError` when the file cannot be read, or the folder cannot be determined.
     """
     text = read_env_file()
     folder = _value(os.environ.items())
@@ -34,7 +34,7 @@ def find() -> str:
 
 
 def default() -> str:
-    """The user's state folder. Raises `ConfigError` when it is not known."""
+    """The user's default state folder. Raises `ConfigError` when it cannot be determined."""
     import platformdirs  # takes as long as Python itself
 
     try:
@@ -44,7 +44,7 @@ def default() -> str:
 
 
 def absolute(path: str) -> str:
-    """The path with its `~` expanded, from the root on. Raises `ValueError` when that is not known."""
+    """The absolute path, with `~` expanded. Raises `ValueError` when it cannot be determined."""
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise ValueError(f"the home folder {expanded.partition(os.sep)[0]} is not known")
@@ -57,20 +57,20 @@ def absolute(path: str) -> str:
 def _unknown(why: ValueError) -> Exception:
     from proj.errors import ConfigError
 
-    return ConfigError(f"there is no state folder: {why}", "set PROJ_STATE_DIR to one, from / on")
+    return ConfigError(f"there is no state folder: {why}", "set PROJ_STATE_DIR to an absolute path")
 
 
 def read_env_file() -> str | None:
-    """The text of the `.env` file, None when there is none. Raises `ConfigError` when it cannot be read.
+    """The text of the `.env` file, or None without one. Raises `ConfigError` when it cannot be read.
 
-    pydantic-settings skips a file that is not a regular one, and dies of one that is not text.
+    pydantic-settings ignores a file that is not a regular one, and crashes on one that is not text.
     """
     try:
         os.lstat(ENV_FILE)
-    except FileNotFoundError:  # there is none, or the working folder itself is gone
+    except FileNotFoundError:  # also when the working folder was deleted
         return None
     except OSError:
-        pass  # to open it says why
+        pass  # `open` raises it again
     try:
         with open(ENV_FILE, encoding="utf-8") as file:
             return file.read()
@@ -80,7 +80,7 @@ def read_env_file() -> str | None:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(
             f"the settings file {os.path.abspath(ENV_FILE)} cannot be read: {reason}",
-            "mend it, move it away, or run from another folder",
+            "fix it, move it away, or run from another folder",
         ) from None
 
 

@@ -1,9 +1,8 @@
-"""The tasks.
+"""The tasks: add yours here.
 
-To add one, write a function here as the two below are written; nothing else is needed. Its name is
-part of every message that is under way, so a task that is renamed keeps its old name for a release.
-Its annotations are checked before a message is sent, and again by the worker. A task may be executed
-more than once: write it so that this does no harm.
+To add a task, write a function like the two below. Nothing else is needed. Messages contain the name, so keep
+a renamed task's old name for a release. Its arguments are checked against its annotations before a message is
+sent, and again by the worker. A task may be executed more than once, so make it idempotent.
 """
 
 import math
@@ -25,13 +24,13 @@ def _number(value: object) -> object:
     return value
 
 
-#: A number as JSON has it: no text that looks like one, no truth value, no infinity.
+#: A JSON number: not a text of digits, not a boolean, not infinity.
 Number = Annotated[int | float, BeforeValidator(_number)]
 
 
 @app.task(name="proj.tasks.sleep_dots", pydantic=True)
 def sleep_dots(text: str) -> int:
-    """Sleep a second for each dot in the text, or as long as the text says, and return the seconds."""
+    """Sleep one second for each dot in the text, or the number of seconds that it is; return the seconds."""
     log.info("Received %r", text)
     seconds = seconds_of(text)
     time.sleep(seconds)
@@ -41,12 +40,12 @@ def sleep_dots(text: str) -> int:
 
 @app.task(name="proj.tasks.add", pydantic=True)
 def add(x: Number, y: Number) -> Number:
-    """Return the sum."""
+    """Return the sum of both numbers."""
     result = x + y
     log.info("Result of %s + %s is %s", x, y, result)
     return result
 
 
 def seconds_of(text: str) -> int:
-    """The work in a text: the number that it is, when it is just a whole number, else its dots."""
+    """The number in the text, if it is a whole number, else the number of its dots."""
     return int(text) if text.isdecimal() else text.count(".")

@@ -1,10 +1,10 @@
-"""Periodic tasks: what `celery beat` publishes."""
+"""The scheduler of `celery beat`, which publishes periodic tasks."""
 
 from celery.beat import PersistentScheduler
 
 
 class Scheduler(PersistentScheduler):
-    """Celery's scheduler, which leaves the connection of each message to `App.send_task`."""
+    """Celery's scheduler, with connections from `App.send_task`."""
 
-    #: Celery's own waits for a broker that is down without bound, and the tasks of all other entries with it.
+    #: Celery's own producer waits for an unreachable broker without a timeout, and so delays all entries.
     producer = None
