@@ -1,6 +1,6 @@
-"""One event a line, as text or as JSON."""
+"""Logging: one event a line, as text or as JSON."""
 
-# What type checkers take for true; see below.
+# Type checkers treat it as true.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from proj.logs.formats import JsonFormatter
@@ -9,7 +9,7 @@ __all__ = ["JsonFormatter"]
 
 
 def __getattr__(name: str) -> object:
-    # Found when asked for, so that `proj health`, which imports a part of this, does not import Celery.
+    # On first use, so that `proj health`, which imports a part of this package, does not import Celery.
     if name == "JsonFormatter":
         from proj.logs.formats import JsonFormatter
 

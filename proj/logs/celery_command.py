@@ -1,4 +1,4 @@
-"""Celery's own command line, whose errors are one line with an exit code of the contract, as `proj`'s are."""
+"""Makes the errors of Celery's command line like those of `proj`: one line, with a documented exit code."""
 
 import sys
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from proj.errors import ConfigError, ProjError
 from proj.logs import streams
 from proj.logs.printable import error_line
 
-#: Commands that write only words for people.
+#: Commands whose stdout carries no data.
 _PROGRAMS = ("worker", "beat", "flower")
 
 
@@ -21,9 +21,9 @@ def is_running(*names: str) -> bool:
 
 
 def install() -> None:
-    """Let the command of Celery's that this process runs, if any, end as one of `proj` would."""
+    """Handle the errors of Celery's command line, if this process runs one."""
     if is_running(*_PROGRAMS):
-        # Celery would end over a word that cannot be written.
+        # Celery would end when its output cannot be written.
         streams.prepare(lossy_stdout=True)
     context = click.get_current_context(silent=True)
     if context and context.find_root().command.name == "celery":
@@ -32,7 +32,7 @@ def install() -> None:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """While Celery's command line loads the application: it would show a traceback of what it was loading."""
+    """End Celery's command line with one line when the block raises, instead of its loader's traceback."""
     try:
         yield
     except ProjError as error:
@@ -51,12 +51,12 @@ def _errors_of_click() -> Iterator[None]:
     except OSError as error:
         if error.filename is None:
             raise
-        # As of --logfile.
+        # Such as for --logfile.
         raise _OneLine(ConfigError(f"{error.filename!r} cannot be used: {error.strerror}")) from error
 
 
 class _OneLine(click.ClickException):
-    """What click shows as one line, and then exits with the code of the error."""
+    """An error that click prints as one line before it exits with the error's code."""
 
     def __init__(self, error: ProjError) -> None:
         super().__init__(error_line(str(error)))

@@ -1,7 +1,7 @@
-"""What becomes of a message, in the log: a line an event, with the message's id and its task's name.
+"""The events of a message in the log: one line each, with the message's id and its task's name.
 
-A program that imports the project decides itself what it logs: without a handler of its own, nothing is
-written. What `docs/logs.md` promises about the lines is kept here and in `proj.logs.formats`.
+A program that imports the project configures its own logging; without a handler, nothing is written.
+`docs/logs.md` documents the lines that this module and `proj.logs.formats` write.
 """
 
 import logging
@@ -12,25 +12,25 @@ logging.getLogger("proj").addHandler(logging.NullHandler())
 
 # --- Publishing
 PUBLISHED: Final = "published"
-#: The confirm was lost, and the message is published once more.
+#: No confirm came, and the message is published again.
 PUBLISH_REPEATED: Final = "publish_repeated"
-#: It is not known whether the message is in a queue.
+#: The message may be in a queue.
 PUBLISH_UNKNOWN: Final = "publish_unknown"
-#: The message is in no queue.
+#: The message is certainly in no queue.
 PUBLISH_REFUSED: Final = "publish_refused"
 
 # --- Working
 RECEIVED: Final = "received"
-#: Its copy goes to a delay queue: it has an `eta`, or waits for its turn under a rate limit.
+#: A copy goes to a delay queue: for an `eta`, or until the message's turn under a rate limit.
 DELAYED: Final = "delayed"
 STARTED: Final = "started"
-#: The result store has not taken a state that is no end, such as a task's own.
+#: The progress of a task could not be stored.
 PROGRESS_DROPPED: Final = "progress_dropped"
 SUCCEEDED: Final = "succeeded"
 RETRIED: Final = "retried"
 FAILED: Final = "failed"
 SOFT_TIME_LIMIT: Final = "soft_time_limit"
-#: The task itself asked for it: Celery's `Ignore` and `Reject`.
+#: The task raised Celery's `Ignore` or `Reject`.
 IGNORED: Final = "ignored"
 REJECTED: Final = "rejected"
 REVOKED: Final = "revoked"
@@ -43,11 +43,10 @@ DEAD_LETTERED: Final = "dead_lettered"
 REDRIVEN: Final = "redriven"
 DROPPED: Final = "dropped"
 
-#: The task of Celery's that polls for the end of a chord's header tasks. That a poll is published, received
-#: or retried, is logged at level DEBUG: there are many.
+#: Celery's task that polls for the end of a chord's header tasks. Its many events are logged at level DEBUG.
 CHORD_POLL: Final = "celery.chord_unlock"
 
-#: The `event` of a line that is none of these, such as one that a task writes.
+#: The `event` of any other line, such as one that a task logs.
 OTHER: Final = "log"
 
 
@@ -64,9 +63,8 @@ def say(
 ) -> None:
     """Log one event of one message: `Task NAME[ID] WORDS`.
 
-    `at` is when it happened (of `time.time`), for an event that is known later than others that follow from
-    it: a worker may begin before the publisher has the confirm. `fields` are keys of the line in JSON;
-    those that are None are left out.
+    `at` is when it happened (`time.time`), for an event that is logged late: a worker may begin before the
+    publisher has the confirm. `fields` become keys of a line in JSON, except those that are None.
     """
     if task_name == CHORD_POLL and level == logging.INFO:
         level = logging.DEBUG

@@ -1,4 +1,4 @@
-"""How log lines look: text for people, or an object of JSON a line, each with the id and name of its task."""
+"""The formats of log lines: text for people, or one JSON object a line, with the id and name of the task."""
 
 import functools
 import json
@@ -20,20 +20,20 @@ from proj.logs.printed import Printed
 
 log = get_logger(__name__)
 
-#: What Python puts on every record, and Celery on some; anything else was given by whoever logged.
+#: Attributes that Python and Celery set on records; all others come from the caller's `extra`.
 _NOT_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     *("message", "asctime", "taskName", "at", "event", "task_id", "task_name", "data"),
 }
 
-#: Characters of a message, a traceback or any other text of a line; an exception may hold a whole file.
+#: Characters of a message, a traceback or any other text of a line; an exception may contain a whole file.
 LONGEST_TEXT: Final = 10_000
 
-#: For warnings that come before Celery has set up logging, such as that a worker runs as root.
+#: For warnings before Celery has set up logging, such as that a worker runs as root.
 _before_set_up: Final = logging.StreamHandler()
 
 
 class Logging(celery.app.log.Logging):
-    """Celery's set-up of logging, in the format that `PROJ_LOG_FORMAT` names; Celery makes it."""
+    """Celery's set-up of logging, with the format of `PROJ_LOG_FORMAT`."""
 
     _worker: str | None = None
 
@@ -43,21 +43,21 @@ class Logging(celery.app.log.Logging):
         return super().setup_logging_subsystem(*args, hostname=hostname, **kwargs)
 
     def setup_handlers(self, *args: Any, formatter: Any = None, **kwargs: Any) -> Any:
-        """Add the handler that Celery would; none, where the program has its own."""
+        """Add Celery's handler with our format, unless the program has its own handler."""
         formatter = TextFormatter
         if self.app.settings.proj_log_format == "json":
             formatter = functools.partial(JsonFormatter, worker=self._worker)
         return super().setup_handlers(*args, formatter=formatter, **kwargs)
 
     def redirect_stdouts_to_logger(self, logger: logging.Logger, loglevel: Any = None, *_: Any) -> Any:
-        """Log what is printed, to stdout and to stderr."""
+        """Log what tasks print to stdout and stderr."""
         sys.stdout = printed = Printed(logger, loglevel, sys.__stdout__)
         sys.stderr = Printed(logger, loglevel, sys.__stderr__)
         return printed
 
 
 class TextFormatter(ColorFormatter):
-    """One line for each message of the log; a traceback that code asks for follows on lines of its own."""
+    """Formats a record as one line of text; the traceback of `exc_info` follows on further lines."""
 
     def __init__(self, fmt: str | None = None, **options: Any) -> None:
         super().__init__(fmt, **options)
@@ -73,15 +73,15 @@ class TextFormatter(ColorFormatter):
         return str(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  as Python names it
-        # Its lines are those that the exception's words have, which may come from anywhere.
+        # The exception's text may contain control characters from anywhere.
         return printable(shortened(str(super().formatException(ei)), LONGEST_TEXT), keep="\n\t")
 
 
 class JsonFormatter(logging.Formatter):
-    """One object of JSON a line; `docs/logs.md` lists its keys. What a program gives as `extra` is added."""
+    """Formats a record as one JSON object with the keys of `docs/logs.md` and those of `extra`."""
 
     def __init__(self, fmt: str | None = None, *, worker: str | None = None, **_: Any) -> None:
-        """`fmt`, a format of text, is not used."""
+        """`fmt`, a text format, is ignored."""
         super().__init__()
         self._worker = worker
 
@@ -112,7 +112,7 @@ class JsonFormatter(logging.Formatter):
         fields = {key: _short(value) for key, value in fields.items()}
         try:
             return _dumps(fields)
-        except (TypeError, ValueError):  # what JSON cannot carry, such as NaN, or a list that holds itself
+        except (TypeError, ValueError):  # JSON cannot carry a value, such as NaN, or a list in itself
             return _dumps({str(key): _as_words(value) for key, value in fields.items()})
 
 
@@ -132,7 +132,7 @@ def _as_words(value: Any) -> Any:
 
 
 def write_events(settings: Settings) -> None:
-    """Let a command of `proj` write its events to stderr, when the format is JSON; in text it says enough."""
+    """Let a command of `proj` write its events to stderr if the format is JSON."""
     if settings.proj_log_format == "json":
         handler = logging.StreamHandler()
         handler.setFormatter(JsonFormatter())
@@ -157,13 +157,13 @@ def log_only_json(instance: Any, **_: Any) -> None:
         logging.captureWarnings(True)
 
 
-def _log_from_signal(said: str, *_: Any) -> None:
+def _log_from_signal(line: str, *_: Any) -> None:
     # In a thread, since the signal may have interrupted a write to the same log.
-    threading.Thread(target=log.warning, args=("%s", said.strip())).start()
+    threading.Thread(target=log.warning, args=("%s", line.strip())).start()
 
 
 def _task_of(record: logging.LogRecord) -> tuple[str | None, str | None]:
-    """Id and name of the message that the record is about, or else of the task that is being executed."""
+    """Id and task name of the record's message, or else of the task that is being executed."""
     if hasattr(record, "task_id"):
         return record.task_id, getattr(record, "task_name", None)
     if current_task and current_task.request:
@@ -172,7 +172,7 @@ def _task_of(record: logging.LogRecord) -> tuple[str | None, str | None]:
 
 
 def _one_line(text: str) -> str:
-    """The text with nothing in it that would begin a line, or steer a terminal."""
+    """The text as one line, without control characters of terminals."""
     if text.isprintable():
         return text
     return printable(" ".join(part for part in map(str.strip, text.splitlines()) if part), keep="\t")

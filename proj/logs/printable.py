@@ -1,29 +1,29 @@
-"""What is shown of texts and values that anyone may have written, and how long they may be."""
+"""Makes untrusted texts and values safe to print: without control characters, and shortened."""
 
 import reprlib
 from typing import Final
 
-#: Characters of an error's words, and of a key, that are shown.
+#: Characters that are shown of an error's text, and of a key.
 _LONGEST_WORDS: Final = 300
 _LONGEST_KEY: Final = 50
 
-#: Characters of the line that a program ends with, at most: what it names may be megabytes.
+#: Characters of the line of an error: a name in it may have megabytes.
 MAX_LINE: Final = 2000
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text without what would steer a terminal, but for the characters in `keep`."""
+    """The text with unprintable characters escaped, except those in `keep`."""
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def indented(name: str, text: str, width: int) -> str:
-    """The text beside its name in a column of that width, its further lines below its first."""
+    """The text beside its name in a column of that width, with all lines aligned."""
     head, *rest = [printable(line) for line in text.splitlines()] or [""]
     return f"\n{' ' * (width + 1)}".join([f"{name:<{width}} {head}", *rest])
 
 
 def shortened(text: str, longest: int) -> str:
-    """The text, or its beginning and its end with its length between them when it is longer."""
+    """The text, or if it is longer, its beginning, its length and its end."""
     if len(text) <= longest:
         return text
     end = longest // 4
@@ -34,17 +34,17 @@ def shown(value: object) -> str:
     """The value for people, shortened."""
     try:
         return _cut(_shortened.repr(value))
-    except Exception:  # an object may refuse to be shown, and so does Python a number of 4300 digits
+    except Exception:  # an object's `repr` may raise, and Python's own does for a number of 4300 digits
         return f"<{type(value).__name__}>"
 
 
 def key_shown(key: object) -> str:
-    """A key of a dict, or a place in a list, as part of a path for people."""
+    """A key of a dict, or an index of a list, as part of a path for people."""
     return key if isinstance(key, str) and key.isprintable() and len(key) < _LONGEST_KEY else shown(key)
 
 
 def one_line(words: object) -> str:
-    """What an error says, in one line that is not too long."""
+    """The text of an error in one line, shortened."""
     text = printable(" ".join(str(words).split())) or type(words).__name__
     return _cut(text)
 
@@ -59,6 +59,6 @@ _shortened.maxlong = 80
 
 
 def error_line(text: str) -> str:
-    """The text as one line; a longer one is cut in its middle, since its end says what to do."""
+    """The text as one line, shortened in the middle, since its end says what to do."""
     text = printable(" ".join(text.split()))
     return text if len(text) <= MAX_LINE else f"{text[: MAX_LINE // 2]} … {text[-MAX_LINE // 2 :]}"

@@ -1,4 +1,4 @@
-"""What tasks print: `sys.stdout` and `sys.stderr` of a worker, which write to its log."""
+"""A worker's `sys.stdout` and `sys.stderr`, which write to its log what tasks print."""
 
 import logging
 import sys
@@ -9,15 +9,15 @@ from typing import Any, Final, TextIO
 from celery.utils.log import LoggingProxy
 from kombu.utils.encoding import safe_str
 
-#: Writes after which a line is logged although it has not ended.
+#: Writes after which an unfinished line is logged.
 _LONGEST_BEGUN: Final = 16_384
 
 
 class Printed(LoggingProxy):
-    """Logs what is printed when its line ends; Celery logs each write, and `print` writes each argument.
+    """Logs each printed line at its end; Celery's own logs each write, and `print` writes each argument.
 
-    In all else it is the stream that the worker was started with: what is written to its descriptor or its
-    `buffer`, by another program for instance, goes there and not to the log.
+    Everything else is passed to the original stream: what is written to its descriptor or its `buffer`, such
+    as by another program, goes there and not to the log.
     """
 
     def __init__(self, logger: logging.Logger, level: Any, stream: TextIO | None) -> None:
@@ -49,7 +49,7 @@ class Printed(LoggingProxy):
             self._stream.flush()
 
     def close(self) -> None:
-        """Log what is left; other tasks go on printing."""
+        """Log the unfinished line. The stream stays open, since other tasks use it."""
         self._log()
 
     def _log(self) -> None:
@@ -59,7 +59,7 @@ class Printed(LoggingProxy):
         super().write(text)
 
     def _parts(self) -> list[str]:
-        """What this thread has printed of a line that has not ended."""
+        """The parts of this thread's unfinished line."""
         try:
             return self._begun.parts  # type: ignore[no-any-return]
         except AttributeError:
@@ -68,9 +68,8 @@ class Printed(LoggingProxy):
 
 
 def end_line(**_: Any) -> None:
-    """Log what a task has printed with no end of the line, before another task prints: at `task_postrun`."""
+    """Log the unfinished line of a task, before another task prints: at `task_postrun`."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(
-            AttributeError, OSError, ValueError
-        ):  # the task may have put another one there, or closed it
+        # The task may have replaced or closed the stream.
+        with suppress(AttributeError, OSError, ValueError):
             stream.flush()

@@ -1,6 +1,6 @@
-"""Standard streams that are closed, or that take nothing: the disk is full, or the reader is gone.
+"""Handles standard streams that are closed or cannot be written: the disk is full, or the reader is gone.
 
-Little is imported here, so that `proj --help` is fast.
+Imports little, so that `proj --help` is fast.
 """
 
 import io
@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 
 class _File(io.FileIO):
-    """A file that knows why it could not be written; a lossy one loses what that was, without an error."""
+    """A file that records why a write failed; a lossy one drops the data instead of raising."""
 
     lossy = False
     problem: OSError | None = None
@@ -26,30 +26,30 @@ class _File(io.FileIO):
 
 
 def prepare(*, lossy_stdout: bool = False) -> None:
-    """Make the streams of this process such that none of them decides how it ends.
+    """Prepare the standard streams so that a broken one does not change what the program does.
 
-    What is closed, as by `>&-`, leads nowhere; else the next file or connection would have its number. Words
-    that stderr does not take are lost: what is done, and the exit code, stay as they are. With
-    `lossy_stdout`, so are those of a program that writes no data. What an encoding lacks is escaped.
+    A closed stream, such as by `>&-`, is opened on the null device; otherwise the next file or connection
+    would get its number. Text that cannot be written to stderr is dropped, and with `lossy_stdout`, for a
+    program without data, also to stdout. Characters that the encoding lacks are escaped.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free; it stays open
+            number = os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, and stays open
             _set(name, open(number, mode, closefd=False))  # noqa: SIM115
     for name, lossy in (("stdout", lossy_stdout), ("stderr", True)):
-        if (stream := getattr(sys, name)) is getattr(sys, f"__{name}__"):  # not one of a test
+        if (stream := getattr(sys, name)) is getattr(sys, f"__{name}__"):  # not one captured by a test
             _set(name, _writer(stream, lossy=lossy))
 
 
 def stdout_problem() -> str | None:
-    """Why stdout did not take what was printed, in words; None when it did."""
+    """Why stdout could not be written; None if it could."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     problem = raw.problem if isinstance(raw, _File) else None
     return problem.strerror if problem else None
 
 
 def discard_stdout() -> None:
-    """Let all that is printed from now on, and what is left in the buffer, go nowhere."""
+    """Discard the buffer of stdout, and everything that is printed from now on."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
