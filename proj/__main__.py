@@ -17,7 +17,7 @@ def main() -> None:
                 sys.stdout.flush()
                 return
             except OSError:
-                pass  # it comes again below, where errors are put into words
+                pass  # raised again below, where errors are reported in one line
     if sys.argv[1:2] == ["health"]:
         from proj.cli import health_text
 
@@ -26,7 +26,7 @@ def main() -> None:
             try:  # noqa: SIM105  contextlib takes time
                 sys.exit(health_text.run(**options))
             except Exception:
-                pass  # it comes again below, where errors are put into words
+                pass  # raised again below, where errors are reported in one line
     from proj.cli.main import proj
 
     proj(prog_name="proj")

@@ -41,19 +41,19 @@ def check_call(
     Without `parameters`, for a task of another program, annotations are not checked. Raises `BadArguments`.
     """
     try:
-        came = _carried([args, kwargs])
+        arrived = _as_arrived([args, kwargs])
     except Exception as error:  # an object's own encoding may raise anything
         if parameters:
             parameters.check(args, kwargs)  # its error is clearer, if it raises one
-        which, error = _culprit(args, kwargs, parameters, error)
+        which, error = _first_bad_argument(args, kwargs, parameters, error)
         raise BadArguments(f"{task}: JSON cannot carry {which}: {one_line(error)}") from error
     if parameters:
-        parameters.check(*came)
-    if _equal(came, [list(args), kwargs]):
+        parameters.check(*arrived)
+    if _equal(arrived, [list(args), kwargs]):
         return
-    for given, arrives in ((args, came[0]), (kwargs, came[1])):
+    for given, arrives in ((args, arrived[0]), (kwargs, arrived[1])):
         difference = _difference(given, arrives)
-        if difference and not (parameters and _turned_back(parameters, (args, kwargs), came)):
+        if difference and not (parameters and _is_restored(parameters, (args, kwargs), arrived)):
             path, value, other = difference
             where = ".".join([_named(path[0], parameters), *map(key_shown, path[1:])])
             raise BadArguments(f"{task}: argument {where}: {shown(value)} would arrive as {shown(other)}")
@@ -71,19 +71,19 @@ class _Encoder(kombu_json.JSONEncoder):
 _encode: Final = _Encoder(allow_nan=False, ensure_ascii=False).encode
 
 
-def _carried(value: Any) -> Any:
+def _as_arrived(value: Any) -> Any:
     """The value as it arrives. Raises `ValueError` for one that cannot be read, and any encoding error."""
     try:
         text = _encode(value)
         text.encode()  # raises for lone surrogates, as in a file name that is not UTF-8
-        came = _decode(text)
+        arrived = _decode(text)
         # Counting brackets first is faster. Each argument is inside of two lists.
-        too_deep = text.count("[") + text.count("{") > MAX_NESTING and is_deeper(came, MAX_NESTING + 2)
+        too_deep = text.count("[") + text.count("{") > MAX_NESTING and is_deeper(arrived, MAX_NESTING + 2)
     except RecursionError:
         too_deep = True
     if too_deep:
         raise ValueError(f"it is nested more than {MAX_NESTING} deep")
-    return came
+    return arrived
 
 
 def _decode(text: str) -> Any:
@@ -99,14 +99,14 @@ def _decode(text: str) -> Any:
         ) from None
 
 
-def _culprit(
+def _first_bad_argument(
     args: tuple[Any, ...], kwargs: dict[str, Any], parameters: Parameters | None, error: Exception
 ) -> tuple[str, Exception]:
     """The first argument that JSON cannot carry, and why."""
     keyed: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
     for key, value in keyed:
         try:
-            _carried([[value]])
+            _as_arrived([[value]])
         except Exception as found:
             return f"argument {_named(key, parameters)}", found
     return "the arguments", error
@@ -116,45 +116,45 @@ def _named(key: int | str, parameters: Parameters | None) -> str:
     return parameters.name_of(key) if parameters else str(key)
 
 
-def _difference(given: Any, came: Any, *path: Any) -> tuple[tuple[Any, ...], Any, Any] | None:
+def _difference(given: Any, arrived: Any, *path: Any) -> tuple[tuple[Any, ...], Any, Any] | None:
     """The first difference between what was given and what arrives: its path, and both values."""
     if type(given) is tuple:
         given = list(given)
-    if _equal(given, came) or _travels(given, came):
+    if _equal(given, arrived) or _is_same_value(given, arrived):
         return None
-    if isinstance(given, list) and isinstance(came, list) and len(given) == len(came):
-        pairs: Iterable[tuple[Any, Any, Any]] = zip(count(), given, came, strict=False)
-    elif isinstance(given, dict) and isinstance(came, dict) and given.keys() == came.keys():
-        pairs = ((key, value, came[key]) for key, value in given.items())
+    if isinstance(given, list) and isinstance(arrived, list) and len(given) == len(arrived):
+        pairs: Iterable[tuple[Any, Any, Any]] = zip(count(), given, arrived, strict=False)
+    elif isinstance(given, dict) and isinstance(arrived, dict) and given.keys() == arrived.keys():
+        pairs = ((key, value, arrived[key]) for key, value in given.items())
     else:
-        return path, given, came
+        return path, given, arrived
     for key, *pair in pairs:
         if found := _difference(*pair, *path, key):
             return found
     return None
 
 
-def _turned_back(parameters: Parameters, given: Arguments, came: Arguments) -> bool:
+def _is_restored(parameters: Parameters, given: Arguments, arrived: Arguments) -> bool:
     """Whether the annotations restore what was given, such as a `set` that travels as a list."""
     try:
-        return _difference(list(parameters.check(*given)), list(parameters.check(*came))) is None
+        return _difference(list(parameters.check(*given)), list(parameters.check(*arrived))) is None
     except BadArguments:  # the difference is what is reported
         return False
 
 
-def _equal(given: Any, came: Any) -> bool:
+def _equal(given: Any, arrived: Any) -> bool:
     try:
-        return bool(given == came)
+        return bool(given == arrived)
     except Exception:  # such as from a signalling NaN of `decimal`
         return False
 
 
-def _travels(given: Any, came: Any) -> bool:
+def _is_same_value(given: Any, arrived: Any) -> bool:
     """Whether both are the same value although unequal, such as a time that a clock shows twice (DST)."""
     if hasattr(type(given), "__json__"):  # its class defines how it travels
         return True
     return (
         not isinstance(given, dict | list)
-        and isinstance(given, type(came))
-        and _encode(given) == _encode(came)
+        and isinstance(given, type(arrived))
+        and _encode(given) == _encode(arrived)
     )

@@ -118,7 +118,7 @@ def _annotation(name: str, run: Callable[..., Any], parameter: inspect.Parameter
         around |= inspect.getclosurevars(function).nonlocals
     one = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
     try:
-        return _kept(typing.get_type_hints(one, around, include_extras=True)[parameter.name])
+        return _reusable(typing.get_type_hints(one, around, include_extras=True)[parameter.name])
     except Exception as error:  # an annotation is code, which may raise anything
         raise _bad_annotation(name, parameter, error) from error
 
@@ -132,18 +132,20 @@ def _bad_annotation(name: str, parameter: inspect.Parameter, error: Exception) -
     )
 
 
-def _kept(annotation: Any) -> Any:
+def _reusable(annotation: Any) -> Any:
     """The annotation, changed so that iterables are checked and then passed on unchanged."""
     origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation in _ITERABLES or origin in _ITERABLES:
         return Annotated[annotation, WrapValidator(_check_each)]
     if origin is Annotated:
-        return Annotated[(_kept(inside[0]), *annotation.__metadata__)]
+        return Annotated[(_reusable(inside[0]), *annotation.__metadata__)]
     if origin in (typing.Union, types.UnionType):
-        return typing.Union[tuple(map(_kept, inside))]  # noqa: UP007  its members are known only at run time
+        return typing.Union[tuple(map(_reusable, inside))]  # noqa: UP007  its members are known only at run time
     if origin in (list, dict, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Mapping):
         return (
-            origin[tuple(each if each is ... else _kept(each) for each in inside)] if inside else annotation
+            origin[tuple(each if each is ... else _reusable(each) for each in inside)]
+            if inside
+            else annotation
         )
     return annotation
 

@@ -104,5 +104,5 @@ def find_task(app: celery.Celery, name: str) -> Task:
     if isinstance(name, str) and name in tasks:
         return tasks[name]
     near = difflib.get_close_matches(str(name)[:_LONGEST_NAME], tasks, 1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(tasks)}"
+    hint = f"did you mean {near[0]}?" if near else f"known tasks: {', '.join(tasks)}"
     raise UnknownTask(f"there is no task {shown(name)}", hint)

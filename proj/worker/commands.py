@@ -60,7 +60,7 @@ def add_consumer(_state: Any, queue: Any, **_: Any) -> Any:
     """Consume from a queue of the topology. Celery would declare any other, without dead-lettering."""
     known = _state.app.amqp.queues
     if queue not in known:
-        return {"error": f"there is no queue {queue!r} (there is: {', '.join(known)})"}
+        return {"error": f"there is no queue {queue!r} (known queues: {', '.join(known)})"}
     return control.add_consumer(_state, queue)
 
 

@@ -50,7 +50,7 @@ class Consumer(consumer.Consumer):
                 # The broker keeps a lost connection, and the exclusive queue that it owns, until heartbeats
                 # are missed.
                 time.sleep(LOCK_INTERVAL)
-                raise ConnectionResetError("the broker has not noticed yet that it was lost") from None
+                raise ConnectionResetError("the broker has not noticed the lost connection yet") from None
 
     def start(self) -> None:
         """Consume until the worker shuts down.

@@ -176,7 +176,7 @@ class Request(request.Request):
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         """End the task and leave its message unacknowledged; the broker delivers it to another worker."""
-        # Celery passes no `emit_retry` only when the worker ends.
+        # Celery passes `emit_retry=False` only when the worker ends.
         self._log_given_back(Reason.CONNECTION_LOST if emit_retry else Reason.SHUTDOWN)
         self._cancelled = True
         try:

@@ -53,7 +53,7 @@ def check_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
     known = instance.app.amqp.queues
     for name in options.get("queues") or ():
         if name not in known:
-            click.echo(f"Error: there is no queue {name!r} (there is: {', '.join(known)})", err=True)
+            click.echo(f"Error: there is no queue {name!r} (known queues: {', '.join(known)})", err=True)
             raise SystemExit(int(ExitCode.USAGE))
 
 

@@ -189,7 +189,7 @@ print(0)
     )
     assert states() == list(itertools.islice(itertools.cycle([["FAILURE", 2], ["SUCCESS", 2]]), 300))
     assert "is not stored" not in worker.text()
-    assert "result store fails" not in worker.text()
+    assert "result store failed" not in worker.text()
     assert "UNIQUE" not in worker.text()
 
 

@@ -433,10 +433,10 @@ def test_no_line_holds_a_password(bundle: Bundle) -> None:
     store = "db+postgresql://user:s3cret@127.0.0.1:1/results"
     storing = bundle.worker("--loglevel=DEBUG", env={"CELERY_RESULT_BACKEND": store}, log="store.log")
     bundle.enqueue("add", "1", "2", "--id", "it")
-    eventually("the result is not stored", lambda: storing.lines("The result store fails"))
+    eventually("the result is not stored", lambda: storing.lines("The result store failed"))
 
     assert "s3cret" not in failing_over.text() + storing.text()
-    assert {line.id for line in storing.lines("The result store fails")} == {"it"}
+    assert {line.id for line in storing.lines("The result store failed")} == {"it"}
 
 
 def test_root_logger_of_a_program_is_left_alone(bundle: Bundle) -> None:

@@ -102,7 +102,7 @@ def test_what_would_lose_messages_is_refused(shared: Bundle, worker: Worker) -> 
         (("time_limit", "proj.tasks.add", "10", "1800"), "consumer_timeout, got 1800 and 1800"),
         (("time_limit", "proj.tasks.add", "5000"), "below the broker's consumer_timeout"),
         (("time_limit", "proj.tasks.add", "nan"), "a number of seconds, got nan"),
-        (("add_consumer", "other"), "there is no queue 'other' (there is: proj.tasks)"),
+        (("add_consumer", "other"), "there is no queue 'other' (known queues: proj.tasks)"),
     ):
         assert answer in shared.control(worker, *command)
     assert not shared.has("other")

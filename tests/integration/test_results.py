@@ -144,7 +144,7 @@ print(0)
     for worker in workers:
         assert len({line.process for line in worker.lines("Result of")}) == 2, "not all had work"
         assert "database is locked" not in worker.text()
-        assert "result store fails" not in worker.text()
+        assert "result store failed" not in worker.text()
 
 
 def test_sqlite_is_tuned(bundle: Bundle) -> None:

@@ -169,7 +169,7 @@ def test_worker_outlives_a_connection_that_only_the_broker_believes_in(bundle: B
         worker = bundle.worker(env=there).ready()
 
         proxy.cut_for_programs()
-        worker.says("the broker has not noticed yet")
+        worker.says("the broker has not noticed the lost connection yet")
         proxy.cut_for_broker()
 
         assert bundle.proj("enqueue", "add", "3", "4", "--wait").stdout == "7\n"
@@ -210,7 +210,7 @@ def test_worker_of_a_queue_that_does_not_exist_ends(bundle: Bundle) -> None:
     worker = bundle.worker("-Q", "proj.task")
 
     assert worker.ends() == 2
-    assert worker.text() == "Error: there is no queue 'proj.task' (there is: proj.tasks)\n"
+    assert worker.text() == "Error: there is no queue 'proj.task' (known queues: proj.tasks)\n"
 
 
 def test_worker_ends_when_a_queue_has_other_arguments(bundle: Bundle) -> None:

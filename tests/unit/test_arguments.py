@@ -159,7 +159,7 @@ def test_value_arrives_or_is_refused(value: Any) -> None:
     [
         ({1: "a", "1": "b"}, r"argument x: \{1: 'a', '1': 'b'\} would arrive as \{'1': 'b'\}"),
         ({"in": [{None: 1}]}, r"argument x.in.0: \{None: 1\} would arrive as \{'null': 1\}"),
-        ({"__type__": "x", "__value__": 1}, "cannot carry argument x: a dict of __type__ and __value__"),
+        ({"__type__": "x", "__value__": 1}, "cannot carry argument x: a dict with __type__ and __value__"),
         ([{"__type__": "decimal", "__value__": "1"}], r"argument x.0: .* would arrive as Decimal\('1'\)"),
         (Pair(1, 2), r"argument x: Pair\(left=1, right=2\) would arrive as \[1, 2\]"),
         ({1, 2}, "argument x: Object of type set is not"),
