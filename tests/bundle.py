@@ -73,9 +73,8 @@ def eventually(
             return value
         now = time.monotonic()
         if now > deadline:
-            raise AssertionError(f"not within {patience} s: {what}
-{seen()}")
-        # Many a look costs milliseconds of the processor that it waits for, and one that starts a program more.
+            raise AssertionError(f"not within {patience} s: {what}\n{seen()}")
+        # Many a look costs milliseconds of the processor that it waits for; that of a program, hundreds.
         pause = min(0.1, pause * 1.3)
         time.sleep(max(pause, min(0.5, 2 * (now - asked))))
 
