@@ -53,7 +53,7 @@ def test_list_that_may_go_on_says_so(bundle: Bundle) -> None:
     """With as many as were asked for, there may be more."""
     dead.expire(bundle, 2)
 
-    assert bundle.proj("dead", "list", "--limit", "2").stderr.startswith("These are the first 2; there may")
+    assert bundle.proj("dead", "list", "--limit", "2").stderr.startswith("Only the first 2 are listed;")
     assert bundle.proj("dead", "list", "--limit", "3").stderr == ""
 
 
@@ -94,7 +94,7 @@ def test_message_that_kills_its_workers_is_told(bundle: Bundle) -> None:
                 channel.basic_reject(message.delivery_tag, requeue=True)
 
     (row,) = dead.rows(bundle)
-    assert row["reason"] == f"delivery_limit: given back {deliveries} times, as by workers that it kills"
+    assert row["reason"] == f"delivery_limit: requeued {deliveries} times; it may kill its workers"
     assert row["attempts"] == deliveries
 
 
@@ -109,7 +109,7 @@ def test_limit_of_a_foreign_queue_is_not_told(bundle: Bundle) -> None:
                 channel.basic_reject(message.delivery_tag, requeue=True)
 
     (row,) = dead.rows(bundle)
-    assert row["reason"] == "delivery_limit: given back too often, as by workers that it kills"
+    assert row["reason"] == "delivery_limit: requeued too often; it may kill its workers"
     assert row["attempts"] is None
 
 
@@ -135,8 +135,8 @@ def test_what_is_no_celery_message_is_listed(
 
     (row,) = dead.rows(bundle)
     assert row["id"] == listed_id
-    assert row["task"] == "no Celery message"
-    assert row["reason"] == "unknown: put here by hand"
+    assert row["task"] == "not a Celery message"
+    assert row["reason"] == "unknown: published to this queue by hand"
     assert bundle.proj("dead", "list").returncode == 0
     assert bundle.proj("dead", "show", listed_id).returncode == 0
     done = bundle.proj("dead", "redrive", "--all")
@@ -354,7 +354,7 @@ def test_unknown_id_is_65(bundle: Bundle) -> None:
     for command in (["show", "nobody"], ["redrive", "nobody"], ["drop", "nobody", "--yes"]):
         done = bundle.proj("dead", *command)
         assert (done.returncode, done.stdout) == (65, "")
-        assert done.stderr.startswith("Error: there is no such dead letter: nobody ")
+        assert done.stderr.startswith("Error: no such dead letter: nobody ")
         assert done.stderr.count("\n") == 1
     assert bundle.depth("proj.dead") == 1
 

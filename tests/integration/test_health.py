@@ -359,11 +359,11 @@ def test_probe_imports_nothing_that_takes_time(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ([], 2, "Error: say what to look for: --live or --ready (see: proj health --help)\n"),
+        ([], 2, "Error: give either --live or --ready (see: proj health --help)\n"),
         (
             ["--live", "--ready"],
             2,
-            "Error: say what to look for: --live or --ready (see: proj health --help)\n",
+            "Error: give either --live or --ready (see: proj health --help)\n",
         ),
         (
             ["--alive"],
