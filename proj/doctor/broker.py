@@ -197,7 +197,7 @@ def disk(subject: Subject) -> Iterator[Finding]:
             yield _not_collected("disk", name)
             continue
         what = f"node {name} has {_size(free)} of free disk and raises its alarm below {_size(limit)}"
-        fix = f"free disk space on its machine; its data takes: du -xsh {node.get('db_dir', '/')}"
+        fix = f"free disk space on its machine; measure its data with: du -xsh {node.get('db_dir', '/')}"
         if node.get("disk_free_alarm"):
             yield error(
                 f"the disk alarm of node {name} is on: {_size(free)} are free, {_size(limit)} are required",

@@ -141,7 +141,7 @@ def test_what_is_no_celery_message_is_listed(
     assert bundle.proj("dead", "show", listed_id).returncode == 0
     done = bundle.proj("dead", "redrive", "--all")
     assert done.returncode == 65
-    assert done.stderr == "0 redriven, 1 left: not known where it came from, and no Celery message (1)\n"
+    assert done.stderr == "0 redriven, 1 left: its queue is unknown, and it is not a Celery message (1)\n"
     assert bundle.depth("proj.dead") == 1
 
 
@@ -288,7 +288,7 @@ with _reading(app) as reader:
 
     assert (done.returncode, done.stdout) == (69, "")
     assert done.stderr == (
-        "Error: another program is looking at the dead letters (try again when it has ended)\n"
+        "Error: another program is reading the dead letters (try again when it has ended)\n"
     )
     assert dead.ids(bundle) == ids
 
@@ -302,7 +302,7 @@ def test_foreign_consumer_is_told(bundle: Bundle) -> None:
         done = bundle.proj("dead", "list")
 
     assert done.returncode == 69
-    assert "another program is looking" in done.stderr
+    assert "another program is reading" in done.stderr
 
 
 def test_look_that_is_killed_loses_nothing(bundle: Bundle) -> None:

@@ -183,7 +183,7 @@ def test_dead_letters_that_another_program_reads_have_no_age(bundle: Bundle) -> 
         seen = look(bundle)
 
     assert (seen["queues"]["proj.dead"]["ready"], seen["queues"]["proj.dead"]["oldest"]) == (1, None)
-    assert "another program is looking at the dead letters" in " ".join(seen["problems"])
+    assert "another program is reading the dead letters" in " ".join(seen["problems"])
 
 
 def test_dead_letters_are_looked_at_anew_when_some_have_left(bundle: Bundle) -> None:
@@ -419,7 +419,7 @@ def test_broker_that_keeps_no_statistics_is_not_at_rest(no_statistics: None, bun
 
     row = seen["queues"]["proj.tasks"]
     assert [row[name] for name in COLUMNS] == ["proj.tasks", 1, None, 0, None, None, None, None]
-    assert "statistics switched off" in " ".join(seen["problems"])
+    assert "statistics of the management API" in " ".join(seen["problems"])
 
 
 def test_busy_queue_is_not_taken_for_an_empty_one(bundle: Bundle) -> None:
