@@ -131,7 +131,7 @@ def test_killed_worker_is_not_live_at_once(bundle: Bundle) -> None:
     worker.kill()
 
     code, line = _health(bundle, "--live")
-    assert (code, line.endswith(f"is gone, its process {worker.process.pid} ended without a word")) == (
+    assert (code, line.endswith(f"was killed or crashed: its process {worker.process.pid} is gone")) == (
         69,
         True,
     )
