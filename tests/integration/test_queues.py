@@ -155,7 +155,7 @@ def test_delayed_messages_are_counted_in_one_row(bundle: Bundle) -> None:
 
     assert re.search(r"^delayed +3 ", done.stdout, re.MULTILINE)
     assert re.search(r"^proj\.tasks +0 ", done.stdout, re.MULTILINE)
-    assert "delayed: of all Celery applications" in done.stderr
+    assert "delayed: messages of all Celery applications" in done.stderr
 
 
 def test_dead_letters_say_how_long_the_oldest_lies(bundle: Bundle) -> None:
@@ -211,7 +211,7 @@ with depths.Reader(app, ["proj.dead"]) as reader:
     ages = [look(reader)[0], look(reader)[0]]
     dead_letters.drop(app, Wanted(ids={"first"}))
     ages.append(look(reader)[0])
-depths.reader._FEW = 0
+depths.reader._MAX_DEAD = 0
 with depths.Reader(app, ["proj.dead"]) as reader:
     many, problems = look(reader)
 print(json.dumps([seen, ages, many, problems]))
@@ -220,7 +220,7 @@ print(json.dumps([seen, ages, many, problems]))
     assert looks == [1, 1, 2, 2]
     assert None not in ages
     assert many is None
-    assert "there are more than 0 (see: proj dead list --limit 1)" in " ".join(problems)
+    assert "there are more than 0 messages (see: proj dead list --limit 1)" in " ".join(problems)
 
 
 def test_dead_letters_are_not_looked_at_when_that_would_declare(bundle: Bundle) -> None:
