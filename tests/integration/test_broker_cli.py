@@ -152,7 +152,7 @@ def start_status_stop(folder: Path) -> None:
         }
         code, stdout, stderr = cli_at_home(*arguments)
         assert (code, stdout) == (ExitCode.UNREACHABLE, "")
-        assert stderr.startswith("Error: a node runs already on")
+        assert stderr.startswith("Error: a node is already running in")
         assert stderr.count("\n") == 1
     finally:
         code, _, stderr = cli("stop", "--dir", folder)
