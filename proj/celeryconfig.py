@@ -19,11 +19,11 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "enable_utc": True,
         "timezone": "UTC",
         # --- Routing
-        "task_queues": queues.work_queues,
-        "task_default_queue": queues.task_queue.name,
+        "task_queues": settings.topology.work_queues,
+        "task_default_queue": queues.DEFAULT_QUEUE,
         "task_default_exchange": queues.task_exchange.name,
         "task_default_exchange_type": queues.task_exchange.type,
-        "task_default_routing_key": queues.task_queue.routing_key,
+        "task_default_routing_key": queues.DEFAULT_QUEUE,
         # A misspelt queue name must not create a queue without consumers.
         "task_create_missing_queues": False,
         "broker_native_delayed_delivery_queue_type": queues.DELAY_QUEUE_TYPE,

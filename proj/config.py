@@ -10,7 +10,7 @@ import re
 import ssl
 import threading
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
@@ -27,7 +27,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from proj import state_dir, tls
+from proj import queues, state_dir, tls
 from proj.errors import ConfigError
 
 #: Seconds after which RabbitMQ closes the channel of an unacknowledged delivery: its default
@@ -144,6 +144,21 @@ def _check_backend(url: str) -> str:
     return url
 
 
+def _names_of(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
+def _check_queues(text: str) -> str:
+    """The names of further work queues. Raises `ValueError`."""
+    names = _names_of(text)
+    known = [queues.DEFAULT_QUEUE]
+    for name in names:
+        if problem := queues.problem_with(name, known):
+            raise ValueError(f"{name!r} {problem}")
+        known.append(name)
+    return text
+
+
 #: Settings that are names of files.
 _PATHS: Final = frozenset({"proj_broker_ca", "proj_state_dir", "proj_rabbitmq_dir"})
 
@@ -181,6 +196,9 @@ class Settings(BaseSettings):
 
     #: Any result backend of Celery; by default SQLite in the state folder.
     celery_result_backend: Annotated[str, AfterValidator(_check_backend)] | None = Field(None, repr=False)
+
+    #: Names of further work queues, besides `proj.tasks`, separated by commas.
+    proj_queues: Annotated[str, AfterValidator(_check_queues)] = ""
 
     #: Folder of results, heartbeats of workers and the data of the private node.
     proj_state_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
@@ -243,6 +261,10 @@ class Settings(BaseSettings):
     def known_consumer_timeout(self) -> int | None:
         """`PROJ_CONSUMER_TIMEOUT` if it is set; a publisher does not know whether the default is right."""
         return self.proj_consumer_timeout if "proj_consumer_timeout" in self.model_fields_set else None
+
+    @cached_property
+    def topology(self) -> queues.Topology:
+        return queues.Topology(_names_of(self.proj_queues))
 
     @property
     def state_dir(self) -> Path:

@@ -4,7 +4,10 @@ A queue's arguments cannot change after its declaration: RabbitMQ refuses with 4
 here, move the messages of the old queue (docs/migration.md).
 """
 
-from typing import Final
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, NamedTuple
 
 from kombu import Exchange, Queue
 from kombu.transport.native_delayed_delivery import MAX_LEVEL, level_name
@@ -35,6 +38,15 @@ DELAY_QUEUES: Final = tuple(level_name(level) for level in range(MAX_LEVEL + 1))
 #: Bytes that AMQP allows for the name of a queue, and for a routing key.
 MAX_NAME: Final = 255
 
+#: Bytes of the name of a work queue: a delay adds 28 words of one digit to the routing key.
+MAX_WORK_QUEUE_NAME: Final = MAX_NAME - 2 * len(DELAY_QUEUES)
+
+#: The words that a delay puts before a routing key, one for each level.
+_DELAY_WORDS: Final = ("0", "1")
+
+#: How names of queues begin that are RabbitMQ's, Celery's, or those of dead letters.
+_RESERVED: Final = ("amq.", "celery_delayed_", "proj.dead")
+
 #: An exclusive queue that serves as a lock for readers of dead letters: the broker deletes it with the
 #: reader's connection.
 DEAD_READER: Final = "proj.dead.reader"
@@ -52,6 +64,15 @@ TURN_HEADER: Final = "x-proj-turn"
 #: Header of a copy: how often its originals were given back. The broker counts only the copy's own returns.
 DELIVERIES_HEADER: Final = "x-proj-deliveries"
 
+
+class Binding(NamedTuple):
+    """What moves messages from an exchange to a queue, or to another exchange."""
+
+    source: str
+    destination: str
+    key: str
+
+
 dead_exchange = Exchange("proj.dead", type="topic", durable=True, delivery_mode=PERSISTENT)
 
 dead_queue = Queue(
@@ -68,36 +89,62 @@ dead_queue = Queue(
 # A topic exchange, since delayed messages work only with topic and fanout exchanges.
 task_exchange = Exchange("proj", type="topic", durable=True, delivery_mode=PERSISTENT)
 
-task_queue = Queue(
-    "proj.tasks",
-    exchange=task_exchange,
-    routing_key="proj.tasks",
-    durable=True,
-    queue_arguments={
-        "x-queue-type": "quorum",
-        "x-delivery-limit": DELIVERY_LIMIT,
-        "x-dead-letter-exchange": dead_exchange.name,
-        # The broker keeps a dead letter until `proj.dead` has confirmed it. This requires that a full queue
-        # refuses messages instead of dropping its oldest one.
-        "x-dead-letter-strategy": "at-least-once",
-        "x-overflow": "reject-publish",
-    },
-)
+#: The name of the work queue that there always is.
+DEFAULT_QUEUE: Final = "proj.tasks"
 
-#: The queues that workers consume by default. Only one: the prefetch count applies to each queue that a
-#: worker consumes, so a worker with one slot on two queues would hold two messages.
-work_queues: Final = (task_queue,)
 
-#: In order of declaration: the dead-letter queue first, so that it exists before the first dead letter.
-topology: Final = (dead_queue, *work_queues)
+def work_queue(name: str) -> Queue:
+    """A queue that workers execute tasks from; all of them have the same guarantees."""
+    return Queue(
+        name,
+        exchange=task_exchange,
+        routing_key=name,
+        durable=True,
+        queue_arguments={
+            "x-queue-type": "quorum",
+            "x-delivery-limit": DELIVERY_LIMIT,
+            "x-dead-letter-exchange": dead_exchange.name,
+            # The broker keeps a dead letter until `proj.dead` has confirmed it. This requires that a
+            # full queue refuses messages instead of dropping its oldest one.
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        },
+    )
 
-#: The bindings that `declare` makes: exchange, queue, routing key.
-bindings: Final = tuple((queue.exchange.name, queue.name, queue.routing_key) for queue in topology)
 
-#: The bindings that `declare_delays` makes with kombu: source, destination, routing key.
-delay_bindings: Final = tuple(
-    (DELAY_EXCHANGE, queue.exchange.name, f"#.{queue.routing_key}") for queue in work_queues
-) + tuple((queue.exchange.name, queue.name, f"#.{queue.routing_key}") for queue in work_queues)
+@dataclass(frozen=True)
+class Topology:
+    """The queues of one application; `further` are the names of its work queues besides `proj.tasks`."""
+
+    further: tuple[str, ...] = ()
+
+    @cached_property
+    def work_queues(self) -> tuple[Queue, ...]:
+        """The default one first."""
+        return tuple(map(work_queue, (DEFAULT_QUEUE, *self.further)))
+
+    @cached_property
+    def queues(self) -> tuple[Queue, ...]:
+        """All, in the order of their declaration: no message dies before there is a queue for it."""
+        return (dead_queue, *self.work_queues)
+
+    def work_queue_of(self, routing_key: str) -> Queue | None:
+        """The work queue that a routing key is for: it ends with the queue's name, also after a delay."""
+        fitting = (queue for queue in self.work_queues if f".{routing_key}".endswith(f".{queue.name}"))
+        return next(fitting, None)
+
+    @cached_property
+    def bindings(self) -> tuple[Binding, ...]:
+        """What declaring the queues binds."""
+        return tuple(Binding(queue.exchange.name, queue.name, queue.routing_key) for queue in self.queues)
+
+    @cached_property
+    def delay_bindings(self) -> tuple[Binding, ...]:
+        """What kombu binds for delays: delayed messages come from the first exchange, to the second."""
+        keys = [(queue, f"#.{queue.routing_key}") for queue in self.work_queues]
+        return tuple(Binding(DELAY_EXCHANGE, queue.exchange.name, key) for queue, key in keys) + tuple(
+            Binding(queue.exchange.name, queue.name, key) for queue, key in keys
+        )
 
 
 def can_be_name(name: str) -> bool:
@@ -106,3 +153,24 @@ def can_be_name(name: str) -> bool:
         return 0 < len(name.encode()) <= MAX_NAME
     except UnicodeEncodeError:
         return False
+
+
+def problem_with(name: str, others: Collection[str]) -> str | None:
+    """Why a work queue cannot have this name beside these others, as the end of a sentence."""
+    if not name:
+        return "is no name"
+    if name in others:
+        return "is there already"
+    if name.startswith(_RESERVED):
+        return f"cannot be a work queue: {', '.join(_RESERVED)} are not for tasks"
+    if not name.isprintable() or set(name) & set(" *#"):
+        return "cannot be the name of a queue: it holds a space, * or #"
+    if name.partition(".")[0] in _DELAY_WORDS:
+        return "cannot be the name of a queue: delays are routed by the words 0 and 1"
+    if len(name.encode()) > MAX_WORK_QUEUE_NAME:
+        return f"is longer than {MAX_WORK_QUEUE_NAME} bytes"
+    for other in others:
+        short, long = sorted((name, other), key=len)
+        if long.endswith(f".{short}"):
+            return f"cannot be beside {other!r}: {short!r} would also get what is for {long!r}"
+    return None

@@ -1,6 +1,6 @@
-# To be sourced. Retries for networks that fail now and then, and for an apt that another program has locked.
+# To be sourced: what the set-up does on machines whose network hiccups, or whose apt is in use by another program.
 
-# Run a command up to three times, until it succeeds.
+# Run a command, three times before it counts as failed.
 patiently() {
     "$@" || { sleep 5; "$@"; } || { sleep 20; "$@"; }
 }

@@ -26,6 +26,7 @@ import psutil
 import pytest
 
 import proj
+from proj import queues
 from proj.private_node.node import BrokerNode
 from proj.rabbitmq import topology
 from tests import fork_server
@@ -67,16 +68,12 @@ def eventually(
     `seen` gives what there is to see then.
     """
     deadline, pause = time.monotonic() + patience, 0.01
-    while True:
-        asked = time.monotonic()
-        if value := condition():
-            return value
-        now = time.monotonic()
-        if now > deadline:
+    while not (value := condition()):
+        if time.monotonic() > deadline:
             raise AssertionError(f"not within {patience} s: {what}\n{seen()}")
-        # Many a look costs milliseconds of the processor that it waits for; that of a program, hundreds.
-        pause = min(0.1, pause * 1.3)
-        time.sleep(max(pause, min(0.5, 2 * (now - asked))))
+        # Many a look costs milliseconds of the processor that it waits for.
+        time.sleep(pause := min(0.1, pause * 1.3))
+    return value
 
 
 @dataclass(frozen=True)
@@ -392,8 +389,8 @@ class Bundle:
     def declare(self) -> None:
         """Declare the topology, the delays among it, as a worker does."""
         with kombu.Connection(self.url) as connection:
-            topology.declare(connection.default_channel)
-            topology.declare_delays(connection)
+            topology.declare(connection.default_channel, queues.Topology())
+            topology.declare_delays(connection, queues.Topology())
 
     @contextmanager
     def channel(self) -> Iterator[Any]:

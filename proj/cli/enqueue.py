@@ -1,4 +1,4 @@
-"""`proj enqueue`: enqueue one message or a few."""
+"""`proj enqueue`: one message, or a few, to the work queue."""
 
 import json
 import math
@@ -11,19 +11,19 @@ from typing import Any, Final
 import click
 
 import proj
-from proj.cli.interrupt import deferred_interrupt
+from proj.cli.interrupt import kept
 from proj.cli.progress import progress_bar
 from proj.cli.strict_json import to_json
 from proj.errors import BadInput, ExitCode, ProjError
 from proj.logs import streams
 from proj.logs.printable import error_line
 
-#: Range of the numbers of `add --random`, both ends included.
+#: What `add --random` draws from, both ends included.
 RANDOM_RANGE: Final = (0, 998)
 
 DEFAULT_WORDS: Final = "Hello World!"
 
-#: Makes click take a negative number for an argument, not for an option.
+#: Lets a negative number be an argument and not an option.
 _NUMBERS = {"ignore_unknown_options": True}
 
 
@@ -42,32 +42,39 @@ class _Moment(click.ParamType[datetime]):
 
 
 def _publish_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that all commands of the group share."""
+    """The options that all commands of the group have."""
     for option in reversed(
         [
-            click.option("--id", "task_id", metavar="ID", help="Message id; makes a repeat safe."),
+            click.option("--id", "task_id", metavar="ID", help="Id of the message; to repeat it is safe."),
             click.option(
                 "--countdown",
                 type=click.FloatRange(min=0),
                 metavar="S",
-                help="Earliest start, in seconds from now.",
+                help="Seconds to wait before it.",
             ),
-            click.option("--eta", type=_Moment(), help="Earliest start; UTC unless it has an offset."),
+            click.option("--eta", type=_Moment(), help="Not before this time; UTC without an offset."),
             click.option(
                 "--expires",
                 type=click.FloatRange(min=0, min_open=True),
                 metavar="S",
-                help="Seconds after which an unexecuted message becomes a dead letter.",
+                help="Seconds after which it is not executed any more, but becomes a dead letter.",
             ),
-            click.option("--count", type=click.IntRange(min=1), default=1, help="Number of messages."),
-            click.option("--wait", is_flag=True, help="Wait for the result and print it."),
+            click.option("--queue", metavar="NAME", help="The work queue.  [default: that of the task]"),
+            click.option(
+                "--priority",
+                type=click.IntRange(0, 9),
+                metavar="0-9",
+                help="Larger ones first; RabbitMQ before 4.0 ignores it.",
+            ),
+            click.option("--count", type=click.IntRange(min=1), default=1, help="How many messages."),
+            click.option("--wait", is_flag=True, help="Wait for the result, and print that."),
             click.option(
                 "--timeout",
                 type=click.FloatRange(min=0, min_open=True),
                 metavar="S",
-                help="Seconds that --wait waits; unlimited by default.",
+                help="Seconds to wait, with --wait; for ever without.",
             ),
-            click.option("--json", "as_json", is_flag=True, help="Print one JSON object per message."),
+            click.option("--json", "as_json", is_flag=True, help="Print one JSON object a message."),
         ]
     ):
         command = option(command)
@@ -78,7 +85,7 @@ def _publish_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def enqueue() -> None:
     """Enqueue a task, and return when the broker has confirmed it.
 
-    Prints the message id, or with --wait the result.
+    Prints the message's id, or with --wait its result.
 
     Example: proj enqueue add 221 345 --wait
     """
@@ -88,9 +95,9 @@ def enqueue() -> None:
 @click.argument("words", nargs=-1, metavar="[WORD]...")
 @_publish_options
 def sleep_dots(words: tuple[str, ...], **options: Any) -> None:
-    """Sleep one second for each dot in the text.
+    """Work for a second a dot, or as many seconds as a whole number says.
 
-    A text that is a whole number sleeps that many seconds. The default text is "Hello World!".
+    Without a WORD the text is "Hello World!".
 
     Example: proj enqueue sleep-dots First message.
     """
@@ -120,9 +127,7 @@ def add(numbers: tuple[str, ...], drawn: bool, **options: Any) -> None:
 @click.option("--kwargs", default="{}", metavar="JSON", help="Keyword arguments, a JSON object.")
 @_publish_options
 def task(name: str, arguments: tuple[str, ...], kwargs: str, **options: Any) -> None:
-    """Enqueue any task by its name.
-
-    Each argument is JSON, so text needs its own quotes.
+    """Enqueue any task by its name; each argument is JSON, so a text has quotes of its own.
 
     Example: proj enqueue task proj.tasks.sleep_dots '"First message."'
     """
@@ -146,13 +151,13 @@ def _enqueue(
     **options: Any,
 ) -> None:
     if task_id is not None and count > 1:
-        raise click.UsageError("--id names one message and cannot be combined with --count")
+        raise click.UsageError("--id names one message, so it excludes --count")
     if timeout is not None and not wait:
         raise click.UsageError("--timeout needs --wait")
-    if timeout is not None and math.isnan(timeout):  # FloatRange accepts it
+    if timeout is not None and math.isnan(timeout):  # which no range excludes
         raise click.UsageError("--timeout needs a number of seconds")
     if options["countdown"] is not None and options["eta"] is not None:
-        raise click.UsageError("--countdown and --eta cannot be combined")
+        raise click.UsageError("--countdown and --eta exclude each other")
 
     from proj.enqueue import find_task
     from proj.logs import formats
@@ -170,16 +175,16 @@ def _enqueue(
             if not wait:
                 _print_id(ids[-1], name, as_json)
     except KeyboardInterrupt:
-        safe = f"; repeating with --id {task_id} is safe" if task_id is not None else ""
-        click.echo(f"{len(ids)} of {count} messages are enqueued, and one more may be{safe}", err=True)
+        safe = f"; to repeat it with --id {task_id} is safe" if task_id is not None else ""
+        click.echo(f"Of {count} messages {len(ids)} are enqueued, and one more may be{safe}", err=True)
         raise
-    except OSError:  # from printing the id
-        click.echo(f"{len(ids)} of {count} messages are enqueued, the last one {ids[-1]}", err=True)
+    except OSError:  # of stdout, which cannot take the id
+        click.echo(f"Of {count} messages {len(ids)} are enqueued, the last one {ids[-1]}", err=True)
         raise
     except ProjError:
         if ids:
-            listed = f": {' '.join(ids)}" if wait else ""  # without --wait the ids are on stdout
-            click.echo(f"{len(ids)} of {count} messages are enqueued{listed}", err=True)
+            listed = f": {' '.join(ids)}" if wait else ""  # if not, they were printed
+            click.echo(f"Of {count} messages {len(ids)} are enqueued{listed}", err=True)
         raise
     if wait:
         _print_results(ids, timeout, as_json, failed_before)
@@ -189,16 +194,16 @@ def _print_id(task_id: str, name: str, as_json: bool) -> None:
     try:
         click.echo(to_json({"id": task_id, "task": name}) if as_json else task_id)
     except BrokenPipeError:
-        # The reader of the ids has ended, as `head` does; the other messages are still to be enqueued.
+        # Who reads the ids has had enough, as `head` does; the messages are wanted all the same.
         streams.discard_stdout()
 
 
 def _failure(task_id: str) -> object:
     from proj import results
 
-    with deferred_interrupt() as deliver:
+    with kept() as let_go:
         found = results.failure(proj.app, task_id)
-        deliver()
+        let_go()
     return found
 
 
@@ -207,9 +212,9 @@ def _print_results(ids: list[str], timeout: float | None, as_json: bool, failed_
 
     failed = False
     try:
-        with deferred_interrupt() as deliver, progress_bar("waiting for results", len(ids)) as advance:
+        with kept() as let_go, progress_bar("waiting for results", len(ids)) as advance:
             for task_id in ids:
-                ended = results.wait(proj.app, task_id, timeout, deliver, failed_before)
+                ended = results.wait(proj.app, task_id, timeout, let_go, failed_before)
                 failed = failed or ended.error is not None
                 if as_json:
                     click.echo(to_json(asdict(ended)))
@@ -219,16 +224,16 @@ def _print_results(ids: list[str], timeout: float | None, as_json: bool, failed_
                     failure = error_line(f"{ended.task}[{task_id}] {ended.way}: {ended.error}")
                     click.echo(f"Error: {failure}", err=True)
                 advance()
-                deliver()
+                let_go()
     except KeyboardInterrupt:
-        click.echo(f"The messages stay enqueued; see: proj result {ids[0]}", err=True)
+        click.echo(f"The messages stay enqueued; look again with: proj result {ids[0]}", err=True)
         raise
     if failed:
         raise click.exceptions.Exit(ExitCode.TASK_FAILED)
 
 
 def _number(text: str) -> Any:
-    """The text as a number, or unchanged: checking the task's arguments reports it better."""
+    """The number that the text says, or the text itself, which the task then refuses."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -244,12 +249,12 @@ def _json(text: str) -> Any:
         raise
     except (ValueError, RecursionError):
         raise BadInput(
-            f"this argument is not JSON: {text}", "text needs its own quotes: '\"text\"'"
+            f"this argument is not JSON: {text}", "a text has quotes of its own: '\"text\"'"
         ) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The pairs as a dict. Raises `BadInput` for a duplicate key, whose first value would be lost."""
+    """The object of these pairs. Raises `BadInput` for a key that is there twice: one value would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

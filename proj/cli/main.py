@@ -1,4 +1,4 @@
-"""The top-level command: loads its subcommands on demand, and prints errors as one line."""
+"""The group that all commands hang from: it loads them when asked for, and words their errors."""
 
 import difflib
 import importlib
@@ -12,7 +12,8 @@ from proj.errors import ExitCode, ProjError
 from proj.logs import streams
 from proj.logs.printable import error_line
 
-#: Each command with its module and its line in `proj --help`, which then needs no import of the module.
+#: Each command, its module, and the sentence that the list of commands has for it, so that the list
+#: costs no import.
 COMMANDS: Final = {
     "enqueue": ("proj.cli.enqueue", "Enqueue a task, and return when the broker has confirmed it."),
     "result": ("proj.cli.result", "Show how a task ended."),
@@ -23,7 +24,7 @@ COMMANDS: Final = {
     "broker": ("proj.cli.broker", "Run a private RabbitMQ node, for development and tests."),
 }
 
-#: The variable that click's shell completion sets.
+#: What a shell sets to complete what is typed; click's name for it.
 _COMPLETE: Final = "_PROJ_COMPLETE"
 
 
@@ -40,7 +41,7 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        # Click suggests only commands that are loaded.
+        # Click looks for the nearest one only among commands that are loaded.
         near = (
             []
             if args[0] in COMMANDS or args[0].startswith("-")
@@ -55,7 +56,7 @@ class _Commands(click.Group):
             formatter.write_dl([(name, sentence) for name, (_, sentence) in COMMANDS.items()])
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run a command; turn every error into one line on stderr and an `ExitCode`."""
+        """Run, and turn whatever ends it into one line and the exit code of the contract."""
         if instruction := os.environ.get(_COMPLETE):
             from click.shell_completion import shell_complete
 
@@ -69,32 +70,32 @@ class _Commands(click.Group):
             sys.exit(end.exit_code)
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "proj"
-            _print_error(f"{error.format_message().rstrip('.')} (see: {command} --help)")
+            _say(f"{error.format_message().rstrip('.')} (see: {command} --help)")
             sys.exit(ExitCode.USAGE)
         except (KeyboardInterrupt, click.Abort):
             click.echo("Interrupted.", err=True)
             sys.exit(ExitCode.INTERRUPTED)
         except BrokenPipeError:
-            # The reader of our output has ended, as `head` does.
+            # Who read our output has had enough, as `head` does.
             streams.discard_stdout()
             sys.exit(ExitCode.DONE)
         except Exception as error:
             if debug:
                 raise
-            text = _error_text(error)
+            words = _words(error)
             if isinstance(error, OSError) and (problem := streams.stdout_problem()):
-                text = f"stdout cannot be written: {problem}"
+                words = f"stdout cannot be written: {problem}"
                 streams.discard_stdout()
-            _print_error(text)
+            _say(words)
             sys.exit(error.exit_code if isinstance(error, ProjError) else ExitCode.TASK_FAILED)
         sys.exit(ExitCode.DONE)
 
 
-def _print_error(problem: str) -> None:
+def _say(problem: str) -> None:
     click.echo(f"Error: {error_line(problem)}", err=True)
 
 
-def _error_text(error: Exception) -> str:
+def _words(error: Exception) -> str:
     if isinstance(error, ProjError):
         return str(error)
     return f"unexpected {type(error).__name__}: {error} (run again with: proj --debug …)"

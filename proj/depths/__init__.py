@@ -1,4 +1,4 @@
-"""Lengths and message rates of the queues."""
+"""How full the queues are."""
 
 from proj.depths.reader import Depth, Reader, Snapshot
 

@@ -1,8 +1,8 @@
-"""Reads how full the queues are, without changing them.
+"""How full the queues are: each number from the best source there is, and nothing changed by looking.
 
-Ready messages and consumers come over AMQP and are current. Unacknowledged messages and rates come from the
-management API, up to 5 seconds late. When it is unavailable, the workers report the messages that they hold.
-Unknown numbers are None, never 0.
+Ready messages and consumers are told over AMQP, and are current. Unacknowledged messages and rates come from
+the management API, up to 5 seconds late; where it does not answer, the workers are asked what they hold.
+What nobody tells is None, never 0.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,47 +19,39 @@ from proj.depths import statistics as queue_statistics
 from proj.depths.statistics import Statistics
 from proj.enqueue.app import App
 from proj.errors import BadInput, BrokerRefused, ManagementUnavailable, ProjError
+from proj.queues import Topology
 from proj.rabbitmq import connection, topology
 from proj.rabbitmq.management import Management
 from proj.rabbitmq.remote_control import held_by_workers
 
 N = TypeVar("N", int, float)
 
-#: Name of the row for all delayed messages. The Celery applications of a virtual host share the delay queues.
+#: The row of all messages that the broker holds until their time has come. All Celery applications of a
+#: virtual host share their queues.
 DELAYED: Final = "delayed"
 
-#: The queues of a snapshot by default.
-OURS: Final[tuple[str, ...]] = (
-    *(queue.name for queue in queues.work_queues),
-    DELAYED,
-    queues.dead_queue.name,
-)
-
-#: Seconds for all requests of a snapshot over AMQP; milliseconds are usual.
+#: Seconds for all questions to the broker over AMQP. They take milliseconds.
 TIMEOUT: Final = 10.0
 
-#: Most dead letters with which the oldest one is read. Reading it may have to read all of them, to keep their
-#: order, and blocks `proj dead` meanwhile.
-_MAX_DEAD: Final = 1000
+#: Dead letters up to which the oldest is looked at. To keep their order, a look reads all that were looked
+#: at before, and holds up `proj dead` meanwhile.
+_FEW: Final = 1000
 
-#: Seconds for which the age of the oldest dead letter is cached.
-_DEAD_AGE_TTL: Final = 60.0
+#: Seconds until it is looked at anew.
+_LOOK_AGAIN: Final = 60.0
 
 
 @dataclass(frozen=True)
 class Depth:
-    """The depth of one queue, or of all delayed messages.
-
-    Rates are messages per second. None means unknown.
-    """
+    """One queue, or all delayed messages. Rates are messages a second; what is not known is None."""
 
     queue: str
-    #: None when the queue is missing.
+    #: None when there is no such queue.
     ready: int | None = None
     unacknowledged: int | None = None
     consumers: int | None = None
-    #: Age of the oldest ready message in seconds: exact for dead letters, else a lower bound. None also when
-    #: no message is ready.
+    #: Seconds that the oldest ready message has waited: of dead letters exact, of others at least. None also
+    #: when none waits.
     oldest: float | None = None
     published: float | None = None
     delivered: float | None = None
@@ -67,18 +59,18 @@ class Depth:
 
     @property
     def exact(self) -> bool:
-        """Whether `oldest` is exact: dead letters carry the time of their death."""
+        """Whether `oldest` is no lower bound: a dead letter says when it died."""
         return bool(self.queue == queues.dead_queue.name)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The depths of the queues at one moment."""
+    """The queues at one moment."""
 
     depths: tuple[Depth, ...]
     #: Where `Depth.unacknowledged` comes from: `management`, `workers`, or None.
     unacknowledged_from: str | None = None
-    #: Why something is unknown or wrong, one sentence each.
+    #: Why something is not known, or goes wrong, a sentence each.
     problems: tuple[str, ...] = ()
     #: ISO 8601, UTC.
     at: str = field(default_factory=lambda: f"{datetime.now(UTC):%FT%TZ}")
@@ -86,7 +78,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Declared:
-    """The numbers of a queue that AMQP reports."""
+    """What the broker tells of a queue over AMQP."""
 
     ready: int
     consumers: int
@@ -94,7 +86,7 @@ class Declared:
 
 @dataclass(frozen=True)
 class _Look:
-    """A cached reading of the oldest dead letter: the queue's length, its death, and the time of reading."""
+    """A look at the oldest dead letter: how many there were, when it had died, and when that was seen."""
 
     ready: int
     died: datetime
@@ -102,12 +94,13 @@ class _Look:
 
 
 class Reader:
-    """Takes snapshots over one connection, and reconnects when it is lost."""
+    """Takes snapshots over one connection, which it makes anew when it was lost."""
 
     def __init__(self, app: App, names: Sequence[str] = ()) -> None:
-        """`names` are queues of the virtual host or `delayed`; empty means `OURS`."""
+        """`names` are any queues of the virtual host, and `delayed`; without, all that are ours."""
         self._app = app
-        self._names = tuple(dict.fromkeys(names)) or OURS
+        self._topology = app.settings.topology
+        self._names = tuple(dict.fromkeys(names)) or ours(self._topology)
         self._broker = app.connection_for_read()
         self._management = Management.from_settings(app.settings)
         self._dead: _Look | None = None
@@ -119,12 +112,12 @@ class Reader:
         connection.abandon(self._broker)
 
     def snapshot(self) -> Snapshot:
-        """The queues now; takes a few times `TIMEOUT` at most.
+        """The queues now. Takes at most a few times `TIMEOUT`, when nothing answers.
 
-        Errors of the management API become problems of the snapshot. Raises `BadInput` for a name that is
+        What the management API lacks is a problem of the snapshot. Raises `BadInput` for a name that is
         neither ours nor a queue, `BrokerUnreachable` and `BrokerRefused`.
         """
-        declared = read_declared(self._broker, self._names)
+        declared = read_declared(self._broker, self._topology, self._names)
         problems: list[str] = []
         statistics = self._statistics(problems)
         source = None if statistics is None else "management"
@@ -142,23 +135,23 @@ class Reader:
         try:
             statistics = queue_statistics.of_queues(self._management)
         except ManagementUnavailable as error:
-            problems.append(f"rates and ages of messages are unknown: {error}")
+            problems.append(f"rates, and how long messages wait, are not known: {error}")
             return None
-        # A user may be allowed to see queues, but not nodes and their alarms.
+        # A user who may see queues and not nodes hears nothing of alarms.
         with suppress(ManagementUnavailable):
             problems += queue_statistics.alarms(self._management)
         return statistics
 
     def _held(self, declared: dict[str, Declared | None], problems: list[str]) -> dict[str, int]:
         held = {}
-        for queue in queues.work_queues:
+        for queue in self._topology.work_queues:
             found = declared.get(queue.name)
             if not found or not found.consumers:
                 continue
             try:
                 held[queue.name] = held_by_workers(self._app, queue, found.consumers)
             except ProjError as error:
-                problems.append(f"unacknowledged messages of {queue.name} are unknown: {error}")
+                problems.append(f"unacknowledged messages of {queue.name} are not known: {error}")
         return held
 
     def _ages(
@@ -179,47 +172,53 @@ class Reader:
                 elif name in statistics and statistics[name].delivered is not None:
                     ages[name] = queue_statistics.oldest(self._management, name)
             except ProjError as error:
-                problems.append(f"the age of the oldest message of {name} is unknown: {error}")
+                problems.append(f"the age of the oldest message of {name} is not known: {error}")
         return ages
 
     def _age_of_dead(self, ready: int) -> float:
         now, look = datetime.now(UTC), self._dead
-        # Dead letters arrive at the end, so the oldest stays the same while the queue does not shrink.
-        if look is None or ready < look.ready or (now - look.at).total_seconds() > _DEAD_AGE_TTL:
+        # Dead letters leave from anywhere and arrive at the end, so the oldest stays while none has left.
+        if look is None or ready < look.ready or (now - look.at).total_seconds() > _LOOK_AGAIN:
             look = self._dead = _Look(ready, self._first_death(ready), now)
         return max(0.0, (now - look.died).total_seconds())
 
     def _first_death(self, ready: int) -> datetime:
-        hint = "see: proj dead list --limit 1"
-        if ready > _MAX_DEAD:
-            raise BrokerRefused(f"there are more than {_MAX_DEAD} messages", hint)
-        ours = read_declared(self._broker, [queue.name for queue in queues.topology])
-        if not all(ours.values()):  # reading dead letters would declare the whole topology
-            raise BrokerRefused("part of the topology is missing", "start a worker, which declares it")
+        see = "see: proj dead list --limit 1"
+        if ready > _FEW:
+            raise BrokerRefused(f"there are more than {_FEW}", see)
+        all_of_ours = [queue.name for queue in self._topology.queues]
+        declared = read_declared(self._broker, self._topology, all_of_ours)
+        if not all(declared.values()):  # whoever reads dead letters declares the whole topology
+            raise BrokerRefused("part of the topology is missing", "a worker that starts declares it")
         first = dead_letters.listing(self._app, Wanted(), limit=1, patience=0)
         last = first[0].last if first else None
         if not last:
-            raise BrokerRefused("its death header has no time", hint)
+            raise BrokerRefused("the broker has not written when it died", see)
         return datetime.fromisoformat(last)
 
 
-def read_declared(broker: Any, names: Sequence[str]) -> dict[str, Declared | None]:
-    """Ready messages and consumers of the queues; None for a missing queue of ours.
+def ours(topology: Topology) -> tuple[str, ...]:
+    """What is shown when nothing else is asked for."""
+    return (*(queue.name for queue in topology.work_queues), DELAYED, queues.dead_queue.name)
 
-    Connects when needed, ends within `TIMEOUT`, and declares nothing. Raises `BadInput`, `BrokerUnreachable`
-    and `BrokerRefused`.
+
+def read_declared(broker: Any, wanted: Topology, names: Sequence[str]) -> dict[str, Declared | None]:
+    """Ready messages and consumers of these queues, over a connection that is made when there is none.
+
+    None for one of ours that does not exist. Ends within `TIMEOUT`, and declares nothing. Raises `BadInput`,
+    `BrokerUnreachable` and `BrokerRefused`.
     """
     with connection.bounded(broker, TIMEOUT):
-        return {name: _read(broker.default_channel, name) for name in names}
+        return {name: _read(broker.default_channel, wanted, name) for name in names}
 
 
-def _read(channel: Any, name: str) -> Declared | None:
+def _read(channel: Any, wanted: Topology, name: str) -> Declared | None:
     if name == DELAYED:
         states = [_declared(channel, each) for each in queues.DELAY_QUEUES]
         return Declared(sum(s.ready for s in states if s), sum(s.consumers for s in states if s))
     found = _declared(channel, name)
-    if found is None and name not in OURS:
-        raise BadInput(f"there is no queue {name!r}", f"the default is {', '.join(OURS)}")
+    if found is None and name not in ours(wanted):
+        raise BadInput(f"there is no queue {name!r}", f"without a name, it shows {', '.join(ours(wanted))}")
     return found
 
 
@@ -228,10 +227,10 @@ def _declared(channel: Any, name: str) -> Declared | None:
         return None
     try:
         found = topology.look(channel, name)
-    except NotFound:  # py-amqp reopens the channel
+    except NotFound:  # py-amqp has opened the channel again
         return None
     except ResourceLocked as error:
-        raise BrokerRefused(f"queue {name!r} is exclusive to another connection") from error
+        raise BrokerRefused(f"queue {name!r} is exclusive: only who declared it may look at it") from error
     return Declared(found.message_count, found.consumer_count)
 
 
@@ -248,7 +247,7 @@ def _depth(
         return Depth(name, found.ready, held, found.consumers, oldest)
     if name == DELAYED:
         each = [statistics[level] for level in queues.DELAY_QUEUES if level in statistics]
-        # A delayed message is dead-lettered, never delivered, so these rates do not exist.
+        # What leaves a delay is not delivered to anybody.
         return Depth(
             name,
             found.ready,
@@ -259,7 +258,7 @@ def _depth(
     of = statistics.get(name)
     if of is None:
         return Depth(name, found.ready, None, found.consumers, oldest)
-    # RabbitMQ does not count messages that a dead-letter exchange publishes.
+    # Of what comes in by a dead-letter exchange, RabbitMQ counts nothing.
     published = None if name == queues.dead_queue.name else of.published
     return Depth(
         name,
@@ -274,6 +273,6 @@ def _depth(
 
 
 def _sum(numbers: Iterable[N | None]) -> N | int | None:
-    """The sum; None when one of the numbers is unknown."""
+    """Unknown when one of them is."""
     known = list(numbers)
     return None if None in known else sum(number for number in known if number is not None)

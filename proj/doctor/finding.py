@@ -1,4 +1,4 @@
-"""The result of one check."""
+"""What the doctor says."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,31 +7,31 @@ from typing import Final
 
 
 class Level(StrEnum):
-    """The severity of a finding."""
+    """How bad it is."""
 
     OK = "ok"
-    #: Not a problem, but worth knowing.
+    #: Nothing is wrong, and it is good to know.
     INFO = "info"
-    #: It could not be checked.
+    #: It could not be looked at.
     SKIPPED = "skipped"
-    #: The promise holds, but is at risk, or something does not work.
+    #: The promise holds now, but something is in the way of it, or of people.
     WARNING = "warning"
-    #: The promise does not hold, or no task is executed.
+    #: The promise does not hold, or no work is done.
     ERROR = "error"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found, why it matters, and how to fix it.
+    """One thing that was looked at: what was found, why it matters, and what mends it.
 
-    A `fix` that ends in `: COMMAND` has a command that can be copied and run. No text holds a password.
+    What ends in `: COMMAND` is a command to be run as it stands. No text holds a password.
     """
 
     level: Level
     what: str
     why: str | None = None
     fix: str | None = None
-    #: Set by `examine`: the group that the finding is shown in, and the name of the check.
+    #: Filled in by the runner: the group that it is shown in, and the name of the check, for programs.
     area: str = ""
     check: str = ""
 

@@ -1,4 +1,4 @@
-"""Checks of the workers: which answer, what they consume, and which tasks they know."""
+"""The workers: who answers, what they consume, and whether they know the tasks of this machine."""
 
 import socket
 import time
@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from amqp.exceptions import NotFound
 
-from proj import queues
 from proj.doctor.broker import CLOCK_TOLERANCE, clock_warning
 from proj.doctor.finding import Finding, ok, skipped, warning
 from proj.doctor.subject import Subject
@@ -16,42 +15,38 @@ from proj.enqueue import own_tasks
 from proj.rabbitmq import topology
 from proj.rabbitmq.remote_control import PATIENCE, RemoteControl
 
-#: Seconds to wait for the requested heartbeats, which come at once.
+#: Seconds for the heartbeats that are asked for: they come at once, and by themselves every 2 seconds.
 _BEAT_PATIENCE: Final = 3.0
 
 _START: Final = "start one with: celery -A proj worker --loglevel=INFO"
 
 
 def present_workers(subject: Subject) -> Iterator[Finding]:
-    """Check that workers run and consume all work queues."""
-    consumers = {queue.name: _consumers(subject, queue.name) for queue in queues.work_queues}
+    """Whether there are workers, and what they consume."""
+    found = {queue.name: _look(subject, queue.name) for queue in subject.topology.work_queues}
+    consumers = {name: look.consumer_count if look else 0 for name, look in found.items()}
     answers = subject.workers
+    yield from _unconsumed(found, running=bool(answers or any(consumers.values())))
     if not answers and not any(consumers.values()):
-        yield warning("no worker is running", "messages wait in the queue until one runs", _START)
+        yield warning("no worker is running", "what is enqueued waits until there is one", _START)
         return
     if not answers:
         yield warning(
-            f"{sum(consumers.values())} workers consume, but none answers within {PATIENCE:g} s",
-            "they are frozen or overloaded, or run with -P solo, or the broker's alarm is on",
-            "read their logs, and try: celery -A proj inspect ping --timeout 10",
+            f"{sum(consumers.values())} workers consume, and none answers within {PATIENCE:g} s",
+            "they are frozen or overloaded; or the broker's alarm is on, or they run with -P solo",
+            "look at their logs, and at: celery -A proj inspect ping --timeout 10",
         )
         return
     slots = {
         name: stats.get("pool", {}).get("max-concurrency", "?") for name, stats in sorted(answers.items())
     }
-    yield ok("workers running (slots): " + ", ".join(f"{name} ({count})" for name, count in slots.items()))
-    for queue in (name for name, count in consumers.items() if not count):
-        yield warning(
-            f"workers are running, but none consumes queue {queue}",
-            "its messages wait until one does",
-            f"start consuming it with: celery -A proj control add_consumer {queue}",
-        )
+    yield ok("running, with their slots: " + ", ".join(f"{name} ({count})" for name, count in slots.items()))
     yield from _old_code(subject, list(answers))
     yield from _scattered(subject, list(answers))
 
 
 def worker_clocks(subject: Subject) -> Iterator[Finding]:
-    """Check the workers' clocks against this machine's."""
+    """Whether the workers and this machine agree on the time."""
     ahead = _clocks(subject)
     wrong = {name: seconds for name, seconds in ahead.items() if abs(seconds) > CLOCK_TOLERANCE}
     for name, seconds in wrong.items():
@@ -59,19 +54,34 @@ def worker_clocks(subject: Subject) -> Iterator[Finding]:
     if ahead and not wrong:
         yield ok(f"the workers' clocks and this machine's agree, within {CLOCK_TOLERANCE} s")
     for name in subject.workers.keys() - ahead.keys():
-        yield skipped(f"the clock of worker {name}: not checked", "it sent no heartbeat in time")
+        yield skipped(f"the clock of worker {name}: not looked at", "it sent no heartbeat in time")
 
 
-def _consumers(subject: Subject, queue: str) -> int:
+def _look(subject: Subject, queue: str) -> Any | None:
+    """What the broker has of a queue; None when there is no such queue."""
     with subject.channel() as channel:
         try:
-            return int(topology.look(channel, queue).consumer_count)
+            return topology.look(channel, queue)
         except NotFound:
-            return 0
+            return None
+
+
+def _unconsumed(found: dict[str, Any | None], *, running: bool) -> Iterator[Finding]:
+    """Queues with messages and no consumer, and without messages where workers run."""
+    for name, look in found.items():
+        count = look.message_count if look else 0
+        if (look and look.consumer_count) or not (count or running):
+            continue
+        messages = f"{count} message{'s' if count > 1 else ''}" if count else "no message"
+        yield warning(
+            f"queue {name} has {messages} and no consumer",
+            "what is in it waits until a worker consumes it",
+            f"start one with: celery -A proj worker -Q {name} --loglevel=INFO",
+        )
 
 
 def _old_code(subject: Subject, names: list[str]) -> Iterator[Finding]:
-    """Warn of workers that lack a task that is registered here."""
+    """Workers that lack a task of this machine: they were started before it was written."""
     with subject.channel():
         known = RemoteControl(subject.app, subject.broker).ask("registered", names)
     mine = own_tasks(subject.app).keys()
@@ -80,32 +90,32 @@ def _old_code(subject: Subject, names: list[str]) -> Iterator[Finding]:
         if lacking:
             yield warning(
                 f"worker {worker} does not know {', '.join(sorted(lacking))}",
-                "it runs older code, so that their messages become dead letters",
+                "it runs older code, and makes dead letters of such messages",
                 "restart it: celery -A proj worker --loglevel=INFO",
             )
 
 
 def _scattered(subject: Subject, names: list[str]) -> Iterator[Finding]:
-    """Warn of workers on other machines when the result store is an SQLite file."""
+    """Workers of other machines, which an SQLite file does not serve."""
     if not subject.settings.result_backend.startswith("db+sqlite"):
         return
     hosts = {name.partition("@")[2] for name in names} - {socket.gethostname()}
     if hosts:
         yield warning(
-            f"workers run on other machines ({', '.join(sorted(hosts))}), but the result store is SQLite",
-            "each machine keeps its own results: repeats go unnoticed, and results are not found",
+            f"workers run on other machines ({', '.join(sorted(hosts))}), and the result store is SQLite",
+            "each machine has results of its own: repeats are not noticed, and results not found",
             "set CELERY_RESULT_BACKEND to PostgreSQL everywhere: db+postgresql://user:password@host/database",
         )
 
 
 def _clocks(subject: Subject) -> dict[str, float]:
-    """Seconds by which each worker's clock is ahead of ours, from a heartbeat that is requested."""
+    """By how many seconds the clock of each worker is ahead of ours; it is asked for a heartbeat."""
     ahead: dict[str, float] = {}
     if not subject.workers:
         return ahead
 
     def beat(event: dict[str, Any], _message: Any) -> None:
-        # Other applications in the virtual host send heartbeats too.
+        # Other applications of the virtual host have workers, too.
         if event.get("hostname") in subject.workers:
             ahead[event["hostname"]] = event["timestamp"] - time.time()
 

@@ -19,7 +19,7 @@ from kombu import Producer
 
 from proj import queues
 from proj.config import Settings
-from proj.enqueue import checks, publish
+from proj.enqueue import checks, priorities, publish
 from proj.enqueue.arguments import check_call, given_arguments
 from proj.enqueue.definition import check_function
 from proj.enqueue.loader import Loader
@@ -110,6 +110,8 @@ class App(celery.Celery):
         send_task = super().send_task
 
         def send(producer: Producer) -> Any:
+            if options.get("priority"):
+                priorities.warn_if_ignored(producer.connection)
             return send_task(name, args, kwargs, producer=producer, **options)
 
         one = publish.Publish(

@@ -13,6 +13,7 @@ from kombu import compression
 
 from proj.enqueue import checks
 from proj.enqueue.headers import TAKEN
+from proj.enqueue.priorities import PRIORITIES
 from proj.errors import BadInput
 from proj.logs.printable import one_line, shown
 from proj.rabbitmq import decoding
@@ -26,9 +27,6 @@ _SHORT: Final = 255
 
 #: Bytes of the texts that are displayed in place of the arguments; Celery's own have 1,024 characters.
 _LONGEST_REPR: Final = 4096
-
-#: AMQP's priorities: one byte.
-_PRIORITIES: Final = range(256)
 
 
 #: Similarity from which an unknown option is treated as a misspelling of a known one (`difflib`).
@@ -132,8 +130,8 @@ _EXPECTED: Final[dict[str, _Expected]] = {
     "argsrepr": _REPR,
     "kwargsrepr": _REPR,
     "priority": (
-        lambda value: type(value) is int and value in _PRIORITIES,
-        f"a whole number from 0 to {_PRIORITIES[-1]}",
+        lambda value: type(value) is int and value in PRIORITIES,
+        f"a whole number from 0 to {PRIORITIES[-1]}",
     ),
     "retries": (lambda value: type(value) is int and value >= 0, "0 or a whole number above"),
     "compression": (

@@ -26,8 +26,10 @@ from kombu.exceptions import EncodeError
 
 from proj import queues
 from proj.deadline import within
+from proj.enqueue.routing import unknown_queue
 from proj.errors import BadArguments, BadInput, BrokerRefused, BrokerUnreachable, OutcomeUnknown, ProjError
 from proj.logs import events
+from proj.queues import Topology
 from proj.rabbitmq import connection, failures, topology
 
 log = logging.getLogger("proj.enqueue")
@@ -175,7 +177,7 @@ class Publish:
                 connection.abandon(broker)
                 connection.connect(broker, self.deadline)
                 producer.revive(broker)
-            _declare(producer, delayed=self.delayed)
+            _declare(producer, self.app.settings.topology, delayed=self.delayed)
             if time.monotonic() >= self.deadline:
                 raise TimeoutError
         except failures.ERRORS as error:
@@ -189,7 +191,9 @@ class Publish:
         except EncodeError as error:
             raise BadArguments(f"{self.name}: JSON cannot carry the arguments: {error}") from error
         except QueueNotFound as error:
-            raise BadInput(f"{self.name}: {error.args[0]}", "is it in proj/queues.py?") from error
+            # Of the `KeyError` that it comes from: Celery's own words hold the name in a sentence.
+            problem = unknown_queue(self.app, getattr(error.__context__, "args", ("",))[0])
+            raise BadInput(f"{self.name}: {problem.message}", problem.hint) from error
         except (TypeError, ValueError, LookupError, OverflowError, struct.error) as error:
             raise BadInput(f"{self.name}: an option cannot be sent: {failures.words(error)}") from error
         except (MessageNacked, *failures.ERRORS) as error:
@@ -219,17 +223,17 @@ class Publish:
         )
 
 
-def _declare(producer: Any, *, delayed: bool) -> None:
+def _declare(producer: Any, wanted: Topology, *, delayed: bool) -> None:
     """Declare what the message needs, as far as the user has the permission."""
     broker = producer.connection
     # For a user who may only publish, the publish itself shows whether something is missing.
     try:
-        topology.declare(producer.channel)
+        topology.declare(producer.channel, wanted)
     except AccessRefused:
-        broker.declared_entities.update(map(hash, queues.topology))
+        broker.declared_entities.update(map(hash, wanted.queues))
     if delayed:
         with suppress(AccessRefused):
-            topology.declare_delays(broker)
+            topology.declare_delays(broker, wanted)
 
 
 def _may_be_fixed(error: ProjError) -> bool:

@@ -1,4 +1,4 @@
-"""Flower with safe defaults: `install` makes `celery -A proj flower` use them."""
+"""Flower, safe by default: `install` makes `celery -A proj flower` start ours."""
 
 from proj.flower.start import install
 

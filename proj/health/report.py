@@ -1,4 +1,4 @@
-"""The report of `proj health` on this machine's workers."""
+"""What `proj health` reports of the workers of this machine, from the heartbeats that they leave."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from proj.health.heartbeat import Verdict
 
 
 def probe(*, ready: bool, worker: str | None) -> tuple[Verdict, list[dict[str, Any]]]:
-    """The verdict on the workers (ready, or else live), and the state of each; `worker` selects by name."""
+    """Whether the workers, or the one of this name, are ready or else live, and what each of them is."""
     folder = state_dir.find()
     beats: list[heartbeat.Heartbeat] = []
     try:

@@ -1,1 +1,1 @@
-"""A private RabbitMQ node, for development and tests."""
+"""A RabbitMQ of one's own."""

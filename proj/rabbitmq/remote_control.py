@@ -82,12 +82,13 @@ def held_by_workers(app: Any, queue: Any, consumers: int) -> int:
         raise BrokerRefused(
             f"{answered} of {consumers} workers answer", "those with -P solo do so only between two tasks"
         )
+    queue_of = app.settings.topology.work_queue_of
     held = {
         (worker, request["id"])
         for replies in answers
         for worker, requests in replies.items()
         for request in (each.get("request", each) for each in requests)
-        if not request["acknowledged"] and request["delivery_info"]["routing_key"].endswith(queue.routing_key)
+        if not request["acknowledged"] and queue_of(request["delivery_info"]["routing_key"]) == queue
     }
     return len(held)
 

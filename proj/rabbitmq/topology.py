@@ -11,6 +11,7 @@ from kombu.transport.native_delayed_delivery import (
 )
 
 from proj import queues
+from proj.queues import Topology
 
 #: Seconds after which RabbitMQ reports 0 for a queue that has not answered (`rabbit_quorum_queue:stat`).
 _SILENCE: Final = 0.25
@@ -35,34 +36,34 @@ def look(channel: Any, name: str, patience: float = LOOK_PATIENCE) -> Any:
             raise TimeoutError(f"queue {name} is too busy to report how many messages it has")
 
 
-def declare(channel: Any) -> None:
+def declare(channel: Any, topology: Topology) -> None:
     """Declare every exchange, queue and binding; on one connection, only the first call reaches the broker.
 
     Raises `amqp.exceptions.PreconditionFailed` (406) when a queue exists with different arguments.
     """
-    for queue in queues.topology:
+    for queue in topology.queues:
         maybe_declare(queue, channel)
 
 
-def ensure(connection: Any) -> None:
+def ensure(connection: Any, topology: Topology) -> None:
     """Declare all that a consumer needs, or check that it exists when the user may not declare it.
 
     Raises `amqp.exceptions.NotFound` (404) for a queue that is missing then, and the errors of `declare`.
     """
-    for queue in queues.topology:
+    for queue in topology.queues:
         queue.no_declare = False
     channel = connection.channel()  # a new one, since a refusal closes it
     try:
-        declare(channel)
+        declare(channel, topology)
     except AccessRefused:
         channel = connection.channel()
-        for queue in queues.topology:
+        for queue in topology.queues:
             channel.queue_declare(queue.name, passive=True)
             queue.no_declare = True  # Celery, too, declares what it consumes
     channel.close()
 
 
-def ensure_delays(connection: Any) -> None:
+def ensure_delays(connection: Any, topology: Topology) -> None:
     """Declare what is missing of the delay queues and their exchanges and bindings.
 
     Raises `amqp.exceptions.AccessRefused` (403) when some is missing and the user may not declare it.
@@ -70,13 +71,13 @@ def ensure_delays(connection: Any) -> None:
     try:
         if not _delays_are_complete(connection):
             _declare_all_delays(connection)
-        _bind_delays(connection)
+        _bind_delays(connection, topology)
     except AccessRefused:
         if not _delays_are_complete(connection):
             raise
 
 
-def declare_delays(connection: Any) -> None:
+def declare_delays(connection: Any, topology: Topology) -> None:
     """Declare the delay queues, unless they exist, and bind them to every work queue.
 
     All Celery applications of a virtual host share the 28 delay queues. The bindings are ours and are always
@@ -88,7 +89,7 @@ def declare_delays(connection: Any) -> None:
         there = _exchange_exists(channel, queues.DELAY_EXCHANGE)
     if not there:
         _declare_all_delays(connection)
-    _bind_delays(connection)
+    _bind_delays(connection, topology)
 
 
 def _declare_all_delays(connection: Any) -> None:
@@ -97,9 +98,9 @@ def _declare_all_delays(connection: Any) -> None:
         declare_native_delayed_delivery_exchanges_and_queues(connection_like, queues.DELAY_QUEUE_TYPE)
 
 
-def _bind_delays(connection: Any) -> None:
+def _bind_delays(connection: Any, topology: Topology) -> None:
     with connection.channel() as channel:
-        for queue in queues.work_queues:
+        for queue in topology.work_queues:
             bind_queue_to_native_delayed_delivery_exchange(_SharedChannel(channel), queue)
 
 

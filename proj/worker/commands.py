@@ -11,6 +11,7 @@ from celery.utils.log import get_logger
 from celery.worker import control, state
 
 from proj.enqueue import checks
+from proj.enqueue.routing import check_queue
 from proj.errors import BadInput
 from proj.results.store import store_error
 
@@ -58,9 +59,10 @@ def time_limit(_state: Any, task_name: Any = None, hard: Any = None, soft: Any =
 
 def add_consumer(_state: Any, queue: Any, **_: Any) -> Any:
     """Consume from a queue of the topology. Celery would declare any other, without dead-lettering."""
-    known = _state.app.amqp.queues
-    if queue not in known:
-        return {"error": f"there is no queue {queue!r} (known queues: {', '.join(known)})"}
+    try:
+        check_queue(_state.app, queue)
+    except BadInput as error:
+        return {"error": str(error)}
     return control.add_consumer(_state, queue)
 
 

@@ -74,8 +74,8 @@ class Consumer(consumer.Consumer):
         conn = super().connection_for_read(heartbeat)
         try:
             with _ending_on_refusal(conn):
-                topology.ensure(conn)
-                topology.ensure_delays(conn)
+                topology.ensure(conn, self.app.settings.topology)
+                topology.ensure_delays(conn, self.app.settings.topology)
         except BaseException:
             # Celery's event loop does not know this connection, and would mistake its end for that of the
             # next one.

@@ -13,7 +13,8 @@ from celery.utils.nodenames import default_nodename
 
 from proj import queues
 from proj.enqueue import Task
-from proj.errors import BadTask, ConfigError, ExitCode, ProjError
+from proj.enqueue.routing import check_queue
+from proj.errors import BadInput, ConfigError, ExitCode, ProjError
 from proj.logs import formats, printed
 from proj.logs.printable import error_line
 
@@ -26,9 +27,10 @@ _LONGEST_SUFFIX: Final = ".celery.pidbox"
 def install() -> None:
     """Connect this module to Celery's signals, for all workers of this process."""
     celeryd_init.connect(give_unique_name)
-    celeryd_init.connect(check_queues)
+    celeryd_init.connect(select_queues)
     celeryd_init.connect(bound_shutdown)
     celeryd_init.connect(formats.log_only_json)
+    celeryd_after_setup.connect(warn_of_several_queues)
     celeryd_after_setup.connect(check_tasks)
     celeryd_after_setup.connect(check_time_limits)
     celeryd_after_setup.connect(check_result_store)
@@ -48,22 +50,41 @@ def give_unique_name(instance: Any, **_: Any) -> None:
         raise SystemExit(int(ExitCode.USAGE))
 
 
-def check_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
-    """End a worker with one line when a queue of its `-Q` does not exist."""
-    known = instance.app.amqp.queues
-    for name in options.get("queues") or ():
-        if name not in known:
-            click.echo(f"Error: there is no queue {name!r} (known queues: {', '.join(known)})", err=True)
-            raise SystemExit(int(ExitCode.USAGE))
+def select_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
+    """Let a worker consume the default queue, or those that it was given, if they exist; else it ends."""
+    named = options.get("queues") or [queues.DEFAULT_QUEUE]
+    try:
+        for name in named:
+            check_queue(instance.app, name)
+    except BadInput as error:
+        click.echo(f"Error: {error}", err=True)
+        raise SystemExit(int(ExitCode.USAGE)) from None
+    instance.app.amqp.queues.select(named)
+
+
+def warn_of_several_queues(instance: Any, **_: Any) -> None:
+    """Log what it costs that a worker consumes more than one queue."""
+    names = list(instance.app.amqp.queues.consume_from)
+    if len(names) > 1:
+        log.warning(
+            "This worker consumes %d queues (%s), and each has its own prefetch count: it may keep up to %d "
+            "messages waiting for each that runs. One queue a worker is exactly fair: -Q %s",
+            len(names),
+            ", ".join(names),
+            len(names) - 1,
+            names[0],
+        )
 
 
 def check_tasks(instance: Any, **_: Any) -> None:
-    """End a worker that has a task whose arguments could never be checked, with the place of its function."""
+    """End a worker over a task whose arguments cannot be checked, or whose queue does not exist."""
     for task in instance.app.tasks.values():
         try:
             if isinstance(task, Task):
                 task.parameters  # noqa: B018  this reads the annotations
-        except BadTask as error:
+            if queue := getattr(task, "queue", None):
+                check_queue(instance.app, queue)
+        except BadInput as error:
             code = getattr(inspect.unwrap(task.run), "__code__", None)
             place = f"{code.co_filename}:{code.co_firstlineno}: " if code else ""
             log.critical("%s%s", place, error)

@@ -74,6 +74,16 @@ class Task(task.Task):
         self.request.retry_exc = exc
         return super().retry(args, kwargs, exc, **options)
 
+    def signature_from_request(
+        self, request: Any = None, args: Any = None, kwargs: Any = None, queue: Any = None, **options: Any
+    ) -> Any:
+        """As `celery.Task`'s, to the queue that the message came from: a retry does not change queues."""
+        if queue is None and not {"exchange", "routing_key"} & options.keys():
+            key = ((request or self.request).delivery_info or {}).get("routing_key") or ""
+            origin = self.app.settings.topology.work_queue_of(key)
+            queue = origin.name if origin else None
+        return super().signature_from_request(request, args, kwargs, queue, **options)
+
     def _store_ignored(self, error: Ignore) -> None:
         """Store `REVOKED` as the end of the task, unless it has stored an end itself."""
         request = self.request

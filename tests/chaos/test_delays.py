@@ -68,7 +68,7 @@ def test_delays_that_end_while_the_broker_is_down(own: Bundle) -> None:
         for level, exchange in enumerate(queues.DELAY_QUEUES):
             # The queues' own delays are up to four years; the message of the first is over after one second.
             message = amqp.Message(str(level), delivery_mode=2, expiration=f"{seconds}000")
-            key = calculate_routing_key(2**level, queues.task_queue.name)
+            key = calculate_routing_key(2**level, queues.DEFAULT_QUEUE)
             channel.basic_publish_confirm(message, exchange, key, timeout=PATIENCE)
     published = time.time()
     # A queue that was declared in the very second of the crash may come back without a leader (3.10).
@@ -91,7 +91,7 @@ def test_delayed_message_waits_for_a_queue_that_is_gone(own: Bundle) -> None:
     own.node.ctl("eval", "application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 1000).")
     own.declare()
     own.management("DELETE", f"queues/{quote(own.vhost)}/proj.tasks")
-    key = calculate_routing_key(2, queues.task_queue.name)
+    key = calculate_routing_key(2, queues.DEFAULT_QUEUE)
     own.publish({}, exchange="celery_delayed_27", routing_key=key, headers={"id": "early"})
     confirmed = time.time()
     eventually("its delay is over", lambda: time.time() > confirmed + 3)

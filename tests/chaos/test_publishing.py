@@ -117,7 +117,7 @@ def test_declaring_delays_leaves_no_channel_open(bundle: Bundle) -> None:
         with kombu.Connection(bundle.env["CELERY_BROKER_URL"]) as connection:
             before = set(connection.connection.channels)
             try:
-                topology.declare_delays(connection)
+                topology.declare_delays(connection, queues.Topology())
             finally:
                 assert set(connection.connection.channels) == before
 

@@ -12,7 +12,8 @@ from tests.doctor.findings import about, doctor, finds, follow
 def test_drifted_queue_and_exchange(bundle: Bundle) -> None:
     """The arguments are told side by side, or in the broker's words, and the printed commands mend them."""
     with bundle.channel() as channel:
-        arguments = queues.task_queue.queue_arguments | {"x-delivery-limit": 3, "x-max-length": 9}
+        arguments = queues.work_queue("proj.tasks").queue_arguments
+        arguments |= {"x-delivery-limit": 3, "x-max-length": 9}
         channel.queue_declare("proj.tasks", durable=True, auto_delete=False, arguments=arguments)
         channel.exchange_declare("proj.dead", "direct", durable=True, auto_delete=False)
 
@@ -38,7 +39,7 @@ def test_drifted_queue_with_messages_is_not_to_be_deleted(bundle: Bundle) -> Non
     bundle.publish({}, routing_key="proj.dead")
 
     finding = about(doctor(bundle), "queues", "proj.dead", "x-queue-type is classic, not quorum")
-    assert finding["fix"] == "move its 1 messages and declare it again, as in docs/migration.md"
+    assert finding["fix"] == "move its 1 messages and declare it anew, as docs/migration.md says"
 
 
 def test_what_is_unbound_or_gone_is_mended_by_a_worker(declared: Bundle) -> None:
@@ -61,8 +62,8 @@ def test_what_is_unbound_or_gone_is_mended_by_a_worker(declared: Bundle) -> None
 
     about(unbound, "bindings", "proj.dead is not bound")
     about(unbound, "bindings", "proj.tasks is not bound")
-    about(unbound, "delay_routes", "not bound to proj")
-    about(gone, "exchanges", "proj.dead is missing")
+    about(unbound, "delay_routes", "no way to proj")
+    about(gone, "exchanges", "proj.dead is not there")
     finding = about(gone, "delays", "celery_delayed_5")
     follow(declared, finding)
     finds(declared)
@@ -71,7 +72,7 @@ def test_what_is_unbound_or_gone_is_mended_by_a_worker(declared: Bundle) -> None
 def test_delay_queues_of_another_application(bundle: Bundle) -> None:
     """Classic ones work, and are not as safe."""
     with kombu.Connection(bundle.url) as connection:
-        topology.declare(connection.default_channel)
+        topology.declare(connection.default_channel, queues.Topology())
         declare_native_delayed_delivery_exchanges_and_queues(connection, "classic")
 
     finding = about(doctor(bundle), "delay_routes", "28", "classic")

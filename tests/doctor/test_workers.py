@@ -5,7 +5,7 @@ import re
 import signal
 
 from tests.bundle import Bundle
-from tests.doctor.findings import LIMIT, SLACK, about, bad, control, doctor, examine_after, finds, follow
+from tests.doctor.findings import LIMIT, SLACK, about, bad, control, doctor, examine_after, finds
 
 #: Acts once, when workers are about to be asked for a heartbeat over a connection that stands.
 BEFORE_HEARTBEATS = """
@@ -40,11 +40,13 @@ def test_workers(declared: Bundle) -> None:
 
     control(declared, "-A", "proj", "control", "cancel_consumer", "proj.tasks")
     found = finds(declared, worker_warned, worker_warned, worker_warned, clock_warned)
-    follow(declared, about(found, "present_workers", "none consumes queue proj.tasks"))
+    idle = about(found, "present_workers", "queue proj.tasks has no message and no consumer")
+    assert "celery -A proj worker -Q proj.tasks" in idle["fix"]
+    control(declared, "-A", "proj", "control", "add_consumer", "proj.tasks")
     finds(declared, worker_warned, worker_warned, clock_warned)
 
     os.kill(worker.process.pid, signal.SIGSTOP)
-    about(doctor(declared), "present_workers", "1 workers consume, but none answers")
+    about(doctor(declared), "present_workers", "1 workers consume, and none answers")
 
 
 def test_broker_that_freezes_while_the_clocks_are_compared(own: Bundle) -> None:

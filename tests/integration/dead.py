@@ -11,6 +11,7 @@ import amqp
 import amqp.abstract_channel
 import pytest
 
+from proj import queues
 from proj.rabbitmq import topology
 from tests.bundle import PATIENCE, Bundle, eventually
 
@@ -30,7 +31,7 @@ def publish(
     bundle: Bundle, body: object, queue: str = "proj.tasks", count: int = 1, **properties: Any
 ) -> None:
     with bundle.channel() as channel:
-        topology.declare(channel)
+        topology.declare(channel, queues.Topology())
         if queue == OTHER:
             arguments = {"x-dead-letter-exchange": "proj.dead"}
             channel.queue_declare(OTHER, durable=True, auto_delete=False, arguments=arguments)
@@ -43,7 +44,7 @@ def publish_task(
 ) -> None:
     """Publish what Celery publishes, without the checks that `proj enqueue` makes."""
     with bundle.channel() as channel:
-        topology.declare(channel)
+        topology.declare(channel, queues.Topology())
         _send(channel, [_task_message(task_id, *args, **properties)], queue)
 
 
@@ -94,15 +95,12 @@ def expire_many(bundle: Bundle, count: int) -> None:
 def depth(bundle: Bundle) -> int:
     """How many there are, also when nothing is declared yet."""
     with bundle.channel() as channel:
-        topology.declare(channel)
+        topology.declare(channel, queues.Topology())
     return bundle.depth("proj.dead")
 
 
 def await_count(bundle: Bundle, count: int) -> None:
-    with bundle.channel() as channel:
-        eventually(
-            f"{count} dead letters", lambda: topology.look(channel, "proj.dead").message_count == count
-        )
+    eventually(f"{count} dead letters", lambda: bundle.depth("proj.dead") == count)
 
 
 def take(bundle: Bundle, queue: str) -> list[amqp.Message]:
@@ -152,7 +150,7 @@ def publish_unreadable(bundle: Bundle, what: str, queue: str) -> None:
     message = _task_message("it", 1, 2, reply_to="place", headers={"at": datetime(2020, 1, 1)})
     old, new = UNREADABLE[what]
     with bundle.channel() as channel, pytest.MonkeyPatch.context() as patch:
-        topology.declare(channel)
+        topology.declare(channel, queues.Topology())
         channel.queue_bind(queue, "amq.topic", "#.proj.tasks")
         channel.confirm_select()
         for module, writes in ((message, "_serialize_properties"), (amqp.abstract_channel, "dumps")):

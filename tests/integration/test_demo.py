@@ -153,7 +153,7 @@ def test_demo_notices_messages_that_are_taken_away(bundle: Bundle, tmp_path: Pat
     with start_demo(tmp_path / "its", program=program) as demo:
         demo.says("KILLED")
         with bundle.channel() as channel:
-            purged = queues.task_queue(channel).purge()
+            purged = queues.work_queue(queues.DEFAULT_QUEUE)(channel).purge()
         assert purged > 0
         while demo.ended() < 15 - purged:
             demo.says(" done  ")

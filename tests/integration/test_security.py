@@ -25,7 +25,7 @@ FOLDER: Final = Path(__file__).resolve().parents[2] / "deploy/rabbitmq"
 
 PASSWORD: Final = "a-password-of-the-test"
 
-WORK, DEAD = queues.task_queue.name, queues.dead_queue.name
+WORK, DEAD = queues.DEFAULT_QUEUE, queues.dead_queue.name
 
 #: A delay queue in the middle, and the exchange that delayed messages are published to.
 DELAY_QUEUE, DELAY_ENTRY = "celery_delayed_5", "celery_delayed_27"
@@ -264,7 +264,7 @@ OPERATIONS: Final[dict[str, tuple[set[str], Callable[[Any], Any]]]] = {
     "forge a dead letter": (set(), publish(queues.dead_exchange.name)),
     "control workers": ({"worker", "monitor"}, publish("celery.pidbox")),
     "forge an event": ({"worker", "monitor"}, publish("celeryev")),
-    "declare": (set(), declare(queues.task_queue)),
+    "declare": (set(), declare(queues.work_queue(queues.DEFAULT_QUEUE))),
     "divert messages": (set(), bind(queues.dead_queue, queues.task_exchange.name)),
     "delete the work queue": (set(), delete_queue(WORK)),
     "delete the dead letters": (set(), delete_queue(DEAD)),

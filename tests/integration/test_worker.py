@@ -180,9 +180,9 @@ def test_worker_leaves_no_connection_behind_when_it_connects_anew(bundle: Bundle
     """As when an answer is late: the end of the old one would later be taken for the loss of the new one."""
     bundle.switch_off(
         "worker/consumer.py",
-        "topology.ensure(conn)\n",
+        "topology.ensure(conn, self.app.settings.topology)\n",
         # Something keeps it, so that Python does not close it by itself.
-        "topology.ensure(conn)\n"
+        "topology.ensure(conn, self.app.settings.topology)\n"
         "                if not self.restart_count: self.kept = conn; raise TimeoutError('late')\n",
     )
     with Proxy(bundle.node.info.port) as proxy:
@@ -210,7 +210,7 @@ def test_worker_of_a_queue_that_does_not_exist_ends(bundle: Bundle) -> None:
     worker = bundle.worker("-Q", "proj.task")
 
     assert worker.ends() == 2
-    assert worker.text() == "Error: there is no queue 'proj.task' (known queues: proj.tasks)\n"
+    assert worker.text() == "Error: there is no queue 'proj.task' (did you mean proj.tasks?)\n"
 
 
 def test_worker_ends_when_a_queue_has_other_arguments(bundle: Bundle) -> None:

@@ -27,10 +27,10 @@ def test_broker_that_the_promise_cannot_rest_on(product: str, version: str) -> N
 @pytest.mark.parametrize(
     ("version", "words"),
     [
-        ("3.10.8", ["without limit"]),
-        ("3.13.7", ["without limit"]),
-        ("4.0.5", ["21st requeue"]),
-        ("4.3.5", ["21st requeue", "transient"]),
+        ("3.10.8", ["priority", "without limit"]),
+        ("3.13.7", ["priority", "without limit"]),
+        ("4.0.5", ["21st return"]),
+        ("4.3.5", ["21st return", "transient"]),
     ],
 )
 def test_traps_of_each_version(version: str, words: list[str]) -> None:
@@ -45,13 +45,14 @@ def limits(monkeypatch: pytest.MonkeyPatch, **known: Any) -> Finding:
     """Of a broker that waits 15 minutes, as RabbitMQ 3.12 and later tell."""
     monkeypatch.setattr(settings, "own_tasks", lambda _: {"proj.tasks.add": SimpleNamespace(time_limit=None)})
     subject = SimpleNamespace(
+        topology=queues.Topology(),
         settings=config.Settings(_env_file=None),
         app=None,
         configured=lambda _: 900_000,
         unmanaged=None,
         unreachable=None,
         version=(3, 12),
-        queues={queues.task_queue.name: {"arguments": {}, "effective_policy_definition": {}}},
+        queues={queues.DEFAULT_QUEUE: {"arguments": {}, "effective_policy_definition": {}}},
     )
     vars(subject).update(known)
     (finding,) = settings.time_limits(cast(Subject, subject))
@@ -64,7 +65,7 @@ def with_policy(milliseconds: int) -> dict[str, Any]:
 
 def test_real_consumer_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """The broker's own counts, and a policy of the queue more, on versions that know it."""
-    name = queues.task_queue.name
+    name = queues.DEFAULT_QUEUE
     assert "consumer_timeout, 900 s" in limits(monkeypatch).what
     assert limits(monkeypatch, queues={name: with_policy(3_600_000)}).level == "ok"
     assert "60 s" in limits(monkeypatch, configured=lambda _: None, queues={name: with_policy(60_000)}).what
@@ -77,5 +78,5 @@ def test_consumer_timeout_that_is_believed_in(monkeypatch: pytest.MonkeyPatch) -
     finding = limits(monkeypatch, configured=lambda _: 1_600_000)
     assert (finding.level, finding.what) == (
         "warning",
-        "PROJ_CONSUMER_TIMEOUT is 1800 s, but the broker's consumer_timeout is 1600 s",
+        "PROJ_CONSUMER_TIMEOUT says 1800 s, and the broker waits 1600 s",
     )

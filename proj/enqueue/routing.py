@@ -1,0 +1,21 @@
+"""The queue of a message: the call says it, or the task, or `task_routes`, else it is the default one."""
+
+import difflib
+
+import celery
+
+from proj.errors import BadInput
+from proj.logs.printable import shown
+
+
+def check_queue(app: celery.Celery, name: str) -> None:
+    """Refuse a queue that is not one of the application's work queues. Raises `BadInput`."""
+    if name not in app.amqp.queues:
+        raise unknown_queue(app, name)
+
+
+def unknown_queue(app: celery.Celery, name: str) -> BadInput:
+    """The error for a name that is not one of the application's work queues, with the nearest that is."""
+    near = difflib.get_close_matches(str(name), app.amqp.queues, 1, cutoff=0.5)
+    known = f"known queues: {', '.join(app.amqp.queues)}; PROJ_QUEUES adds more"
+    return BadInput(f"there is no queue {shown(name)}", f"did you mean {near[0]}?" if near else known)
