@@ -7,13 +7,13 @@ from proj.private_node.node import BrokerNode
 from tests.bundle import eventually
 from tests.erlang import evaluate
 
-_SET_MEMORY = "vm_memory_monitor:set_vm_memory_high_watermark"
-_SET_DISK = "rabbit_disk_monitor:set_disk_free_limit"
+SET_MEMORY = "vm_memory_monitor:set_vm_memory_high_watermark"
+SET_DISK = "rabbit_disk_monitor:set_disk_free_limit"
 
 #: Limits that are exceeded at once, and the usual ones.
 ALARMS = {
-    "memory": (f"{_SET_MEMORY}(0.00001)", f"{_SET_MEMORY}(0.4)"),
-    "disk": (f'{_SET_DISK}("1000000GB")', f'{_SET_DISK}("50MB")'),
+    "memory": (f"{SET_MEMORY}(0.00001)", f"{SET_MEMORY}(0.4)"),
+    "disk": (f'{SET_DISK}("1000000GB")', f'{SET_DISK}("50MB")'),
 }
 
 

@@ -1,34 +1,25 @@
-"""A node that counts often, and a virtual host that a worker has prepared."""
+"""A virtual host whose queues count often, and one that a worker has prepared."""
 
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from proj.private_node.node import BrokerNode
+from tests.alarm import SET_MEMORY
 from tests.bundle import Bundle, eventually, vhost_of
-
-#: Milliseconds after which the node of these tests counts anew; the usual 5 seconds would be waited for.
-COUNTED = 300
-
-
-@pytest.fixture(scope="session")
-def own_node(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerNode]:
-    """A node for alarms and policies, of which the other tests must not know."""
-    node = BrokerNode(
-        tmp_path_factory.mktemp("doctor"), extra_config=f"collect_statistics_interval = {COUNTED}"
-    )
-    node.start()
-    node.ctl("eval", f"application:set_env(rabbit, quorum_tick_interval, {COUNTED}).")
-    yield node
-    node.kill()
+from tests.erlang import evaluate, quick_ticks
 
 
 @pytest.fixture
-def own(own_node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bundle]:
-    with Bundle(own_node, vhost=vhost_of(request), folder=tmp_path) as bundle:
+def own(node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bundle]:
+    """For alarms and policies: its queues count often, and are gone with the test, since that costs."""
+    with Bundle(node, vhost=vhost_of(request), folder=tmp_path) as bundle, quick_ticks(node):
         yield bundle
+    evaluate(node, f"{SET_MEMORY}(0.4)")  # also when the test has failed
+    bundle.management("DELETE", f"vhosts/{quote(bundle.vhost, safe='')}")
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,10 @@ from urllib.parse import quote, urlsplit
 import psutil
 import pytest
 
+from tests.alarm import SET_DISK, SET_MEMORY
 from tests.bundle import MANAGEMENT_OFF, PATIENCE, Bundle, eventually
 from tests.doctor.findings import Findings, about, bad, doctor, finds, follow, known_policies
+from tests.erlang import evaluate
 from tests.serving import serving
 
 
@@ -171,11 +173,11 @@ def node_knows(bundle: Bundle, condition: Callable[[dict[str, Any]], bool]) -> N
 def test_memory(own: Bundle) -> None:
     """An alarm is an error, little room a warning, and the printed command gives it more."""
     node_knows(own, lambda node: "mem_used" in node)
-    own.node.ctl("set_vm_memory_high_watermark", "absolute", "100MB")
+    evaluate(own.node, SET_MEMORY + '({absolute, "100MB"})')
     node_knows(own, lambda node: node["mem_alarm"])
     alarm = about(doctor(own), "memory", "alarm of node proj@localhost is on")
     used = own.management("GET", "nodes")[0]["mem_used"]
-    own.node.ctl("set_vm_memory_high_watermark", "absolute", str(int(used * 1.1)))
+    evaluate(own.node, SET_MEMORY + f"({{absolute, {int(used * 1.1)}}})")
     node_knows(own, lambda node: not node["mem_alarm"] and node["mem_limit"] < used * 1.2)
     close = about(doctor(own), "memory", "raises its alarm at")
 
@@ -190,7 +192,7 @@ def test_memory(own: Bundle) -> None:
 def test_memory_of_no_limit_at_all(own: Bundle) -> None:
     """A watermark of 0, with which people stop all publishing by hand, is an alarm like any other."""
     node_knows(own, lambda node: "mem_used" in node)
-    own.node.ctl("set_vm_memory_high_watermark", "0")
+    evaluate(own.node, SET_MEMORY + "(0)")
     node_knows(own, lambda node: node["mem_alarm"] and not node["mem_limit"])
     alarm = about(doctor(own), "memory", "alarm of node proj@localhost is on")
 
@@ -203,14 +205,14 @@ def test_disk(own: Bundle) -> None:
     """An alarm is an error, and less than a gibibyte to it is a warning."""
     free = shutil.disk_usage(own.node.data_dir).free
     try:
-        own.node.ctl("set_disk_free_limit", str(free - 2**29))
+        evaluate(own.node, f"{SET_DISK}({free - 2**29})")
         node_knows(own, lambda node: node["disk_free_limit"] == free - 2**29)
         close = about(doctor(own), "disk", "raises its alarm below")
-        own.node.ctl("set_disk_free_limit", str(free + 2**40))
+        evaluate(own.node, f"{SET_DISK}({free + 2**40})")
         node_knows(own, lambda node: node["disk_free_alarm"])
         alarm = about(doctor(own), "disk", "alarm of node proj@localhost is on")
     finally:
-        own.node.ctl("set_disk_free_limit", "50MB")
+        evaluate(own.node, f'{SET_DISK}("50MB")')
 
     assert alarm["level"] == "error"
     assert close["level"] == "warning"
@@ -242,7 +244,7 @@ def test_feature_flag_that_is_off(own: Bundle) -> None:
         flags = {flag["name"]: flag for flag in own.management("GET", "feature-flags")}
         assert (flags["stream_queue"]["state"], flags["stream_queue"]["stability"]) == ("enabled", "required")
         return
-    own.node.ctl("eval", "rabbit_feature_flags:mark_as_enabled_locally(stream_queue, false).")
+    evaluate(own.node, "rabbit_feature_flags:mark_as_enabled_locally(stream_queue, false)")
     own.declare()
 
     finding = about(doctor(own), "feature_flags", "stream_queue is off")
