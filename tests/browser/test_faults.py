@@ -10,7 +10,7 @@ import pytest
 
 from proj.errors import ExitCode
 from tests.browser.flower import SAVE_INTERVAL, Flower
-from tests.bundle import BIN, PATIENCE, Bundle, eventually
+from tests.bundle import PATIENCE, Bundle, eventually
 from tests.chaos.proxy import Proxy
 
 #: What saves the state, when a file is there.
@@ -24,7 +24,7 @@ Start = Callable[..., Flower]
 
 def refused(bundle: Bundle, *options: str, env: dict[str, str] | None = None) -> tuple[int, str]:
     """The exit code and the only line of a Flower that does not start."""
-    done = bundle.run(BIN / "celery", "-A", "proj", "flower", *options, env=env)
+    done = bundle.celery("flower", *options, env=env)
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     return done.returncode, line
