@@ -4,7 +4,7 @@ import json
 import pickle
 import re
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from textwrap import dedent
@@ -18,6 +18,7 @@ from amqp.exceptions import AccessRefused
 from proj import queues
 from proj.config import Settings
 from proj.errors import ManagementUnavailable
+from proj.private_node.node import BrokerNode
 from proj.rabbitmq.management import Management
 from tests.bundle import BIN, Bundle, eventually
 
@@ -296,6 +297,13 @@ def test_what_is_not_their_work_is_refused(bundle: Bundle, users: Users) -> None
     assert may_do(bundle.url) == set(OPERATIONS)
 
 
+@pytest.fixture(scope="module")
+def refusing(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bundle, Users]]:
+    """One virtual host for what is refused, and so changes nothing in it."""
+    with Bundle(node, vhost="refusing", folder=tmp_path_factory.mktemp("refusing")) as bundle:
+        yield bundle, Users(bundle).give_passwords()
+
+
 @pytest.mark.parametrize(
     ("user", "command"),
     [
@@ -308,8 +316,9 @@ def test_what_is_not_their_work_is_refused(bundle: Bundle, users: Users) -> None
         ("proj-operator", "enqueue add 1 2"),
     ],
 )
-def test_a_refusal_is_one_line(bundle: Bundle, users: Users, user: str, command: str) -> None:
+def test_a_refusal_is_one_line(refusing: tuple[Bundle, Users], user: str, command: str) -> None:
     """That names the user and the thing, and where it is said who may do what."""
+    bundle, users = refusing
     done = bundle.proj(*command.split(), env=users.env(user))
 
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (69, "", 1)
