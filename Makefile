@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 PYTHON_IN_VENV := .venv/bin/python
 
-# Most of a test's time is waiting. Each of these processes has a RabbitMQ of its own.
+# Tests mostly wait. Each process has its own RabbitMQ.
 TEST_PROCESSES := 4
 
 .PHONY: help
@@ -9,11 +9,11 @@ help: ## Show these targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: ## Make .venv with the pinned packages, and install RabbitMQ when it is missing.
+setup: ## Create .venv with the pinned packages, and install RabbitMQ if it is missing.
 	@scripts/setup
 
 .PHONY: demo
-demo: setup ## Watch tasks travel through RabbitMQ, and one worker be killed: the main job, in a minute.
+demo: setup ## Run the demo, one minute: tasks go through RabbitMQ, a worker is killed, nothing is lost.
 	@$(PYTHON_IN_VENV) examples/demo.py
 
 .PHONY: test
@@ -22,7 +22,7 @@ test: ## Run all tests, against a private RabbitMQ on free ports.
 	@$(PYTHON_IN_VENV) -m pytest --numprocesses=$(TEST_PROCESSES)
 
 .PHONY: test-trixie
-test-trixie: setup ## Run all tests on a bare Debian 13 in a folder, whose RabbitMQ is 4 (for root on Debian).
+test-trixie: setup ## Run all tests in a chroot with Debian 13 and RabbitMQ 4 (needs root on Debian).
 	@scripts/on-debian trixie make test
 
 .PHONY: check
@@ -34,17 +34,17 @@ check: setup ## Lint, check imports and types, and run all tests.
 	@$(MAKE) --no-print-directory test
 
 .PHONY: up
-up: setup ## Run broker (if none answers), worker and Flower until Ctrl-C.
-	@$(PYTHON_IN_VENV) scripts/up || test $$? -eq 130  # Ctrl-C is how it ends
+up: setup ## Run a broker (unless one is running), a worker and Flower until Ctrl-C.
+	@$(PYTHON_IN_VENV) scripts/up || test $$? -eq 130  # Ctrl-C is the normal end
 
 .PHONY: env
-env: ## Write .env with fresh passwords, for docker compose.
-	@test ! -e .env || { echo "Error: .env is there already; move it away for a new one" >&2; exit 2; }
+env: ## Write .env with new passwords, for docker compose.
+	@test ! -e .env || { echo "Error: .env exists already; move it away first" >&2; exit 2; }
 	@umask 077 && awk '/=$$/ { cmd = "openssl rand -hex 24"; cmd | getline password; close(cmd); $$0 = $$0 password } 1' \
 		.env.example > .env && echo "wrote .env" >&2
 
 .PHONY: bench
-bench: setup ## Measure what starting costs, and how soon the task of a killed worker starts again.
+bench: setup ## Measure start-up times, and how soon another worker takes over a killed worker's task.
 	@$(PYTHON_IN_VENV) benchmarks/startup.py
 	@$(PYTHON_IN_VENV) benchmarks/takeover.py
 
@@ -53,15 +53,15 @@ help-text: setup ## Write anew what `proj --help` prints.
 	@$(PYTHON_IN_VENV) -m proj -h > proj/cli/help.txt
 
 .PHONY: definitions
-definitions: setup ## Write deploy/rabbitmq/definitions.json anew, from proj/queues.py.
+definitions: setup ## Generate deploy/rabbitmq/definitions.json from proj/queues.py.
 	@$(PYTHON_IN_VENV) scripts/definitions
 
 .PHONY: screenshot
-screenshot: ## Take the documentation's pictures of the demo and of Flower again.
+screenshot: ## Update the documentation's pictures of the demo and of Flower.
 	@scripts/setup tests
 	@$(PYTHON_IN_VENV) examples/demo.py --deadline=300 --picture=docs/demo.svg
 	@$(PYTHON_IN_VENV) -m pytest -q tests/browser/test_pages.py --screenshots=docs
 
 .PHONY: pin
-pin: ## Write requirements.txt anew (needs uv).
+pin: ## Update requirements.txt (needs uv).
 	@scripts/pin

@@ -1,7 +1,7 @@
-"""What starting costs: `proj --help` and `proj health`, and `proj enqueue` over importing Celery.
+"""Measure start-up times: `proj --help`, `proj health`, and `proj enqueue` compared with importing Celery.
 
-Alternates the programs in one run, so that a noisy machine is noisy for all of them, and prints medians
-with the middle half. Needs no broker of yours: it starts a private one.
+Alternates the programs, so that noise affects all of them. Prints medians and quartiles, and starts a
+private broker.
 """
 
 import os
@@ -24,7 +24,7 @@ BIN = Path(sys.executable).parent
 
 
 def measure(command: list[str], env: dict[str, str]) -> tuple[float, float]:
-    """Seconds on the clock, and of the processor, that a command takes."""
+    """Wall-clock and CPU seconds of a command."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
     clock, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -32,7 +32,7 @@ def measure(command: list[str], env: dict[str, str]) -> tuple[float, float]:
 
 
 def beat(folder: str) -> None:
-    """Leave a heartbeat for the probe to find: that of a worker which this process claims to be."""
+    """Write a heartbeat for the probe, as if this process were a worker."""
     pid, now = os.getpid(), time.monotonic()
     process = heartbeat.identity(pid) or ""
     beat = Heartbeat("w1@host", pid, process, heartbeat.machine(), heartbeat.READY, now, now + 3600)
@@ -55,7 +55,7 @@ def main() -> None:
             for name, command in programs.items():
                 times[name].append(measure(command, env))
     medians = {}
-    print(f"{'':<26} {'clock, ms':>24} {'processor, ms':>24}   (median, middle half; {ROUNDS} runs)")
+    print(f"{'':<26} {'wall clock, ms':>24} {'CPU, ms':>24}   (median and quartiles of {ROUNDS} runs)")
     for name, taken in times.items():
         cells = []
         for kind in zip(*taken, strict=True):
@@ -65,9 +65,9 @@ def main() -> None:
         print(f"{name:<26} {cells[0]:>24} {cells[1]:>24}")
     ratio = medians["proj --help", 1] / medians["python -c pass", 1]
     over = medians["proj enqueue add 2 3", 2] - medians["python -c 'import celery'", 2]
-    print(f"\nproj --help takes {ratio:.1f} times python -c pass; the aim is at most 3")
-    print(f"proj health takes {medians['proj health --live', 1]:.0f} ms; the aim is at most 100")
-    print(f"proj enqueue takes {over:.0f} ms of processor over importing Celery; the aim is at most 300")
+    print(f"\nproj --help takes {ratio:.1f} times as long as python -c pass (goal: at most 3)")
+    print(f"proj health takes {medians['proj health --live', 1]:.0f} ms (goal: at most 100)")
+    print(f"proj enqueue takes {over:.0f} ms of CPU more than importing Celery (goal: at most 300)")
 
 
 main()

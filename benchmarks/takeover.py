@@ -1,6 +1,6 @@
-"""How long the task of a killed worker waits: from SIGKILL to its start by another worker.
+"""Measure how soon another worker takes over the task of a killed one: from SIGKILL to its start.
 
-A private broker, a worker in the middle of a task, a second worker with a free slot; the first is killed.
+Starts a private broker, a worker with a task, and a second worker with a free slot, then kills the first one.
 """
 
 import os
@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-# The workers' logs, whose times are compared with ours, are in UTC.
+# The times in the workers' logs are in UTC, and are compared with ours.
 os.environ["TZ"] = "UTC"
 time.tzset()
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -18,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from proj.private_node.node import BrokerNode  # noqa: E402  after the path is set
 from tests.bundle import Bundle  # noqa: E402
 
-#: Kills.
+#: Number of kills.
 ROUNDS = 6
 
 
 def takeover(bundle: Bundle) -> float:
-    """Seconds from the kill of a worker to the start of its task by another."""
+    """Seconds from the kill of a worker to the start of its task by the other."""
     victim = bundle.worker(log="victim.log").ready()
     bundle.proj("enqueue", "sleep-dots", "600", "--id", "task")
     victim.started("task")
@@ -47,7 +47,7 @@ def main() -> None:
         finally:
             node.kill()
     median, most = statistics.median(taken), max(taken)
-    print(f"started again after {median:.2f} s, the median of {ROUNDS}; {most:.2f} s at most")
+    print(f"taken over after {median:.2f} s (median of {ROUNDS}; maximum {most:.2f} s)")
 
 
 main()

@@ -1,7 +1,7 @@
-"""Watch messages travel through RabbitMQ to two workers, one of which is killed at its work.
+"""Send messages through RabbitMQ to two workers, and kill one of them during a task.
 
-All of it is real, and thrown away at the end: a private RabbitMQ on free ports, two `celery -A proj worker`,
-and fifteen messages. The exit code is 0 only when no message was lost and every result is right.
+Uses a private RabbitMQ on free ports and two `celery -A proj worker` processes, and removes them at the end.
+The exit code is 0 only when no message is lost and every result is right.
 """
 
 import argparse
@@ -36,22 +36,22 @@ TEXTS: Final = (
     "Fifth message.....",
 )
 
-#: How many sums follow the texts, and what their numbers are drawn from, both ends included.
+#: Number of sums after the texts, and the range of their numbers, both ends included.
 SUMS: Final = 10
 SUM_RANGE: Final = (0, 998)
 
 WORKERS: Final = ("w1", "w2")
 
-#: Seconds after which the demo gives up, so that it ends within a minute; 20 to 30 are usual.
+#: Seconds until the demo gives up, so that it ends within a minute; 20 to 30 are usual.
 DEADLINE: Final = 50.0
 
-#: Seconds between two drawings of the table.
+#: Seconds between two updates of the table.
 REFRESH: Final = 0.1
 
-#: Seconds for the broker to put messages back into a queue whose worker has ended.
+#: Seconds for the broker to requeue the messages of an ended worker.
 SETTLE_TIMEOUT: Final = 3.0
 
-#: Signals that end the demo: Ctrl-C, a supervisor's wish, a closed terminal.
+#: Signals that end the demo: Ctrl-C, a supervisor's stop, a closed terminal.
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 NEXT = """\
@@ -61,26 +61,26 @@ Next: run `make up` here, and in a second terminal
 
 @dataclass(frozen=True)
 class Tally:
-    """What became of the accepted messages; lists hold their ids."""
+    """What became of the accepted messages, by their ids."""
 
     executed: list[str]
     #: Messages in the dead-letter queue.
     dead: int
-    #: Neither executed, nor in a queue.
+    #: Neither executed nor in a queue.
     lost: list[str]
 
 
 def main() -> int:
-    """Parse, run, and turn whatever ends it into one line and an exit code."""
+    """Run the demo; turn errors into one line and an exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--deadline",
         type=float,
         default=DEADLINE,
         metavar="S",
-        help="seconds after which to give up (default: %(default)g)",
+        help="seconds until the demo gives up (default: %(default)g)",
     )
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="write what was printed as an SVG")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="write the output as an SVG file")
     options = parser.parse_args()
     for number in ENDING:
         signal.signal(number, _end)
@@ -89,7 +89,7 @@ def main() -> int:
             try:
                 run(view := View(), options.deadline, cleanup)
             finally:
-                # The cleanup takes a second or two, and must not be cut short.
+                # The cleanup takes a second or two, and must not be interrupted.
                 ignore_signals()
         if options.picture:
             view.save_picture(options.picture)
@@ -103,7 +103,7 @@ def main() -> int:
 
 
 def run(view: View, deadline: float, cleanup: ExitStack) -> None:
-    """The story from the first line to the last. Raises `ProjError` when it does not end well."""
+    """Run the demo from start to end. Raises `ProjError` when something went wrong."""
     view.say("Five texts and ten sums go to two workers; one of these will be killed.")
     folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="proj-demo-")))
     broker = start_broker(folder, view, deadline, cleanup)
@@ -129,23 +129,23 @@ def run(view: View, deadline: float, cleanup: ExitStack) -> None:
 def start_broker(folder: Path, view: View, deadline: float, cleanup: ExitStack) -> BrokerNode:
     """Start a private RabbitMQ on free ports, with its data in `folder`."""
     node = BrokerNode(folder / "broker", server_dir=config.load().rabbitmq_dir)
-    # Nothing of it is kept, so there is no need to wait for an end in good order.
+    # Its data is not kept, so a clean stop is not needed.
     cleanup.callback(node.kill)
     try:
         with view.spinner(f"Starting a private RabbitMQ in {folder}"):
             node.start(timeout=deadline)
     except BrokerNodeError as error:
-        if error.hint and str(folder) in error.hint:  # a log that will be gone
-            raise BrokerNodeError(error.message, "see what it says with: proj broker run") from None
+        if error.hint and str(folder) in error.hint:  # a log that will be deleted
+            raise BrokerNodeError(error.message, "for its log, run: proj broker run") from None
         raise
     view.say(f"RabbitMQ answers at {node.info.safe_url}")
     return node
 
 
 def use(broker_url: str, folder: Path) -> None:
-    """Let this process, and the workers after it, use this broker and a result store in `folder`."""
+    """Make this process and its workers use this broker, and a result store in `folder`."""
     for name in [name for name in os.environ if name.startswith("CELERY_")]:
-        del os.environ[name]  # CELERY_BROKER_WRITE_URL, for one, would win
+        del os.environ[name]  # CELERY_BROKER_WRITE_URL, for one, would take precedence
     os.environ["CELERY_BROKER_URL"] = broker_url
     os.environ["PROJ_STATE_DIR"] = str(folder)
     os.environ["CELERY_RESULT_BACKEND"] = f"db+sqlite:///{folder / 'results.sqlite3'}"
@@ -153,7 +153,7 @@ def use(broker_url: str, folder: Path) -> None:
 
 
 def enqueue_all() -> list[Message]:
-    """Enqueue the texts and the sums; returns when the broker has confirmed them all."""
+    """Enqueue the texts and the sums, each confirmed by the broker."""
     messages = []
     for text in TEXTS:
         dots = text.count(".")
@@ -167,13 +167,13 @@ def enqueue_all() -> list[Message]:
 
 
 def follow(messages: list[Message], folder: Path, view: View, deadline: float, cleanup: ExitStack) -> Watch:
-    """Start the workers, and watch until every task has ended or the deadline is over."""
+    """Start the workers, and watch until every task has ended or the deadline has passed."""
     from proj import app
 
     watch = Watch(messages, view.say, view.note)
     with app.connection_for_read() as conn:
         receiver = app.events.Receiver(conn, handlers=watch.handlers)
-        # Listen before there is a worker, so that no event is missed.
+        # Consume before the workers start, so that no event is missed.
         with receiver.consumer_context(wakeup=False) as (events, _, _):
             for name in WORKERS:
                 worker = Worker.start(name, folder)
@@ -189,7 +189,7 @@ def follow(messages: list[Message], folder: Path, view: View, deadline: float, c
 
 
 def receive(events: Any) -> None:
-    """Handle the events that come within `REFRESH` seconds."""
+    """Handle the events that arrive within `REFRESH` seconds."""
     until = time.monotonic() + REFRESH
     try:
         while (left := until - time.monotonic()) > 0:
@@ -201,10 +201,10 @@ def receive(events: Any) -> None:
 
 
 def tally(accepted: Sequence[str], channel: Any) -> Tally:
-    """Find out what became of these messages from the result store and the broker, the durable witnesses.
+    """Look up what became of the messages, in the result store and the broker's queues.
 
-    Call it when no worker holds a message any more. It takes what is in the queues, and gives it back when
-    the channel is closed.
+    Call it after the workers have ended. It takes the messages in the queues; they are requeued when the
+    channel is closed.
     """
     executed = [task_id for task_id in accepted if results.outcome(proj.app, task_id).state == "SUCCESS"]
     dead = queues.dead_queue(channel).queue_declare(passive=True).message_count
@@ -221,12 +221,12 @@ def tally(accepted: Sequence[str], channel: Any) -> Tally:
 
 
 def figures(messages: Sequence[Message], found: Tally) -> list[tuple[str, int, str]]:
-    """The rows of the last table."""
+    """The rows of the final table."""
     again = [message.label for message in messages for _ in message.attempts[1:]]
     which = f": {', '.join(map(repr, again))}" if again else ""
     return [
         ("accepted", len(messages), "messages that the broker has confirmed"),
-        ("executed", len(found.executed), "with a success in the result store"),
+        ("executed", len(found.executed), "with SUCCESS in the result store"),
         ("redelivered", len(again), f"attempts beyond the first{which}"),
         ("dead", found.dead, "in the dead-letter queue proj.dead"),
         ("lost", len(found.lost), "neither executed nor in a queue"),
@@ -234,7 +234,7 @@ def figures(messages: Sequence[Message], found: Tally) -> list[tuple[str, int, s
 
 
 def problems(watch: Watch, found: Tally) -> list[str]:
-    """What the demo promised to show and did not; nothing, when all is well."""
+    """What went wrong, one sentence each; empty when all is well."""
     wrong = []
     if found.lost:
         wrong.append(f"lost: {', '.join(watch.messages[task_id].label for task_id in found.lost)}")

@@ -1,4 +1,4 @@
-"""What the demo shows: on a terminal a table that is drawn anew in place, elsewhere a line an event."""
+"""The demo's output: a table updated in place on a terminal, otherwise one line per event."""
 
 import io
 import re
@@ -23,14 +23,14 @@ STYLES: Final = {"waiting": "dim", "running": "yellow", "done": "green", "failed
 
 
 class View:
-    """Prints the story, and the table of who executes what."""
+    """Prints the demo's progress, and the table of messages."""
 
     def __init__(self) -> None:
-        # Said explicitly: rich would take FORCE_COLOR, which CI often sets, for a terminal.
+        # Explicit, since rich takes FORCE_COLOR, which CI often sets, for a terminal.
         self.console = Console(force_terminal=sys.stdout.isatty(), highlight=False)
         self.has_table = self.console.is_terminal and not self.console.is_dumb_terminal
         self._start = time.monotonic()
-        #: What was printed, with the last state of the table.
+        #: All output, with the last state of the table.
         self._printed: list[RenderableType] = []
 
     @property
@@ -39,12 +39,12 @@ class View:
         return time.monotonic() - self._start
 
     def say(self, text: str) -> None:
-        """Print a line of the story, with the time; it stays above the table."""
+        """Print a line with the time, above the table."""
         self._printed.append(self._line(text))
         self.console.print(self._printed[-1], soft_wrap=not self.has_table)
 
     def note(self, text: str) -> None:
-        """Print what the table shows, where there is no table."""
+        """Print a line only if there is no table, which shows the same."""
         if not self.has_table:
             self.console.print(self._line(text), soft_wrap=True)
 
@@ -54,14 +54,14 @@ class View:
 
     @contextmanager
     def spinner(self, text: str) -> Iterator[None]:
-        """Show that something takes its time."""
+        """Show a spinner during the block."""
         self.note(text)
         with self.console.status(text):
             yield
 
     @contextmanager
     def table(self, messages: Sequence[Message]) -> Iterator[Callable[[], None]]:
-        """Show the table until the end of the block; what this gives you draws it anew."""
+        """Show the table during the block; the yielded function updates it."""
         if self.has_table:
             with Live(self._draw(messages), console=self.console, auto_refresh=False) as live:
                 try:
@@ -73,7 +73,7 @@ class View:
         self._printed.append(self._draw(messages))
 
     def figures(self, rows: Sequence[tuple[str, int, str]]) -> None:
-        """Print the last table: name, count, and what it counts."""
+        """Print the final table: name, count, and what it counts."""
         table = Table(box=SIMPLE_HEAD if self.has_table else None, show_header=self.has_table, pad_edge=False)
         table.add_column("in the end")
         table.add_column("count", justify="right")
@@ -84,7 +84,7 @@ class View:
         self.console.print(table)
 
     def save_picture(self, path: Path) -> None:
-        """Write what was printed as an SVG, with no font that a browser would fetch."""
+        """Write the output as an SVG file, without fonts that a browser would download."""
         console = Console(record=True, width=PICTURE_WIDTH, file=io.StringIO(), force_terminal=True)
         for part in self._printed:
             console.print(part, highlight=False)
@@ -100,7 +100,7 @@ class View:
             table.add_column(title, justify="right", no_wrap=True)
         for message in messages:
             table.add_row(
-                # One line a message, even where it is cut short, so that all fit a screen of 24 lines.
+                # One line per message, truncated if needed, so that all fit on 24 lines.
                 Text(message.label, no_wrap=True, overflow="ellipsis"),
                 Text(message.state, style=STYLES[message.state]),
                 Text(", then ".join(message.attempts), no_wrap=True, overflow="ellipsis"),

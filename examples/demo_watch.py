@@ -1,4 +1,4 @@
-"""What the demo follows: its messages, its two workers, and Celery's events about them."""
+"""Follows the demo's messages and workers through Celery's events."""
 
 import os
 import signal
@@ -16,41 +16,40 @@ import proj
 from proj import results
 from proj.errors import ProjError
 
-#: The worker as it is run everywhere, with one slot, so that it is plain who executes what.
+#: An ordinary worker with one slot, so that it executes one message at a time.
 CELERY_WORKER: Final = (
     *(sys.executable, "-m", "celery", "-A", "proj"),
     *("worker", "--concurrency=1", "--loglevel=INFO"),
 )
 
-#: Seconds of work in a message whose worker may be killed, how many must have gone by, and how many must be
-#: left: then the kill comes in the middle, on a busy machine too.
+#: When to kill a worker: least seconds of work in its message, seconds passed, and seconds left, so that the
+#: kill comes during the task on a busy machine too.
 KILL_MIN_WORK: Final = 4
 KILL_AFTER: Final = 1.0
 KILL_BEFORE_END: Final = 0.5
 
-#: Seconds for an idle worker to stop in good order; one is usual. Then it is killed.
+#: Seconds for an idle worker to stop cleanly before it is killed; one is usual.
 WORKER_STOP_TIMEOUT: Final = 5.0
 
-#: Seconds between two looks into the result store for messages of which no event came: nobody waits for
-#: an event to arrive, so it may get lost.
+#: Seconds without events until the result store is read: events are not confirmed, and may get lost.
 SWEEP_INTERVAL: Final = 1.0
 
 
 @dataclass
 class Message:
-    """An accepted message, and what is known of its execution."""
+    """An accepted message and the state of its execution."""
 
     id: str
     label: str
     #: Seconds that its task takes.
     work: int
-    #: The result that it must have.
+    #: The right result.
     expected: int
     #: The worker of each attempt, the first one first.
     attempts: list[str] = field(default_factory=list)
     running_since: float | None = None
     seconds: float | None = None
-    #: What the result store says, once the task has ended.
+    #: The stored outcome, once the task has ended.
     outcome: results.Outcome | None = None
 
     @property
@@ -61,7 +60,7 @@ class Message:
 
     @property
     def ran_for(self) -> float | None:
-        """Seconds of the attempt that is running, or was the last to end."""
+        """Seconds of the running or last attempt."""
         return self.seconds if self.running_since is None else time.monotonic() - self.running_since
 
     @property
@@ -71,7 +70,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Worker:
-    """A `celery -A proj worker` process of one slot."""
+    """A `celery -A proj worker` process with one slot."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -79,32 +78,32 @@ class Worker:
 
     @classmethod
     def start(cls, name: str, folder: Path) -> Self:
-        """Start a worker that logs into `folder`, and return before it is ready."""
+        """Start a worker that logs into `folder`; does not wait until it is ready."""
         log = folder / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*CELERY_WORKER, f"--hostname={name}@%h"],
                 cwd=folder,
-                # A worker that is killed leaves its temporary folder behind.
+                # A killed worker leaves its temporary folder behind.
                 env=os.environ | {"TMPDIR": str(folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                # Out of reach of the terminal's Ctrl-C: it is the demo that ends its workers, in its order.
+                # The terminal's Ctrl-C must not reach it: the demo stops its workers itself.
                 start_new_session=True,
-                # Even when the demo itself is killed, no worker stays behind (Linux).
+                # On Linux the kernel kills the worker when the demo is killed.
                 preexec_fn=lambda: set_pdeathsig("SIGKILL"),
             )
         return cls(name, process, log)
 
     def kill(self) -> None:
-        """SIGKILL the worker and its pool process; returns when the worker is gone."""
+        """SIGKILL the worker and its pool process; returns when the worker has ended."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def stop(self) -> None:
-        """Let the worker end in good order, or kill it after `WORKER_STOP_TIMEOUT`."""
+        """Stop the worker cleanly, or kill it after `WORKER_STOP_TIMEOUT` seconds."""
         self.process.terminate()
         try:
             self.process.wait(WORKER_STOP_TIMEOUT)
@@ -113,7 +112,7 @@ class Worker:
 
 
 class Watch:
-    """Follows the messages by Celery's events; what became of them, it believes the result store alone."""
+    """Follows the messages by Celery's events; outcomes come from the result store only."""
 
     def __init__(
         self,
@@ -121,7 +120,7 @@ class Watch:
         say: Callable[[str], None],
         note: Callable[[str], None],
     ) -> None:
-        """`say` is given what everybody shall read, `note` what a table shows as well."""
+        """`say` prints a line always, `note` only where no table shows the same."""
         self.messages = {message.id: message for message in messages}
         self.workers: dict[str, Worker] = {}
         self.killed: Worker | None = None
@@ -131,7 +130,7 @@ class Watch:
 
     @property
     def handlers(self) -> dict[str, Callable[[dict[str, Any]], None]]:
-        """What to call for which of Celery's events; the others say nothing new."""
+        """The handlers of the events that matter, by type."""
         return {
             "worker-online": self._on_online,
             "task-started": self._on_started,
@@ -152,7 +151,7 @@ class Watch:
         for worker in self.workers.values():
             if worker is not self.killed and worker.process.poll() is not None:
                 raise ProjError(f"worker {worker.name} has ended by itself: {_last_line(worker.log)}")
-        # With the other worker there to take over, the worker of the first message that is long enough.
+        # Kill the worker of the first message that is long enough, once the other worker can take over.
         if not self.killed and self._online.issuperset(self.workers):
             for message in self.unfinished:
                 ran_for, left = message.ran_for or 0, message.work - (message.ran_for or 0)
@@ -167,9 +166,9 @@ class Watch:
         self._postpone_sweep()
         message, worker = self.messages[event["uuid"]], _worker_name(event)
         message.attempts.append(worker)
-        # The last events of a killed worker may come after its end.
+        # The last events of a killed worker may arrive after its end.
         if not message.outcome and not (self.killed and self.killed.name == worker):
-            # An event may be seconds on its way: it is said when the task started, on this machine's clock.
+            # An event may arrive seconds late; its timestamp is from this machine's clock.
             message.running_since = time.monotonic() - max(0.0, time.time() - event["timestamp"])
         again = f" (attempt {len(message.attempts)})" if len(message.attempts) > 1 else ""
         self._note(f"{worker} started  {message.label}{again}")
@@ -179,14 +178,14 @@ class Watch:
         self._look_up(self.messages[event["uuid"]], event.get("runtime"))
 
     def _postpone_sweep(self) -> None:
-        """While events come, they tell all there is, and in its order."""
+        """Read the store only when no events arrive, so that the output keeps the order of events."""
         self._next_sweep = time.monotonic() + SWEEP_INTERVAL
 
     def _look_up(self, message: Message, seconds: float | None = None) -> None:
         outcome = results.outcome(proj.app, message.id)
         if message.outcome or not outcome.ended:
             return
-        # The worker's own measure, where an event told it.
+        # The runtime that the worker measured, if an event brought it.
         message.seconds, message.running_since = seconds or message.ran_for, None
         message.outcome = outcome
         worker = message.attempts[-1] if message.attempts else "?"
@@ -206,7 +205,7 @@ class Watch:
 
 
 def _worker_name(event: dict[str, Any]) -> str:
-    """The worker's name without the machine's: `w1` of `w1@host`."""
+    """The worker's name without the host: `w1` of `w1@host`."""
     return str(event["hostname"]).partition("@")[0]
 
 

@@ -1,13 +1,10 @@
-"""The errors that people see, and the exit code of each.
-
-Every error knows its exit code and, when there is one, the next thing to try.
-"""
+"""The errors that people see, each with its exit code and, where there is one, a hint."""
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What the exit status of `proj` means; the values are those of BSD's `sysexits.h` where one fits."""
+    """The exit status of `proj`, with the values of BSD's `sysexits.h` where one fits."""
 
     DONE = 0
     #: The task failed, or `proj doctor` found an error.
@@ -16,9 +13,9 @@ class ExitCode(IntEnum):
     USAGE = 2
     #: The data is wrong: an unknown task, or arguments that the task does not take (`EX_DATAERR`).
     BAD_DATA = 65
-    #: The broker or a worker cannot be reached, or refuses (`EX_UNAVAILABLE`).
+    #: The broker, a worker or the result store is unreachable, or refuses (`EX_UNAVAILABLE`).
     UNREACHABLE = 69
-    #: It is not known how it ended; to repeat with the same `--id` is safe (`EX_TEMPFAIL`).
+    #: The outcome is unknown; repeating the command with the same `--id` is safe (`EX_TEMPFAIL`).
     OUTCOME_UNKNOWN = 75
     #: Ctrl-C: 128 + SIGINT.
     INTERRUPTED = 130
@@ -50,7 +47,7 @@ class BadTaskModule(ConfigError):
 
 
 class BadInput(ProjError):
-    """The task or its arguments are refused; nothing was sent."""
+    """The task or its arguments are invalid; nothing was sent."""
 
     exit_code = ExitCode.BAD_DATA
 
@@ -64,17 +61,17 @@ class BadArguments(BadInput):
 
 
 class BadTask(BadInput):
-    """The task is defined in a way that cannot work."""
+    """The definition of the task is invalid."""
 
 
 class BrokerUnreachable(ProjError):
-    """The broker cannot be reached; nothing was sent."""
+    """The broker is unreachable; nothing was sent."""
 
     exit_code = ExitCode.UNREACHABLE
 
 
 class BrokerRefused(ProjError):
-    """The broker answered and said no; what was to be sent is certainly not in a queue."""
+    """The broker refused the request; the message is certainly not in a queue."""
 
     exit_code = ExitCode.UNREACHABLE
 
@@ -115,12 +112,12 @@ class MonitorError(ProjError):
     exit_code = ExitCode.UNREACHABLE
 
 
-# --- How a message ended whose task did not: stored in place of its exception
+# --- Stored as the exception of a message whose task raised none
 
 
 class NotExecuted(Exception):
-    """How a message ended that a worker made a dead letter unexecuted: the reason, and what is wrong."""
+    """A worker dead-lettered the message without executing it; the text is the reason."""
 
 
 class Ignored(Exception):
-    """How a task ended that raised Celery's `Ignore`, and stored no end of its own."""
+    """The task raised Celery's `Ignore` and stored no state of its own."""

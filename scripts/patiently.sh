@@ -1,6 +1,6 @@
-# To be sourced: what the set-up does on machines whose network hiccups, or whose apt is in use by another program.
+# To be sourced. Retries for networks that fail now and then, and for an apt that another program has locked.
 
-# Run a command, three times before it counts as failed.
+# Run a command up to three times, until it succeeds.
 patiently() {
     "$@" || { sleep 5; "$@"; } || { sleep 20; "$@"; }
 }

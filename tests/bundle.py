@@ -68,12 +68,16 @@ def eventually(
     `seen` gives what there is to see then.
     """
     deadline, pause = time.monotonic() + patience, 0.01
-    while not (value := condition()):
-        if time.monotonic() > deadline:
+    while True:
+        asked = time.monotonic()
+        if value := condition():
+            return value
+        now = time.monotonic()
+        if now > deadline:
             raise AssertionError(f"not within {patience} s: {what}\n{seen()}")
-        # Many a look costs milliseconds of the processor that it waits for.
-        time.sleep(pause := min(0.1, pause * 1.3))
-    return value
+        # Many a look costs milliseconds of the processor that it waits for; that of a program, hundreds.
+        pause = min(0.1, pause * 1.3)
+        time.sleep(max(pause, min(0.5, 2 * (now - asked))))
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ _PRELOADED: Final = (
     "celery.worker.pidbox",
     "celery.worker.strategy",
     "dotenv",
+    "flower.command",
     "http.client",
     "kombu.pidbox",
     "kombu.transport.native_delayed_delivery",

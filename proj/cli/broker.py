@@ -31,7 +31,7 @@ def _default_port() -> int:
 
 
 def _absolute(_ctx: click.Context, _param: click.Parameter, folder: Path) -> Path:
-    """No shell expands the `~` of --dir=~/node."""
+    """Expand `~` here: shells leave it alone in --dir=~/node."""
     try:
         return Path(state_dir.absolute(str(folder)))
     except ValueError as error:
@@ -44,8 +44,8 @@ _dir_option = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     default=_default_dir,
     callback=_absolute,
-    show_default="broker in the state folder, PROJ_STATE_DIR",
-    help="Folder of the node's data, settings and log.",
+    show_default="broker in PROJ_STATE_DIR",
+    help="Folder for the node's data, settings and log.",
 )
 
 
@@ -57,14 +57,14 @@ def _port_option(
         type=click.IntRange(0, 65535),
         default=default,
         show_default=shown,
-        help=f"Port for {use}; 0 is a free one.",
+        help=f"Port for {use}; 0 picks a free one.",
     )
 
 
 def _start_options(command: Callable[..., Any]) -> Callable[..., Any]:
     port = _port_option("--port", _default_port, "5672, or AMQP_PORT", "AMQP")
-    management_port = _port_option("--management-port", 15672, True, "the management pages")
-    metrics_port = _port_option("--metrics-port", 15692, True, "the metrics that Prometheus reads")
+    management_port = _port_option("--management-port", 15672, True, "the management UI and API")
+    metrics_port = _port_option("--metrics-port", 15692, True, "Prometheus metrics")
     return _dir_option(port(management_port(metrics_port(command))))
 
 
@@ -97,7 +97,7 @@ def _print_lines(fields: dict[str, Any]) -> None:
 def broker() -> None:
     """Run a private RabbitMQ node, for development and tests.
 
-    It needs no root, listens on this machine only, and lets guest in.
+    It needs no root, listens on localhost only, and accepts the user guest.
 
     Example: proj broker start
     """
@@ -106,13 +106,13 @@ def broker() -> None:
 @broker.command()
 @_start_options
 def run(data_dir: Path, port: int, management_port: int, metrics_port: int) -> None:
-    """Run the node until Ctrl-C or SIGTERM, then stop it in good order.
+    """Run the node until Ctrl-C or SIGTERM, then stop it cleanly.
 
     Example: proj broker run --port 0 --management-port 0 --metrics-port 0
     """
 
     def end(number: int, _frame: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # the node stops once
+        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the stop
         sys.exit(ExitCode.DONE)
 
     signal.signal(signal.SIGTERM, end)
@@ -125,7 +125,7 @@ def run(data_dir: Path, port: int, management_port: int, metrics_port: int) -> N
 @broker.command()
 @_start_options
 def start(data_dir: Path, port: int, management_port: int, metrics_port: int) -> None:
-    """Start the node in the background, and return when it is ready.
+    """Start the node in the background and wait until it is ready.
 
     Example: proj broker start --dir /tmp/broker
     """
@@ -139,21 +139,21 @@ def start(data_dir: Path, port: int, management_port: int, metrics_port: int) ->
 @broker.command()
 @_dir_option
 def stop(data_dir: Path) -> None:
-    """Stop the node in good order, and return when it is gone.
+    """Stop the node cleanly and wait until it has ended.
 
     Example: proj broker stop
     """
     from proj.private_node.node import stop_running
 
     stopped = stop_running(data_dir)
-    click.echo(f"{'Stopped the node' if stopped else 'No node runs'} on {data_dir}.", err=True)
+    click.echo(f"{'Stopped the node' if stopped else 'No node is running'} in {data_dir}.", err=True)
 
 
 @broker.command()
 @_dir_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(data_dir: Path, as_json: bool) -> None:
-    """Show whether the node runs, and where.
+    """Show whether the node is running, and its addresses.
 
     Example: proj broker status --json
 

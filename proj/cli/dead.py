@@ -19,50 +19,50 @@ if TYPE_CHECKING:
     from proj.dead_letters.letter import DeadLetter
     from proj.results import Outcome
 
-#: What the broker's reasons mean; `unknown` is a message that the broker says nothing about.
+#: Explanations of the reasons; `unknown` is a message without the broker's death header.
 REASONS: Final[dict[str, str]] = {
     Reason.REJECTED: "a worker could not execute it",
     Reason.EXPIRED: "no worker took it in time",
-    Reason.DELIVERY_LIMIT: "given back {times}, as by workers that it kills",
+    Reason.DELIVERY_LIMIT: "requeued {times}; it may kill its workers",
     Reason.MAXLEN: "its queue was full",
-    Reason.UNKNOWN: "put here by hand",
+    Reason.UNKNOWN: "published to this queue by hand",
 }
 
-#: Columns that are cut, and to how many characters at least, when a line would be wider than the terminal.
-#: An id is whole, so that it can be copied, if it is one that our publishers would take.
+#: Columns to shorten when a line is wider than the terminal, in this order, each with its minimum width.
+#: 155 characters hold every id that our publishers accept, so an id can be copied.
 _CUT: Final = {"exception": 20, "arguments": 12, "task": 16, "reason": 14, "id": 155}
 
-#: Characters of a line when there is no terminal.
+#: Characters of a line without a terminal.
 _WIDTH: Final = 200
 
 
 def _choosing(command: Callable[..., Any]) -> Callable[..., Any]:
-    task = click.option("--task", metavar="NAME", help="Only those of this task.")
+    task = click.option("--task", metavar="NAME", help="Only dead letters of this task.")
     reason = click.option(
-        "--reason", type=click.Choice([*map(str, REASONS)]), help="Only those with this reason."
+        "--reason", type=click.Choice([*map(str, REASONS)]), help="Only dead letters with this reason."
     )
     return task(reason(command))
 
 
 def _acting(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--dry-run", is_flag=True, help="Only say how many it would be."),
-        click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many."),
-        click.option("--all", "everything", is_flag=True, help="All, or all that the options choose."),
+        click.option("--dry-run", is_flag=True, help="Change nothing; print how many would be affected."),
+        click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N dead letters."),
+        click.option("--all", "everything", is_flag=True, help="All dead letters that match the options."),
         click.argument("ids", nargs=-1, metavar="[ID]..."),
     ):
         command = option(command)
     return _choosing(command)
 
 
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a dead letter.")
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per dead letter.")
 
 
 @click.group()
 def dead() -> None:
     """Look at dead letters, redrive them, or drop them.
 
-    To look changes nothing, but one program at a time may do it.
+    Listing and showing change nothing. Only one program can read the dead letters at a time.
 
     Example: proj dead list
     """
@@ -70,13 +70,13 @@ def dead() -> None:
 
 @dead.command("list")
 @_choosing
-@click.option("--limit", type=click.IntRange(min=1), default=50, metavar="N", help="At most so many.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, metavar="N", help="At most N dead letters.")
 @_json_option
 def list_(task: str | None, reason: str | None, limit: int, as_json: bool) -> None:
     """List dead letters, oldest first, each with its reason.
 
-    Takes less than a second, however many there are. After a look that had to read far, as with --task, it
-    reads as far again, to keep the order: 10 to 25 seconds for 100,000.
+    Takes less than a second, whatever the queue's length. Filters such as --task read further into the queue,
+    and later calls must read as far again to keep the order: 10 to 25 seconds for 100,000 dead letters.
 
     Example: proj dead list --reason rejected --limit 10
     """
@@ -94,7 +94,7 @@ def list_(task: str | None, reason: str | None, limit: int, as_json: bool) -> No
     else:
         click.echo("No dead letters.", err=True)
     if len(rows) == limit:
-        click.echo(f"These are the first {limit}; there may be more, see --limit.", err=True)
+        click.echo(f"Only the first {limit} are listed; see --limit.", err=True)
     _warn(outcomes.problem)
 
 
@@ -102,7 +102,7 @@ def list_(task: str | None, reason: str | None, limit: int, as_json: bool) -> No
 @click.argument("letter_id", metavar="ID")
 @_json_option
 def show(letter_id: str, as_json: bool) -> None:
-    """Show all that is known of a dead letter.
+    """Show everything known about one dead letter.
 
     Example: proj dead show 0e463b8b-2d75-4f9f-97b1-52a856013fb7
     """
@@ -127,10 +127,10 @@ def show(letter_id: str, as_json: bool) -> None:
 @dead.command()
 @_acting
 def redrive(ids: tuple[str, ...], everything: bool, dry_run: bool, **choice: Any) -> None:
-    """Send dead letters back to the queues they came from.
+    """Send dead letters back to their queues.
 
-    Each is marked as one that may be a repeat. What cannot be sent back stays where it is. With --dry-run,
-    queues that are gone are foreseen; a message that is too large, or a queue that is full, is not.
+    Each is marked as a possible repeat. A dead letter that cannot be sent back stays where it is. --dry-run
+    detects missing queues, but neither messages that are too large nor full queues.
 
     Example: proj dead redrive --all --task proj.tasks.add
     """
@@ -158,9 +158,9 @@ def redrive(ids: tuple[str, ...], everything: bool, dry_run: bool, **choice: Any
 
 @dead.command()
 @_acting
-@click.option("--yes", is_flag=True, help="Do it; without, it only says how many it would be.")
+@click.option("--yes", is_flag=True, help="Confirm the deletion; otherwise only count.")
 def drop(ids: tuple[str, ...], everything: bool, dry_run: bool, yes: bool, **choice: Any) -> None:
-    """Delete dead letters for good.
+    """Delete dead letters permanently.
 
     Example: proj dead drop --all --reason expired --yes
     """
@@ -178,7 +178,7 @@ def drop(ids: tuple[str, ...], everything: bool, dry_run: bool, yes: bool, **cho
         progress=partial(progress_bar, "dropping"),
     )
     if report.done and not (dry_run or yes):
-        raise click.UsageError(f"{report.done} dead letters would be gone for good; say --yes to drop them")
+        raise click.UsageError(f"{report.done} dead letters would be deleted permanently; confirm with --yes")
     _say(f"{report.done} {'would be dropped' if looking else 'dropped'}", ids, report)
     _check_all_met(ids, report, choice["limit"])
 
@@ -195,20 +195,20 @@ def _wanted(ids: tuple[str, ...], task: str | None, reason: str | None, **_: Any
 
 
 def _say(text: str, ids: tuple[str, ...], report: "Report") -> None:
-    if report.ids or not ids:  # else there is only the error to tell
+    if report.ids or not ids:  # otherwise the error about unknown ids says it all
         click.echo(text, err=True)
 
 
 def _check_all_met(ids: tuple[str, ...], report: "Report", limit: int | None) -> None:
     if limit is not None and report.done >= limit:
-        return  # the others were not looked for
+        return  # reading stopped at the limit
     missing = [each for each in dict.fromkeys(ids) if each not in report.ids]
     if missing:
         raise _unknown(missing)
 
 
 def _unknown(ids: Iterable[str]) -> ProjError:
-    return BadInput(f"there is no such dead letter: {', '.join(ids)}", "see: proj dead list")
+    return BadInput(f"no such dead letter: {', '.join(ids)}", "list them with: proj dead list")
 
 
 def _row(letter: "DeadLetter", outcome: "Outcome | None") -> dict[str, Any]:
@@ -216,10 +216,10 @@ def _row(letter: "DeadLetter", outcome: "Outcome | None") -> dict[str, Any]:
 
     attempts = attempts_of(letter, outcome)
     times = "too often" if attempts is None else f"{attempts} times"
-    reason = REASONS.get(letter.reason, "as the broker says").format(times=times)
+    reason = REASONS.get(letter.reason, "reported by the broker").format(times=times)
     return {
         "id": letter.id,
-        "task": letter.task or "no Celery message",
+        "task": letter.task or "not a Celery message",
         "arguments": letter.arguments if letter.task else letter.text,
         "reason": f"{letter.reason}: {reason}",
         "attempts": attempts,

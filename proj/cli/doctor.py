@@ -1,4 +1,4 @@
-"""`proj doctor`: what is in the way of the promise."""
+"""`proj doctor`: check everything that the promise depends on."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from proj.errors import ExitCode
 if TYPE_CHECKING:
     from proj.doctor import Finding
 
-#: How each level is shown on a terminal.
+#: The terminal colour of each level.
 _COLOURS: Final = {
     "ok": "green",
     "info": "cyan",
@@ -31,10 +31,10 @@ _INDENT: Final = 11
 def doctor(as_json: bool) -> None:
     """Find what is in the way of the promise, and say how to mend it.
 
-    It looks at broker, topology, settings, result store and workers, and changes nothing. What cannot be
-    looked at is said, with the reason.
+    Checks the broker, topology, settings, result store and workers, and changes nothing. Checks that cannot
+    be made are listed with the reason.
 
-    The exit code is 1 when one of the findings is an error, else 0.
+    The exit code is 1 when a finding is an error, else 0.
 
     Example: proj doctor
     """
@@ -64,7 +64,7 @@ def _print(finding: "Finding", before: list["Finding"]) -> None:
         click.secho(finding.area.capitalize(), bold=True)
     level = click.style(f"{finding.level:<8}", fg=_COLOURS[finding.level])
     click.echo(f"  {level} {finding.what}")
-    # One reason is enough for all that could not be looked at for it.
+    # Skipped checks often share one reason: it is printed once.
     known = {(other.why, other.fix) for other in before} if finding.level == "skipped" else set()
     for name, text in (("why", finding.why), ("fix", finding.fix)):
         if text and (finding.why, finding.fix) not in known:

@@ -1,4 +1,4 @@
-"""`proj enqueue`: one message, or a few, to the work queue."""
+"""`proj enqueue`: enqueue one message or a few."""
 
 import json
 import math
@@ -11,19 +11,19 @@ from typing import Any, Final
 import click
 
 import proj
-from proj.cli.interrupt import kept
+from proj.cli.interrupt import deferred_interrupt
 from proj.cli.progress import progress_bar
 from proj.cli.strict_json import to_json
 from proj.errors import BadInput, ExitCode, ProjError
 from proj.logs import streams
 from proj.logs.printable import error_line
 
-#: What `add --random` draws from, both ends included.
+#: Range of the numbers of `add --random`, both ends included.
 RANDOM_RANGE: Final = (0, 998)
 
 DEFAULT_WORDS: Final = "Hello World!"
 
-#: Lets a negative number be an argument and not an option.
+#: Makes click take a negative number for an argument, not for an option.
 _NUMBERS = {"ignore_unknown_options": True}
 
 
@@ -42,39 +42,39 @@ class _Moment(click.ParamType[datetime]):
 
 
 def _publish_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that all commands of the group have."""
+    """Add the options that all commands of the group share."""
     for option in reversed(
         [
-            click.option("--id", "task_id", metavar="ID", help="Id of the message; to repeat it is safe."),
+            click.option("--id", "task_id", metavar="ID", help="Message id; makes a repeat safe."),
             click.option(
                 "--countdown",
                 type=click.FloatRange(min=0),
                 metavar="S",
-                help="Seconds to wait before it.",
+                help="Earliest start, in seconds from now.",
             ),
-            click.option("--eta", type=_Moment(), help="Not before this time; UTC without an offset."),
+            click.option("--eta", type=_Moment(), help="Earliest start; UTC unless it has an offset."),
             click.option(
                 "--expires",
                 type=click.FloatRange(min=0, min_open=True),
                 metavar="S",
-                help="Seconds after which it is not executed any more, but becomes a dead letter.",
+                help="Seconds after which an unexecuted message becomes a dead letter.",
             ),
-            click.option("--queue", metavar="NAME", help="The work queue.  [default: that of the task]"),
+            click.option("--queue", metavar="NAME", help="The work queue.  [default: the task's]"),
             click.option(
                 "--priority",
                 type=click.IntRange(0, 9),
                 metavar="0-9",
                 help="Larger ones first; RabbitMQ before 4.0 ignores it.",
             ),
-            click.option("--count", type=click.IntRange(min=1), default=1, help="How many messages."),
-            click.option("--wait", is_flag=True, help="Wait for the result, and print that."),
+            click.option("--count", type=click.IntRange(min=1), default=1, help="Number of messages."),
+            click.option("--wait", is_flag=True, help="Wait for the result and print it."),
             click.option(
                 "--timeout",
                 type=click.FloatRange(min=0, min_open=True),
                 metavar="S",
-                help="Seconds to wait, with --wait; for ever without.",
+                help="Seconds that --wait waits; unlimited by default.",
             ),
-            click.option("--json", "as_json", is_flag=True, help="Print one JSON object a message."),
+            click.option("--json", "as_json", is_flag=True, help="Print one JSON object per message."),
         ]
     ):
         command = option(command)
@@ -85,7 +85,7 @@ def _publish_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def enqueue() -> None:
     """Enqueue a task, and return when the broker has confirmed it.
 
-    Prints the message's id, or with --wait its result.
+    Prints the message id, or with --wait the result.
 
     Example: proj enqueue add 221 345 --wait
     """
@@ -95,9 +95,9 @@ def enqueue() -> None:
 @click.argument("words", nargs=-1, metavar="[WORD]...")
 @_publish_options
 def sleep_dots(words: tuple[str, ...], **options: Any) -> None:
-    """Work for a second a dot, or as many seconds as a whole number says.
+    """Sleep one second for each dot in the text.
 
-    Without a WORD the text is "Hello World!".
+    A text that is a whole number sleeps that many seconds. The default text is "Hello World!".
 
     Example: proj enqueue sleep-dots First message.
     """
@@ -127,7 +127,9 @@ def add(numbers: tuple[str, ...], drawn: bool, **options: Any) -> None:
 @click.option("--kwargs", default="{}", metavar="JSON", help="Keyword arguments, a JSON object.")
 @_publish_options
 def task(name: str, arguments: tuple[str, ...], kwargs: str, **options: Any) -> None:
-    """Enqueue any task by its name; each argument is JSON, so a text has quotes of its own.
+    """Enqueue any task by its name.
+
+    Each argument is JSON, so text needs its own quotes.
 
     Example: proj enqueue task proj.tasks.sleep_dots '"First message."'
     """
@@ -151,13 +153,13 @@ def _enqueue(
     **options: Any,
 ) -> None:
     if task_id is not None and count > 1:
-        raise click.UsageError("--id names one message, so it excludes --count")
+        raise click.UsageError("--id names one message and cannot be combined with --count")
     if timeout is not None and not wait:
         raise click.UsageError("--timeout needs --wait")
-    if timeout is not None and math.isnan(timeout):  # which no range excludes
+    if timeout is not None and math.isnan(timeout):  # FloatRange accepts it
         raise click.UsageError("--timeout needs a number of seconds")
     if options["countdown"] is not None and options["eta"] is not None:
-        raise click.UsageError("--countdown and --eta exclude each other")
+        raise click.UsageError("--countdown and --eta cannot be combined")
 
     from proj.enqueue import find_task
     from proj.logs import formats
@@ -175,16 +177,16 @@ def _enqueue(
             if not wait:
                 _print_id(ids[-1], name, as_json)
     except KeyboardInterrupt:
-        safe = f"; to repeat it with --id {task_id} is safe" if task_id is not None else ""
-        click.echo(f"Of {count} messages {len(ids)} are enqueued, and one more may be{safe}", err=True)
+        safe = f"; repeating with --id {task_id} is safe" if task_id is not None else ""
+        click.echo(f"{len(ids)} of {count} messages are enqueued, and one more may be{safe}", err=True)
         raise
-    except OSError:  # of stdout, which cannot take the id
-        click.echo(f"Of {count} messages {len(ids)} are enqueued, the last one {ids[-1]}", err=True)
+    except OSError:  # from printing the id
+        click.echo(f"{len(ids)} of {count} messages are enqueued, the last one {ids[-1]}", err=True)
         raise
     except ProjError:
         if ids:
-            listed = f": {' '.join(ids)}" if wait else ""  # if not, they were printed
-            click.echo(f"Of {count} messages {len(ids)} are enqueued{listed}", err=True)
+            listed = f": {' '.join(ids)}" if wait else ""  # without --wait the ids are on stdout
+            click.echo(f"{len(ids)} of {count} messages are enqueued{listed}", err=True)
         raise
     if wait:
         _print_results(ids, timeout, as_json, failed_before)
@@ -194,16 +196,16 @@ def _print_id(task_id: str, name: str, as_json: bool) -> None:
     try:
         click.echo(to_json({"id": task_id, "task": name}) if as_json else task_id)
     except BrokenPipeError:
-        # Who reads the ids has had enough, as `head` does; the messages are wanted all the same.
+        # The reader of the ids has ended, as `head` does; the other messages are still to be enqueued.
         streams.discard_stdout()
 
 
 def _failure(task_id: str) -> object:
     from proj import results
 
-    with kept() as let_go:
+    with deferred_interrupt() as deliver:
         found = results.failure(proj.app, task_id)
-        let_go()
+        deliver()
     return found
 
 
@@ -212,9 +214,9 @@ def _print_results(ids: list[str], timeout: float | None, as_json: bool, failed_
 
     failed = False
     try:
-        with kept() as let_go, progress_bar("waiting for results", len(ids)) as advance:
+        with deferred_interrupt() as deliver, progress_bar("waiting for results", len(ids)) as advance:
             for task_id in ids:
-                ended = results.wait(proj.app, task_id, timeout, let_go, failed_before)
+                ended = results.wait(proj.app, task_id, timeout, deliver, failed_before)
                 failed = failed or ended.error is not None
                 if as_json:
                     click.echo(to_json(asdict(ended)))
@@ -224,16 +226,16 @@ def _print_results(ids: list[str], timeout: float | None, as_json: bool, failed_
                     failure = error_line(f"{ended.task}[{task_id}] {ended.way}: {ended.error}")
                     click.echo(f"Error: {failure}", err=True)
                 advance()
-                let_go()
+                deliver()
     except KeyboardInterrupt:
-        click.echo(f"The messages stay enqueued; look again with: proj result {ids[0]}", err=True)
+        click.echo(f"The messages stay enqueued; see: proj result {ids[0]}", err=True)
         raise
     if failed:
         raise click.exceptions.Exit(ExitCode.TASK_FAILED)
 
 
 def _number(text: str) -> Any:
-    """The number that the text says, or the text itself, which the task then refuses."""
+    """The text as a number, or unchanged: checking the task's arguments reports it better."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -249,12 +251,12 @@ def _json(text: str) -> Any:
         raise
     except (ValueError, RecursionError):
         raise BadInput(
-            f"this argument is not JSON: {text}", "a text has quotes of its own: '\"text\"'"
+            f"this argument is not JSON: {text}", "text needs its own quotes: '\"text\"'"
         ) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs. Raises `BadInput` for a key that is there twice: one value would be lost."""
+    """The pairs as a dict. Raises `BadInput` for a duplicate key, whose first value would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -1,4 +1,4 @@
-"""Ctrl-C, where a library would be hurt by it in the middle of its work."""
+"""Deferring Ctrl-C around library calls that do not survive it."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -6,28 +6,28 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def kept() -> Iterator[Callable[[], None]]:
-    """Keep a Ctrl-C until what this gives is called, which raises it; a second one is raised at once.
+def deferred_interrupt() -> Iterator[Callable[[], None]]:
+    """Defer a Ctrl-C until the yielded function is called, which raises it; a second one is raised at once.
 
-    SQLAlchemy prints a traceback when it is interrupted while it closes a connection, and Python drops what
-    is raised in a finalizer.
+    SQLAlchemy prints a traceback when it is interrupted while it closes a connection, and Python drops an
+    exception that is raised in a finalizer.
     """
     pressed = False
 
-    def keep(_number: int, _frame: object) -> None:
+    def defer(_number: int, _frame: object) -> None:
         nonlocal pressed
         if pressed:
             raise KeyboardInterrupt
         pressed = True
 
-    def let_go() -> None:
+    def deliver() -> None:
         if pressed:
             raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.SIG_IGN:  # as a shell sets it for what a script runs in the background
-        signal.signal(signal.SIGINT, keep)
+    if before is not signal.SIG_IGN:  # shells ignore SIGINT for a script's background commands
+        signal.signal(signal.SIGINT, defer)
     try:
-        yield let_go
+        yield deliver
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""The group that all commands hang from: it loads them when asked for, and words their errors."""
+"""The top-level command: loads its subcommands on demand, and prints errors as one line."""
 
 import difflib
 import importlib
@@ -12,8 +12,7 @@ from proj.errors import ExitCode, ProjError
 from proj.logs import streams
 from proj.logs.printable import error_line
 
-#: Each command, its module, and the sentence that the list of commands has for it, so that the list
-#: costs no import.
+#: Each command with its module and its line in `proj --help`, which then needs no import of the module.
 COMMANDS: Final = {
     "enqueue": ("proj.cli.enqueue", "Enqueue a task, and return when the broker has confirmed it."),
     "result": ("proj.cli.result", "Show how a task ended."),
@@ -24,7 +23,7 @@ COMMANDS: Final = {
     "broker": ("proj.cli.broker", "Run a private RabbitMQ node, for development and tests."),
 }
 
-#: What a shell sets to complete what is typed; click's name for it.
+#: The variable that click's shell completion sets.
 _COMPLETE: Final = "_PROJ_COMPLETE"
 
 
@@ -41,7 +40,7 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        # Click looks for the nearest one only among commands that are loaded.
+        # Click suggests only commands that are loaded.
         near = (
             []
             if args[0] in COMMANDS or args[0].startswith("-")
@@ -56,7 +55,7 @@ class _Commands(click.Group):
             formatter.write_dl([(name, sentence) for name, (_, sentence) in COMMANDS.items()])
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Run, and turn whatever ends it into one line and the exit code of the contract."""
+        """Run a command; turn every error into one line on stderr and an `ExitCode`."""
         if instruction := os.environ.get(_COMPLETE):
             from click.shell_completion import shell_complete
 
@@ -70,32 +69,32 @@ class _Commands(click.Group):
             sys.exit(end.exit_code)
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "proj"
-            _say(f"{error.format_message().rstrip('.')} (see: {command} --help)")
+            _print_error(f"{error.format_message().rstrip('.')} (see: {command} --help)")
             sys.exit(ExitCode.USAGE)
         except (KeyboardInterrupt, click.Abort):
             click.echo("Interrupted.", err=True)
             sys.exit(ExitCode.INTERRUPTED)
         except BrokenPipeError:
-            # Who read our output has had enough, as `head` does.
+            # The reader of our output has ended, as `head` does.
             streams.discard_stdout()
             sys.exit(ExitCode.DONE)
         except Exception as error:
             if debug:
                 raise
-            words = _words(error)
+            text = _error_text(error)
             if isinstance(error, OSError) and (problem := streams.stdout_problem()):
-                words = f"stdout cannot be written: {problem}"
+                text = f"stdout cannot be written: {problem}"
                 streams.discard_stdout()
-            _say(words)
+            _print_error(text)
             sys.exit(error.exit_code if isinstance(error, ProjError) else ExitCode.TASK_FAILED)
         sys.exit(ExitCode.DONE)
 
 
-def _say(problem: str) -> None:
+def _print_error(problem: str) -> None:
     click.echo(f"Error: {error_line(problem)}", err=True)
 
 
-def _words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     if isinstance(error, ProjError):
         return str(error)
     return f"unexpected {type(error).__name__}: {error} (run again with: proj --debug …)"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show how much of `total` is done; call what it gives you once for each."""
+    """Show a progress bar; call the yielded function once for each of the `total` items."""
     if not sys.stderr.isatty():
         yield lambda: None
         return

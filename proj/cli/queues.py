@@ -19,44 +19,44 @@ from proj.logs.printable import printable
 if TYPE_CHECKING:
     from proj.depths import Depth, Reader, Snapshot
 
-#: What the numbers mean that do not say so themselves.
+#: Explains the columns that need it.
 _LEGEND: Final = (
-    "delayed: of all Celery applications of the virtual host.\n"
-    "oldest: how long the oldest message has waited; '>' is at least.\n"
-    "in, delivered, acknowledged: messages a second."
+    "delayed: messages of all Celery applications in the virtual host.\n"
+    "oldest: age of the oldest message; '>' means at least.\n"
+    "in, delivered, acknowledged: messages per second."
 )
 
 _SOURCES: Final = {
-    "management": "unacknowledged, rates: from the management API, up to 5 s late.",
-    "workers": "unacknowledged: from the workers, since the management API does not answer.",
-    None: "unacknowledged: not known, since no management API and no worker answers.",
+    "management": "unacknowledged, rates: from the management API, up to 5 s old.",
+    "workers": "unacknowledged: from the workers; the management API is unavailable.",
+    None: "unacknowledged: unknown; neither the management API nor a worker answers.",
 }
 
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--watch", is_flag=True, help="Show them again and again, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option(
     "--interval",
     type=click.FloatRange(0.1, 3600),
     default=2.0,
     metavar="S",
-    help="Seconds between two refreshes of --watch.",
+    help="Seconds between refreshes of --watch.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, or with --watch one a refresh.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with --watch one per refresh.")
 @click.pass_context
 def queues(ctx: click.Context, names: tuple[str, ...], watch: bool, interval: float, as_json: bool) -> None:
     """Show how full the queues are, and how fast they move.
 
-    Without names: the work queue, the delayed messages of all Celery applications of the virtual host, and
-    the dead letters. What is not known is "-", in JSON null. A queue of ours that is missing is no error;
-    the first worker or message declares it.
+    Without names: the work queues, the delayed messages of all Celery applications in the virtual host, and
+    the dead-letter queue. Unknown numbers are "-", null in JSON. A missing queue of ours is not an error: the
+    first worker or message declares it.
 
     Example: proj queues --watch
     """
     if not watch and ctx.get_parameter_source("interval") is not ParameterSource.DEFAULT:
         raise click.UsageError("--interval needs --watch")
-    if math.isnan(interval):  # which no range excludes
+    if math.isnan(interval):  # FloatRange accepts it
         raise click.UsageError("--interval needs a number of seconds")
 
     from proj.depths import Reader
@@ -79,14 +79,14 @@ def queues(ctx: click.Context, names: tuple[str, ...], watch: bool, interval: fl
 def _watch(reader: "Reader", interval: float, as_json: bool) -> None:
     with ExitStack() as stack:
         show = _print_json if as_json else _on_terminal(stack, interval) or _Printer()
-        show(reader.snapshot())  # an error here is one of the settings, and ends it
+        show(reader.snapshot())  # unreachable at the start is an error; later it is shown
         while True:
             time.sleep(interval)
             show(_snapshot(reader))
 
 
 def _snapshot(reader: "Reader") -> "Snapshot":
-    """A broker that goes away is waited for: that is when people watch."""
+    """A snapshot; while the broker is unreachable, one that holds only the error."""
     from proj.depths import Snapshot
 
     try:
@@ -100,21 +100,21 @@ def _print_json(snapshot: "Snapshot") -> None:
 
 
 class _Printer:
-    """One table after another, each with its time; a problem is told when it comes."""
+    """Prints one table after another, each with its time, and each new problem once."""
 
     def __init__(self) -> None:
-        self._told: tuple[str, ...] = ()
+        self._problems: tuple[str, ...] = ()
 
     def __call__(self, snapshot: "Snapshot") -> None:
         click.echo("\n".join(filter(None, (snapshot.at, _table(snapshot)))) + "\n")
         for problem in snapshot.problems:
-            if problem not in self._told:
+            if problem not in self._problems:
                 click.echo(f"Warning: {problem}", err=True)
-        self._told = snapshot.problems
+        self._problems = snapshot.problems
 
 
 def _on_terminal(stack: ExitStack, interval: float) -> Callable[["Snapshot"], None] | None:
-    """Draws over what it has drawn; None where that cannot be: in a pipe, and with TERM=dumb."""
+    """A function that redraws the table in place; None without a terminal that can, such as TERM=dumb."""
     if not sys.stdout.isatty():
         return None
     from rich.console import Console, Group
@@ -123,12 +123,12 @@ def _on_terminal(stack: ExitStack, interval: float) -> Callable[["Snapshot"], No
 
     if (console := Console()).is_dumb_terminal:
         return None
-    # Python would die of SIGTERM without showing the cursor again.
+    # Without a handler, SIGTERM would leave the cursor hidden.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     live = stack.enter_context(Live(console=console, auto_refresh=False))
 
     def show(snapshot: "Snapshot") -> None:
-        foot = f"{snapshot.at}, every {interval:g} s; Ctrl-C ends it."
+        foot = f"{snapshot.at}, every {interval:g} s; Ctrl-C stops."
         words = "\n".join((*snapshot.problems, "", _legend(snapshot), foot))
         table = Text(_table(snapshot), no_wrap=True, overflow="ellipsis")
         live.update(Group(table, Text(words)), refresh=True)
@@ -206,5 +206,5 @@ def _age(depth: "Depth") -> str:
 def _legend(snapshot: "Snapshot") -> str:
     lines = [_SOURCES[snapshot.unacknowledged_from], _LEGEND]
     if any(depth.ready is None for depth in snapshot.depths):
-        lines.append("missing: not declared yet; the first worker or message does it.")
+        lines.append("missing: not declared yet; the first worker or message declares it.")
     return "\n".join(lines)

@@ -34,12 +34,12 @@ def result(task_id: str, as_json: bool) -> None:
     if not found.ended and found.error:
         raise NoResultYet(
             f"the last attempt of {task_id} failed, and no result is stored yet",
-            f"it is tried again, or is a dead letter: proj dead show {task_id}",
+            f"it will be retried, or is a dead letter: proj dead show {task_id}",
         )
     if not found.ended:
         raise NoResultYet(
             f"no result of {task_id} is stored yet",
-            "it is under way, or a dead letter that no worker has read yet, or was never enqueued",
+            "it is waiting or running, or a dead letter that no worker has read, or was never enqueued",
         )
     if found.error:
         raise click.exceptions.Exit(ExitCode.TASK_FAILED)

@@ -1,17 +1,17 @@
-"""JSON as every parser reads it: what Python's `json` writes beyond the standard becomes text."""
+"""Strict JSON: values that the standard lacks are written as text."""
 
 import json
 import re
 from typing import Any, Final
 
-#: Half of a character, which a strict parser refuses, as in a file's name that is not UTF-8.
+#: A lone surrogate, as in a file name that is not UTF-8; strict parsers refuse it.
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 def to_json(value: Any) -> str:
     """The value as one line of ASCII.
 
-    Text stands for what JSON lacks: `"NaN"`, `"Infinity"`, a date in ISO 8601, a decimal number, bytes.
+    NaN, Infinity, dates (ISO 8601), decimals and bytes become text.
     """
     text = json.dumps(value, default=_as_text, ensure_ascii=False)
     # As `caf\udce9`, with a backslash that JSON escapes.

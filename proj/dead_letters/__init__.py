@@ -1,4 +1,4 @@
-"""Messages that are not tried again by themselves: each with its reason, to be sent back or dropped."""
+"""Dead letters: listing, redriving and dropping the messages that are not retried by themselves."""
 
 from proj.dead_letters.letter import Wanted
 from proj.dead_letters.reader import CHUNK, Busy, Report, drop, listing, redrive, survey

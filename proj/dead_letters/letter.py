@@ -1,4 +1,4 @@
-"""One dead letter: what it says of itself, which of them are meant, and the message to be sent anew."""
+"""A dead letter: its fields, its filter, and the message that a redrive sends."""
 
 import json
 from collections.abc import Collection
@@ -15,10 +15,10 @@ from proj.dead_letters.unpacking import NotUnpacked, unpack
 from proj.enqueue import checks
 from proj.rabbitmq.publishing import copy_of
 
-#: Header of a redriven message: when it died first, since that history is dropped.
+#: Header of a redriven message: the time of its first death, which its other headers no longer hold.
 FIRST_DEATH: Final = "x-proj-first-death"
 
-#: What the broker has added, and what would send copies elsewhere.
+#: Headers and prefixes of headers that a redrive removes: what the broker and the delays have added.
 _DROPPED_HEADERS: Final = (
     "x-death",
     "x-first-death-",
@@ -28,11 +28,12 @@ _DROPPED_HEADERS: Final = (
     queues.TURN_HEADER,
     queues.DELIVERIES_HEADER,
 )
+#: Headers with which the broker would send copies to other queues.
 _COPY_HEADERS: Final = ("CC", "BCC")
 
 
 class DeadLetter:
-    """A message of the dead-letter queue, whatever it holds."""
+    """A message of the dead-letter queue. Its properties never raise, whatever the message holds."""
 
     def __init__(self, message: amqp.Message, work_queues: Collection[str] = (queues.DEFAULT_QUEUE,)) -> None:
         """`work_queues` are the names of ours, whose delivery limit is known."""
@@ -43,15 +44,15 @@ class DeadLetter:
         body = message.body
         self.body: bytes = body if isinstance(body, bytes) else str(body).encode()
         deaths = self.headers.get("x-death")
-        #: The history that the broker wrote, most recent first.
+        #: The broker's `x-death` history, most recent first.
         self.deaths = [d for d in deaths if isinstance(d, dict)] if isinstance(deaths, list) else []
         death = self._latest_death()
         queue, died = death.get("queue"), death.get("time")
-        #: The queue it came from; None when that is not known.
+        #: The queue it came from; None when unknown.
         self.queue = queue if _can_be_queue(queue) else None
         reason = death.get("reason")
         self.reason = reason if isinstance(reason, str) else Reason.UNKNOWN
-        #: When it became a dead letter, for the last and for the first time: ISO 8601, UTC.
+        #: Times of its last and first death: ISO 8601, UTC.
         self.last = f"{died:%FT%TZ}" if isinstance(died, datetime) else None
         first = self.headers.get(FIRST_DEATH)
         self.first = first if isinstance(first, str) else self.last
@@ -67,7 +68,7 @@ class DeadLetter:
 
     @property
     def task(self) -> str | None:
-        """The name of its task; None when it is no Celery message."""
+        """The name of its task; None when it is not a Celery message."""
         name, named = self.headers.get("task"), isinstance(self.headers.get("id"), str)
         return name if isinstance(name, str) and named and self.arguments is not None else None
 
@@ -78,9 +79,10 @@ class DeadLetter:
 
     @property
     def attempts(self) -> int | None:
-        """How often a worker has begun to execute it since it was sent, as far as the message tells.
+        """Executions since it was sent, according to the message; None when unknown.
 
-        Of one that a worker has rejected unexecuted, only the store knows that: see `attempts_of`.
+        Counts one too many when a worker rejected it unexecuted, which only the result store knows: see
+        `attempts_of`.
         """
         retries = self.headers.get("retries")
         by_death: dict[str, int] = {
@@ -88,13 +90,13 @@ class DeadLetter:
             Reason.DELIVERY_LIMIT: queues.DELIVERY_LIMIT + 1,
         }
         known = by_death.get(self.reason, 0) + (retries if isinstance(retries, int) else 0)
-        # The limit of a queue of someone else is not known.
-        is_told = self.reason != Reason.DELIVERY_LIMIT or self.queue in self._work_queues
-        return known if self.deaths and is_told else None
+        # The delivery limits of other queues are unknown.
+        is_known = self.reason != Reason.DELIVERY_LIMIT or self.queue in self._work_queues
+        return known if self.deaths and is_known else None
 
     @property
     def arguments(self) -> str | None:
-        """The arguments as they are written in a call; None when the body is not that of a task."""
+        """The arguments in the form of a call; None when the body is not a task's."""
         try:
             args, kwargs, _ = json.loads(self._content)
             named = [f"{name}={json.dumps(value)}" for name, value in kwargs.items()]
@@ -106,7 +108,7 @@ class DeadLetter:
 
     @property
     def embedded(self) -> dict[str, Any]:
-        """What Celery has put into the body beside the arguments: callbacks, chord and chain."""
+        """The part of the body that holds Celery's callbacks, chord and chain."""
         try:
             _, _, embedded = json.loads(self._content)
         except (NotUnpacked, ValueError, TypeError, RecursionError):
@@ -115,7 +117,7 @@ class DeadLetter:
 
     @property
     def text(self) -> str:
-        """The body, unpacked if it is compressed."""
+        """The body, decompressed."""
         try:
             return self._content.decode("utf-8", "backslashreplace")
         except NotUnpacked as error:
@@ -123,60 +125,60 @@ class DeadLetter:
 
     @property
     def _content(self) -> bytes:
-        # Each time anew: to keep what many dead letters have inside would take many times their own size.
+        # Not cached: decompressed, many dead letters would take many times their size.
         compression = self.headers.get("compression")
         return unpack(self.body, compression) if compression else self.body
 
     def again(self) -> amqp.Message:
-        """The message to be sent anew: as it was, without what the broker and the clock have added."""
+        """The message for a redrive: the original without its death, its expiry and its retries."""
         headers = {
             name: value
             for name, value in self.headers.items()
             if not str(name).startswith(_DROPPED_HEADERS) and name not in _COPY_HEADERS
         }
         if _is_over(headers.get("expires")):
-            headers["expires"] = None  # or the worker would throw the message away
+            headers["expires"] = None  # or the worker would dead-letter it as expired
         headers |= {queues.REDRIVES_HEADER: self.redrives + 1, queues.REPEAT_HEADER: True}
         if {"task", "retries"} <= headers.keys():
-            headers["retries"] = 0  # or a task whose retries had run out would have none of them
+            headers["retries"] = 0  # or a task that used up its retries would get none
         if self.first:
             headers[FIRST_DEATH] = self.first
         return copy_of(self.message, self.body, headers)
 
     def _latest_death(self) -> dict[str, Any]:
-        said = self.headers.get("x-last-death-queue"), self.headers.get("x-last-death-reason")
-        latest = (death for death in self.deaths if (death.get("queue"), death.get("reason")) == said)
+        last = self.headers.get("x-last-death-queue"), self.headers.get("x-last-death-reason")
+        latest = (death for death in self.deaths if (death.get("queue"), death.get("reason")) == last)
         return next(latest, self.deaths[0] if self.deaths else {})
 
 
 class Outcomes:
-    """What the result store knows of dead letters; a store that fails is asked once."""
+    """Looks up outcomes of dead letters in the result store; stops after its first error."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
-        #: Why there is nothing to know, in words.
+        #: The store's error, in words.
         self.problem: str | None = None
 
     def of(self, letter: DeadLetter) -> results.Outcome | None:
-        """How it ended, if the store can hold its id, and has that."""
+        """The stored outcome; None when the store fails or cannot hold such an id."""
         if self.problem or not checks.is_id(letter.id):
             return None
         try:
             return results.outcome(self._app, letter.id)
-        except Exception as error:  # the store may be of any kind, and must not hide the dead letters
+        except Exception as error:  # of any kind of store, and it must not hide the dead letters
             self.problem = str(error)
             return None
 
 
 def attempts_of(letter: DeadLetter, outcome: results.Outcome | None) -> int | None:
-    """How often a worker has begun to execute it; None when that is not known."""
+    """Executions since it was sent; None when unknown."""
     rejected_unexecuted = letter.reason == Reason.REJECTED and outcome and not outcome.executed
     return letter.attempts - 1 if letter.attempts and rejected_unexecuted else letter.attempts
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which dead letters are meant; what is None does not matter."""
+    """A filter for dead letters; a field that is None matches all."""
 
     ids: Collection[str] | None = None
     task: str | None = None

@@ -1,4 +1,4 @@
-"""Sending dead letters back to the queues they came from, and foreseeing which of them must stay."""
+"""Sending dead letters back to their queues, and predicting which ones cannot be sent."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,19 +13,19 @@ from proj.dead_letters.letter import DeadLetter
 from proj.rabbitmq import failures
 from proj.rabbitmq.publishing import Sent, Window
 
-#: Messages under way without a confirm: as many as a crash may send twice at most.
+#: Most unconfirmed messages: a crash sends at most so many twice.
 WINDOW: Final = 100
 
-#: Bytes of a body from which on a message is sent alone. The broker closes the channel over one that is
-#: larger than it takes, and then does not say what became of those before it.
+#: Bytes of a body from which on a message is sent alone. The broker closes the channel over a message above
+#: its limit, so that the outcome of unconfirmed ones before it stays unknown.
 _LARGE: Final = 2**16
 
-#: Why a message that came from nowhere stays: all other reasons are to be mended outside of the messages.
-NOWHERE: Final = "not known where it came from, and no Celery message"
+#: The only reason to stay that lies in the message itself.
+NOWHERE: Final = "its queue is unknown, and it is not a Celery message"
 
 
 def windows(letters: list[DeadLetter]) -> Iterator[list[DeadLetter]]:
-    """What is to be sent at once: at most `WINDOW` letters, a large one alone."""
+    """Split the letters into windows of at most `WINDOW`, large ones alone."""
     window: list[DeadLetter] = []
     for letter in letters:
         large = len(letter.body) >= _LARGE
@@ -41,19 +41,19 @@ def windows(letters: list[DeadLetter]) -> Iterator[list[DeadLetter]]:
 
 
 class Publisher:
-    """Publishes confirmed and mandatory, a window of messages at a time."""
+    """Publishes a window of messages at a time, confirmed and mandatory."""
 
     def __init__(self, open_channel: Callable[[], Any], patience: float) -> None:
-        """`patience` is seconds without an answer, after which a `TimeoutError` is raised."""
+        """`patience` is the timeout in seconds for each confirm; then `TimeoutError` is raised."""
         self._open, self._patience = open_channel, patience
         self._window = Window(open_channel())
         self._gone: set[str] = set()
 
     def send(self, window: list[DeadLetter]) -> dict[DeadLetter, str]:
-        """Those that no queue has taken, each with the reason.
+        """Send the letters; returns those that no queue accepted, each with the reason.
 
-        One over which the broker closes the channel stays too. Those beside it that were not confirmed are
-        sent again, on another channel, each alone: they may be in their queues twice.
+        When the broker closes the channel over one letter, the unconfirmed ones are sent again, one by one on
+        a new channel: they may be in their queues twice.
         """
         kept: dict[DeadLetter, str] = {}
         sent: dict[DeadLetter, Sent] = {}
@@ -69,19 +69,19 @@ class Publisher:
         except ChannelError as error:
             if isinstance(error, AccessRefused) or error.method_sig != spec.Basic.Publish:
                 raise
-            self._window.channel.close()  # py-amqp has opened it anew, without confirms
+            self._window.channel.close()  # py-amqp reopened it without confirm mode
             self._window = Window(self._open())
-            open_ends = [letter for letter in window if letter not in kept and not _answered(sent, letter)]
+            unknown = [letter for letter in window if letter not in kept and not _answered(sent, letter)]
             kept |= self._refused(sent)
-            if len(open_ends) == 1:
-                return {**kept, open_ends[0]: _reason(error)}
-            for letter in open_ends:
+            if len(unknown) == 1:
+                return {**kept, unknown[0]: _reason(error)}
+            for letter in unknown:
                 kept |= self.send([letter])
             return kept
         return kept | self._refused(sent)
 
     def _refused(self, sent: dict[DeadLetter, Sent]) -> dict[DeadLetter, str]:
-        """Those that the broker has answered and no queue has taken, each with the reason."""
+        """Letters that were nacked or returned, each with the reason."""
         kept = {}
         for letter, each in sent.items():
             queue = each.routing_key
@@ -94,14 +94,14 @@ class Publisher:
 
 
 class Rehearsal:
-    """Foresees which messages have no queue to go to, and sends nothing."""
+    """Predicts which letters have no queue to go to, without sending any."""
 
     def __init__(self, open_channel: Callable[[], Any]) -> None:
         self._open = open_channel
         self._gone: dict[str, bool] = {}
 
     def send(self, window: list[DeadLetter]) -> dict[DeadLetter, str]:
-        """Those that would stay, as far as can be told, each with the reason."""
+        """Letters that could not be sent, each with the reason."""
         kept = {}
         for letter in window:
             queue = target(letter)
@@ -113,7 +113,7 @@ class Rehearsal:
 
     def _is_gone(self, queue: str) -> bool:
         if queue not in self._gone:
-            self._gone[queue] = False  # also when this user may not look at it
+            self._gone[queue] = False  # also when this user may not see it
             with self._open() as channel, suppress(ChannelError):
                 try:
                     channel.queue_declare(queue, passive=True)
@@ -123,7 +123,7 @@ class Rehearsal:
 
 
 def target(letter: DeadLetter) -> str | None:
-    """The queue that it is sent to; None when that is not known."""
+    """The queue to send the letter to; None when unknown."""
     return letter.queue or (queues.DEFAULT_QUEUE if letter.task else None)
 
 
@@ -137,5 +137,5 @@ def _gone(queue: str) -> str:
 
 def _reason(error: ChannelError) -> str:
     words = failures.words(error)
-    # With the sizes, each message would have a reason of its own.
-    return "it is larger than the broker takes" if "message size" in words else words
+    # Without the sizes, so that equal reasons are counted together.
+    return "it is larger than the broker accepts" if "message size" in words else words

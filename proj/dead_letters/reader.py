@@ -1,8 +1,8 @@
-"""Dead letters: look at them, redrive them, drop them.
+"""Reading the dead-letter queue in order: to list, redrive or drop its messages.
 
-To look changes neither the messages nor their order, and only one program looks at a time. A quorum queue
-hands out what was given back before what was never read, and takes what is given back in at the end
-of that. So whoever reads a part must read all that was ever given back, or the order would turn.
+Only one program reads at a time, and listing changes neither the messages nor their order. A quorum queue
+delivers requeued messages before those that were never read, and puts a requeued one behind the others. So
+a reader must read all messages that were ever requeued, or requeueing would change the order.
 """
 
 import logging
@@ -27,50 +27,49 @@ from proj.rabbitmq import connection, failures, topology
 
 log = logging.getLogger(__name__)
 
-#: Messages read at a time when it is not known how many are needed.
+#: Messages read at a time when the needed number is unknown.
 CHUNK: Final = 500
 
-#: Channels that a reader uses at most, roughly: RabbitMQ allows 2047 on a connection.
+#: Roughly the most channels of a reader: RabbitMQ allows 2047 on a connection.
 _MAX_CHUNKS: Final = 1000
 
-#: The most messages that a consumer can hold: AMQP counts them in 16 bits.
+#: The largest prefetch count: AMQP has 16 bits for it.
 _MAX_CHUNK: Final = 2**16 - 1
 
-#: Share of what is read that is read on to find the end of what was given back. Each look makes that longer
-#: by as much, so it is small; but not over `_MANY` messages, where each step would cost more than it saves.
+#: Share of what was read to read on at a time, in search of the end of the requeued messages. Small, since
+#: surplus messages are requeued too; larger above `_MANY` messages, where many steps would cost more.
 _READ_ON, _READ_ON_OF_MANY, _MANY = 1 / 50, 1 / 10, 1000
 
-#: Seconds that the broker may take to put back what was given back. It takes milliseconds.
+#: Seconds for the broker to requeue the messages of a channel; milliseconds are usual.
 _GIVE_BACK_TIMEOUT: Final = 10
 
-#: Seconds that people wait while a worker looks, and seconds between two attempts. As a rule, a look takes
-#: milliseconds.
+#: Seconds to wait while another program reads, and between two attempts; milliseconds are usual.
 _READER_PATIENCE, _READER_INTERVAL = 5.0, 0.25
 
 Progress = Callable[[int], AbstractContextManager[Callable[[], None]]]
 
-#: Sends dead letters on, and returns those that must stay, each with the reason.
+#: Sends dead letters and returns those that must stay, each with the reason.
 Send = Callable[[list[DeadLetter]], dict[DeadLetter, str]]
 
 
 @dataclass
 class Report:
-    """What became of the dead letters that were meant."""
+    """What became of the chosen dead letters."""
 
     done: int = 0
-    #: Why some stayed where they are, and how many.
+    #: Reasons why some stayed in the queue, with their number.
     left: Counter[str] = field(default_factory=Counter)
-    #: Ids that were met.
+    #: The ids found, when ids were given.
     ids: set[str] = field(default_factory=set)
-    #: A queue that is gone, or a broker that refused: to be mended outside of the messages.
+    #: Some stayed for a reason outside of the message: a missing queue, or a broker that refused.
     undeliverable: bool = False
 
 
 def listing(app: App, wanted: Wanted, limit: int, patience: float = _READER_PATIENCE) -> list[DeadLetter]:
-    """The first dead letters that are meant, oldest first, at most `limit`.
+    """The first `limit` dead letters that match, oldest first.
 
-    Reads no more than it must: with nothing to look for, `limit` messages and what was looked at before.
-    Raises `Busy` when another program has been looking for `patience` seconds.
+    Reads no more than needed: without a filter `limit` messages, and all that were read before. Raises `Busy`
+    when another program is still reading after `patience` seconds.
     """
     found: list[DeadLetter] = []
     with _reading(app, patience) as reader:
@@ -82,9 +81,9 @@ def listing(app: App, wanted: Wanted, limit: int, patience: float = _READER_PATI
 
 
 def survey(app: App, limit: int, size: int, note: Callable[[DeadLetter], None]) -> None:
-    """Call `note` with each of the oldest `limit` dead letters, `size` of which are in memory at a time.
+    """Call `note` with each of the oldest `limit` dead letters, with `size` in memory at a time.
 
-    Raises `Busy` when another program is looking.
+    Raises `Busy` when another program is reading.
     """
     with _reading(app, patience=0) as reader:
         for chunk in reader.chunks(size, most=size):
@@ -103,11 +102,11 @@ def redrive(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Send dead letters back to the queues they came from, each acknowledged once its copy is confirmed.
+    """Send dead letters back to their queues, each acknowledged only after its copy is confirmed.
 
-    Only those that are there at the start; one that dies again meanwhile waits for the next time. A crash
-    in between leaves at most `WINDOW` messages in both queues, and loses none. What no queue takes stays,
-    and the others go on. Raises `OutcomeUnknown` when the broker stops to answer.
+    Covers those in the queue at the start, not one that dies again meanwhile. A letter that no queue accepts
+    stays. A crash loses none, and leaves at most `WINDOW` in both queues. Raises `OutcomeUnknown` when the
+    broker stops answering.
     """
 
     def sender(reader: _Reader) -> Send:
@@ -126,9 +125,9 @@ def drop(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Delete dead letters for good; only those that are there at the start.
+    """Delete dead letters permanently, of those in the queue at the start.
 
-    Raises `OutcomeUnknown` when the broker stops to answer.
+    Raises `OutcomeUnknown` when the broker stops answering.
     """
     return _work(app, wanted, limit, dry_run, progress, lambda _: lambda _: {}, events.DROPPED)
 
@@ -173,7 +172,7 @@ def _work(
 
 @contextmanager
 def _counting(reader: "_Reader", report: Report, event: str) -> Iterator[None]:
-    """Say of a broker that goes away in the block after how many dead letters it did so."""
+    """Add the number of letters already done to an error of the broker in the block."""
     try:
         yield
     except failures.ERRORS as error:
@@ -194,17 +193,17 @@ def _interrupted(error: BaseException, reader: "_Reader", report: Report, event:
     why = f", {connection.ALARM}" if connection.is_blocked(reader.broker) else ""
     problem = f"after {report.done} dead letters the broker did not answer{why}"
     if event == events.DROPPED:
-        return OutcomeUnknown(problem, f"repeat the command; up to {WINDOW} more may be gone")
+        return OutcomeUnknown(problem, f"repeat the command; up to {WINDOW} more may be dropped")
     return OutcomeUnknown(
         f"{problem}; no dead letter is lost", f"repeat the command; up to {WINDOW} may have been sent twice"
     )
 
 
 class _Reader:
-    """Reads the queue from its front, a chunk a channel, and gives back in order what is not settled."""
+    """Reads the queue from its front, one chunk per channel, and requeues unsettled messages in order."""
 
     def __init__(self, app: App, broker: Any, patience: float) -> None:
-        """Raises `Busy` when another program has been looking for `patience` seconds."""
+        """Raises `Busy` when another program is still reading after `patience` seconds."""
         self.broker = broker
         self.channel: Callable[[], Any] = broker.channel
         self._drain = broker.drain_events
@@ -218,11 +217,11 @@ class _Reader:
         self.total = state.message_count
         self._read = 0
         self._read_before = False
-        #: Each channel, how many messages it has read, and how many of them are settled.
+        #: For each channel, the numbers of messages read and settled.
         self._held: dict[Any, list[int]] = {}
 
     def _take(self, deadline: float) -> Any:
-        """A channel, once this program is the one that looks."""
+        """A channel that holds the exclusive queue `DEAD_READER`, which is the lock."""
         while True:
             channel = self.channel()
             try:
@@ -235,22 +234,21 @@ class _Reader:
                 return channel
 
     def chunks(self, size: int, most: int | None = None) -> Iterator[list[DeadLetter]]:
-        """All messages that were there at the start; the first chunk has `size`, the others `most`."""
+        """All messages that were in the queue at the start; the first chunk has `size`, the others `most`."""
         while self._read < self.total:
             yield self._chunk(size)
             size = most or max(CHUNK, self.total // _MAX_CHUNKS)
 
     def settle(self, letters: list[DeadLetter]) -> None:
-        """Acknowledge letters of one chunk, the earlier ones first: the broker may forget them."""
+        """Acknowledge letters of one chunk, in their order; the broker deletes them."""
         if not letters:
             return
         channel, last = letters[-1].message.channel, letters[-1].message.delivery_tag
         self._held[channel][1] += len(letters)
-        # In a transaction, so that a quorum queue gets all of them in one command, before the channel is
-        # closed. Of more than 32 single ones under way the broker would put some off, for milliseconds,
-        # and forget them with the channel.
+        # In a transaction, so that the quorum queue gets all of them in one command. The broker defers single
+        # acknowledgements beyond 32 for milliseconds, and forgets them when the channel closes.
         channel.tx_select()
-        if self._held[channel][1] == last:  # nothing before it stays
+        if self._held[channel][1] == last:  # all before it are settled
             channel.basic_ack(last, multiple=True)
         else:
             for letter in letters:
@@ -258,7 +256,7 @@ class _Reader:
         channel.tx_commit()
 
     def give_back(self) -> None:
-        """Put back what is not settled, in the order it was in; returns when the broker has done so."""
+        """Requeue the unsettled messages in their order; returns when the broker has done so."""
         while self._read_before and self._read < self.total:
             share = _READ_ON if self._read < _MANY else _READ_ON_OF_MANY
             self._chunk(max(1, int(self._read * share)), keep=False)
@@ -267,7 +265,7 @@ class _Reader:
             channel.close()
             deadline = time.monotonic() + _GIVE_BACK_TIMEOUT
             while settled < read and self._ready() < expected and time.monotonic() < deadline:
-                pass  # each look is a round trip
+                pass  # no busy loop: `_ready` is a round trip
         self._control.queue_delete(queues.DEAD_READER)
 
     def _chunk(self, size: int, *, keep: bool = True) -> list[DeadLetter]:
@@ -276,7 +274,7 @@ class _Reader:
             del self._held[over]
             over.close()
         channel = self.channel()
-        channel.auto_decode = False  # a body is sent back byte by byte
+        channel.auto_decode = False  # a redrive sends the body unchanged
         messages: list[amqp.Message] = []
         read = 0
 
@@ -296,7 +294,7 @@ class _Reader:
             if self._ready():
                 raise
             raise Busy from None
-        channel.basic_cancel(tag)  # so that what is settled is not made up for
+        channel.basic_cancel(tag)  # or each acknowledgement would bring another message
         self._held[channel] = [size, 0]
         self._read += size
         return [DeadLetter(message, self._work_queues) for message in messages]
@@ -306,10 +304,10 @@ class _Reader:
 
 
 class Busy(BrokerRefused):
-    """Another program is looking at the dead letters."""
+    """Raised when another program is reading the dead letters."""
 
     def __init__(self) -> None:
-        super().__init__("another program is looking at the dead letters", "try again when it has ended")
+        super().__init__("another program is reading the dead letters", "try again when it has ended")
 
 
 @contextmanager
@@ -324,7 +322,7 @@ def _reading(app: App, patience: float = _READER_PATIENCE) -> Iterator[_Reader]:
     except failures.ERRORS as error:
         raise failures.explain(error, broker) from error
     finally:
-        connection.abandon(broker)  # what was not given back in order is given back by the broker
+        connection.abandon(broker)  # the broker requeues whatever is still unacknowledged
 
 
 def _answer_timeout(app: App) -> float:

@@ -1,6 +1,6 @@
-"""Compressed bodies of messages, as kombu packs them, unpacked for people within a limit on size.
+"""Decompresses the bodies of messages with a size limit.
 
-Kombu's own functions unpack a body whole: a few kilobytes can be gigabytes then.
+Kombu's own functions have no limit, and a few kilobytes can become gigabytes.
 """
 
 import bz2
@@ -10,30 +10,30 @@ import zlib
 from collections.abc import Callable
 from typing import Any, Final
 
-#: Bytes that a body may have when it is unpacked: more than anybody reads.
+#: Largest decompressed body, in bytes; people do not read more.
 LIMIT: Final = 2**20
 
-#: Bytes that LZMA may take for its dictionary: it is 64 MiB at the highest level, and whatever a header says.
+#: Largest LZMA dictionary, in bytes. The highest level needs 64 MiB; a header could ask for any size.
 _LZMA_MEMORY: Final = 2**27
 
 
 class NotUnpacked(Exception):
-    """The body cannot be unpacked, or is too large then; the text says which."""
+    """Raised when a body cannot be decompressed, or would be too large; the text says which."""
 
 
 def unpack(body: bytes, compression: object) -> bytes:
-    """The body as it was before kombu compressed it by the method of this name. Raises `NotUnpacked`."""
+    """Decompress a body that kombu compressed with the named method. Raises `NotUnpacked`."""
     unpacker = _UNPACKERS.get(compression) if isinstance(compression, str) else None
     if unpacker is None:
-        raise NotUnpacked(f"compressed by an unknown method, {compression!r}")
+        raise NotUnpacked(f"compressed with an unknown method, {compression!r}")
     try:
         unpacked = unpacker(body)
     except ImportError:
-        raise NotUnpacked(f"compressed as {compression}, and this program lacks the library") from None
+        raise NotUnpacked(f"compressed with {compression}, whose library is not installed") from None
     except Exception as error:  # each library has its own
-        raise NotUnpacked(f"said to be compressed as {compression}, and is not: {error}") from None
+        raise NotUnpacked(f"marked as compressed with {compression}, but is not: {error}") from None
     if len(unpacked) > LIMIT:
-        raise NotUnpacked(f"compressed as {compression}, and longer than {LIMIT >> 20} MiB when unpacked")
+        raise NotUnpacked(f"compressed with {compression}, over {LIMIT >> 20} MiB when decompressed")
     return unpacked
 
 
@@ -54,12 +54,12 @@ def _zstd(body: bytes) -> bytes:
 
 
 def _brotli(body: bytes) -> bytes:
-    # Before version 1.2 it has no limit, and raises `TypeError` here.
+    # Versions before 1.2 lack the limit, and raise `TypeError`.
     return bytes(_first("brotli", "brotlicffi").Decompressor().process(body, output_buffer_limit=LIMIT + 1))
 
 
 def _first(*modules: str) -> Any:
-    """The first of the modules that is installed. Raises `ImportError` when none is."""
+    """Import the first module that is installed. Raises `ImportError` when none is."""
     *others, last = modules
     for name in others:
         try:
@@ -69,7 +69,7 @@ def _first(*modules: str) -> Any:
     return importlib.import_module(last)
 
 
-#: By kombu's names: the content types that it writes, and the short ones that it reads.
+#: By kombu's names: the content types that it writes, and the short names that it also reads.
 _UNPACKERS: Final[dict[str, Callable[[bytes], bytes]]] = {
     name: unpacker
     for unpacker, names in (

@@ -1,4 +1,4 @@
-"""How full the queues are."""
+"""Lengths and message rates of the queues."""
 
 from proj.depths.reader import Depth, Reader, Snapshot
 

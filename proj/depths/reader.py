@@ -1,8 +1,8 @@
-"""How full the queues are: each number from the best source there is, and nothing changed by looking.
+"""Reads how full the queues are, without changing them.
 
-Ready messages and consumers are told over AMQP, and are current. Unacknowledged messages and rates come from
-the management API, up to 5 seconds late; where it does not answer, the workers are asked what they hold.
-What nobody tells is None, never 0.
+Ready messages and consumers come over AMQP and are current. Unacknowledged messages and rates come from the
+management API, up to 5 seconds late. When it is unavailable, the workers report the messages that they hold.
+Unknown numbers are None, never 0.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,32 +26,34 @@ from proj.rabbitmq.remote_control import held_by_workers
 
 N = TypeVar("N", int, float)
 
-#: The row of all messages that the broker holds until their time has come. All Celery applications of a
-#: virtual host share their queues.
+#: Name of the row for all delayed messages. The Celery applications of a virtual host share the delay queues.
 DELAYED: Final = "delayed"
 
-#: Seconds for all questions to the broker over AMQP. They take milliseconds.
+#: Seconds for all requests of a snapshot over AMQP; milliseconds are usual.
 TIMEOUT: Final = 10.0
 
-#: Dead letters up to which the oldest is looked at. To keep their order, a look reads all that were looked
-#: at before, and holds up `proj dead` meanwhile.
-_FEW: Final = 1000
+#: Most dead letters with which the oldest one is read. Reading it may have to read all of them, to keep their
+#: order, and blocks `proj dead` meanwhile.
+_MAX_DEAD: Final = 1000
 
-#: Seconds until it is looked at anew.
-_LOOK_AGAIN: Final = 60.0
+#: Seconds for which the age of the oldest dead letter is cached.
+_DEAD_AGE_TTL: Final = 60.0
 
 
 @dataclass(frozen=True)
 class Depth:
-    """One queue, or all delayed messages. Rates are messages a second; what is not known is None."""
+    """The depth of one queue, or of all delayed messages.
+
+    Rates are messages per second. None means unknown.
+    """
 
     queue: str
-    #: None when there is no such queue.
+    #: None when the queue is missing.
     ready: int | None = None
     unacknowledged: int | None = None
     consumers: int | None = None
-    #: Seconds that the oldest ready message has waited: of dead letters exact, of others at least. None also
-    #: when none waits.
+    #: Age of the oldest ready message in seconds: exact for dead letters, else a lower bound. None also when
+    #: no message is ready.
     oldest: float | None = None
     published: float | None = None
     delivered: float | None = None
@@ -59,18 +61,18 @@ class Depth:
 
     @property
     def exact(self) -> bool:
-        """Whether `oldest` is no lower bound: a dead letter says when it died."""
+        """Whether `oldest` is exact: dead letters carry the time of their death."""
         return bool(self.queue == queues.dead_queue.name)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The queues at one moment."""
+    """The depths of the queues at one moment."""
 
     depths: tuple[Depth, ...]
     #: Where `Depth.unacknowledged` comes from: `management`, `workers`, or None.
     unacknowledged_from: str | None = None
-    #: Why something is not known, or goes wrong, a sentence each.
+    #: Why something is unknown or wrong, one sentence each.
     problems: tuple[str, ...] = ()
     #: ISO 8601, UTC.
     at: str = field(default_factory=lambda: f"{datetime.now(UTC):%FT%TZ}")
@@ -78,7 +80,7 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Declared:
-    """What the broker tells of a queue over AMQP."""
+    """The numbers of a queue that AMQP reports."""
 
     ready: int
     consumers: int
@@ -86,7 +88,7 @@ class Declared:
 
 @dataclass(frozen=True)
 class _Look:
-    """A look at the oldest dead letter: how many there were, when it had died, and when that was seen."""
+    """A cached reading of the oldest dead letter: the queue's length, its death, and the time of reading."""
 
     ready: int
     died: datetime
@@ -94,10 +96,10 @@ class _Look:
 
 
 class Reader:
-    """Takes snapshots over one connection, which it makes anew when it was lost."""
+    """Takes snapshots over one connection, and reconnects when it is lost."""
 
     def __init__(self, app: App, names: Sequence[str] = ()) -> None:
-        """`names` are any queues of the virtual host, and `delayed`; without, all that are ours."""
+        """`names` are queues of the virtual host or `delayed`; empty means `ours`."""
         self._app = app
         self._topology = app.settings.topology
         self._names = tuple(dict.fromkeys(names)) or ours(self._topology)
@@ -112,9 +114,9 @@ class Reader:
         connection.abandon(self._broker)
 
     def snapshot(self) -> Snapshot:
-        """The queues now. Takes at most a few times `TIMEOUT`, when nothing answers.
+        """The queues now; takes a few times `TIMEOUT` at most.
 
-        What the management API lacks is a problem of the snapshot. Raises `BadInput` for a name that is
+        Errors of the management API become problems of the snapshot. Raises `BadInput` for a name that is
         neither ours nor a queue, `BrokerUnreachable` and `BrokerRefused`.
         """
         declared = read_declared(self._broker, self._topology, self._names)
@@ -135,9 +137,9 @@ class Reader:
         try:
             statistics = queue_statistics.of_queues(self._management)
         except ManagementUnavailable as error:
-            problems.append(f"rates, and how long messages wait, are not known: {error}")
+            problems.append(f"rates and ages of messages are unknown: {error}")
             return None
-        # A user who may see queues and not nodes hears nothing of alarms.
+        # A user may be allowed to see queues, but not nodes and their alarms.
         with suppress(ManagementUnavailable):
             problems += queue_statistics.alarms(self._management)
         return statistics
@@ -151,7 +153,7 @@ class Reader:
             try:
                 held[queue.name] = held_by_workers(self._app, queue, found.consumers)
             except ProjError as error:
-                problems.append(f"unacknowledged messages of {queue.name} are not known: {error}")
+                problems.append(f"unacknowledged messages of {queue.name} are unknown: {error}")
         return held
 
     def _ages(
@@ -172,41 +174,41 @@ class Reader:
                 elif name in statistics and statistics[name].delivered is not None:
                     ages[name] = queue_statistics.oldest(self._management, name)
             except ProjError as error:
-                problems.append(f"the age of the oldest message of {name} is not known: {error}")
+                problems.append(f"the age of the oldest message of {name} is unknown: {error}")
         return ages
 
     def _age_of_dead(self, ready: int) -> float:
         now, look = datetime.now(UTC), self._dead
-        # Dead letters leave from anywhere and arrive at the end, so the oldest stays while none has left.
-        if look is None or ready < look.ready or (now - look.at).total_seconds() > _LOOK_AGAIN:
+        # Dead letters arrive at the end, so the oldest stays the same while the queue does not shrink.
+        if look is None or ready < look.ready or (now - look.at).total_seconds() > _DEAD_AGE_TTL:
             look = self._dead = _Look(ready, self._first_death(ready), now)
         return max(0.0, (now - look.died).total_seconds())
 
     def _first_death(self, ready: int) -> datetime:
-        see = "see: proj dead list --limit 1"
-        if ready > _FEW:
-            raise BrokerRefused(f"there are more than {_FEW}", see)
+        hint = "see: proj dead list --limit 1"
+        if ready > _MAX_DEAD:
+            raise BrokerRefused(f"there are more than {_MAX_DEAD} messages", hint)
         all_of_ours = [queue.name for queue in self._topology.queues]
         declared = read_declared(self._broker, self._topology, all_of_ours)
-        if not all(declared.values()):  # whoever reads dead letters declares the whole topology
-            raise BrokerRefused("part of the topology is missing", "a worker that starts declares it")
+        if not all(declared.values()):  # reading dead letters would declare the whole topology
+            raise BrokerRefused("part of the topology is missing", "start a worker, which declares it")
         first = dead_letters.listing(self._app, Wanted(), limit=1, patience=0)
         last = first[0].last if first else None
         if not last:
-            raise BrokerRefused("the broker has not written when it died", see)
+            raise BrokerRefused("its death header has no time", hint)
         return datetime.fromisoformat(last)
 
 
 def ours(topology: Topology) -> tuple[str, ...]:
-    """What is shown when nothing else is asked for."""
+    """The queues of a snapshot by default."""
     return (*(queue.name for queue in topology.work_queues), DELAYED, queues.dead_queue.name)
 
 
 def read_declared(broker: Any, wanted: Topology, names: Sequence[str]) -> dict[str, Declared | None]:
-    """Ready messages and consumers of these queues, over a connection that is made when there is none.
+    """Ready messages and consumers of the queues; None for a missing queue of ours.
 
-    None for one of ours that does not exist. Ends within `TIMEOUT`, and declares nothing. Raises `BadInput`,
-    `BrokerUnreachable` and `BrokerRefused`.
+    Connects when needed, ends within `TIMEOUT`, and declares nothing. Raises `BadInput`, `BrokerUnreachable`
+    and `BrokerRefused`.
     """
     with connection.bounded(broker, TIMEOUT):
         return {name: _read(broker.default_channel, wanted, name) for name in names}
@@ -218,7 +220,7 @@ def _read(channel: Any, wanted: Topology, name: str) -> Declared | None:
         return Declared(sum(s.ready for s in states if s), sum(s.consumers for s in states if s))
     found = _declared(channel, name)
     if found is None and name not in ours(wanted):
-        raise BadInput(f"there is no queue {name!r}", f"without a name, it shows {', '.join(ours(wanted))}")
+        raise BadInput(f"there is no queue {name!r}", f"the default is {', '.join(ours(wanted))}")
     return found
 
 
@@ -227,10 +229,10 @@ def _declared(channel: Any, name: str) -> Declared | None:
         return None
     try:
         found = topology.look(channel, name)
-    except NotFound:  # py-amqp has opened the channel again
+    except NotFound:  # py-amqp reopens the channel
         return None
     except ResourceLocked as error:
-        raise BrokerRefused(f"queue {name!r} is exclusive: only who declared it may look at it") from error
+        raise BrokerRefused(f"queue {name!r} is exclusive to another connection") from error
     return Declared(found.message_count, found.consumer_count)
 
 
@@ -247,7 +249,7 @@ def _depth(
         return Depth(name, found.ready, held, found.consumers, oldest)
     if name == DELAYED:
         each = [statistics[level] for level in queues.DELAY_QUEUES if level in statistics]
-        # What leaves a delay is not delivered to anybody.
+        # A delayed message is dead-lettered, never delivered, so these rates do not exist.
         return Depth(
             name,
             found.ready,
@@ -258,7 +260,7 @@ def _depth(
     of = statistics.get(name)
     if of is None:
         return Depth(name, found.ready, None, found.consumers, oldest)
-    # Of what comes in by a dead-letter exchange, RabbitMQ counts nothing.
+    # RabbitMQ does not count messages that a dead-letter exchange publishes.
     published = None if name == queues.dead_queue.name else of.published
     return Depth(
         name,
@@ -273,6 +275,6 @@ def _depth(
 
 
 def _sum(numbers: Iterable[N | None]) -> N | int | None:
-    """Unknown when one of them is."""
+    """The sum; None when one of the numbers is unknown."""
     known = list(numbers)
     return None if None in known else sum(number for number in known if number is not None)

@@ -1,6 +1,6 @@
-"""What the management API knows of queues beyond AMQP: unacknowledged messages, rates, how long they wait.
+"""Statistics of queues from the management API: unacknowledged messages, rates, ages of messages.
 
-All of it is up to 5 seconds late, and rates 5 more.
+They are up to 5 seconds late, rates up to 10.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Any, Final
 from proj.errors import ManagementUnavailable
 from proj.rabbitmq.management import Management
 
-#: Lengths and steps, in seconds, of the records that RabbitMQ keeps of a queue: its default retention.
+#: Lengths and steps in seconds of the histories that RabbitMQ keeps of a queue: its default retention.
 _RECORDS: Final = ((600, 5), (3600, 60))
 
 _COLUMNS: Final = "name,messages_unacknowledged,message_stats"
@@ -17,11 +17,14 @@ _COLUMNS: Final = "name,messages_unacknowledged,message_stats"
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one queue; rates are messages a second, and None when the broker counts none (`rates_mode`)."""
+    """Statistics of one queue.
 
-    #: None while the API has not yet counted them, in the first seconds of a queue.
+    Rates are messages per second, and None when the broker's `rates_mode` is `none`.
+    """
+
+    #: None in the first seconds of a queue, until the API has counted.
     unacknowledged: int | None
-    #: Without those that a delay or a dead-letter exchange has brought: RabbitMQ does not count them.
+    #: Excludes messages from a delay or a dead-letter exchange, which RabbitMQ does not count.
     published: float | None
     delivered: float | None
     acknowledged: float | None
@@ -30,29 +33,29 @@ class Statistics:
 def of_queues(management: Management) -> dict[str, Statistics]:
     """The statistics of all queues of the virtual host.
 
-    Raises `ManagementUnavailable`, also when the broker is told to keep none.
+    Raises `ManagementUnavailable`, also when the broker is configured to keep none.
     """
     about = management.get("overview?columns=rates_mode,disable_stats")
     found = management.of_vhost("queues", columns=_COLUMNS)
     if not isinstance(about, dict) or not isinstance(found, list):
         raise ManagementUnavailable(
-            f"what answers at {management.url} is no management API", "check PROJ_MANAGEMENT_URL"
+            f"the server at {management.url} is not a management API", "check PROJ_MANAGEMENT_URL"
         )
     if about.get("disable_stats"):
         raise ManagementUnavailable(
-            f"the management API at {management.url} has its statistics switched off",
+            f"the statistics of the management API at {management.url} are disabled",
             "see disable_stats and disable_metrics_collector in rabbitmq.conf",
         )
     return {queue["name"]: _statistics(queue, about.get("rates_mode") != "none") for queue in found}
 
 
 def oldest(management: Management, queue: str) -> float:
-    """Seconds that the oldest message of the queue has waited at least, up to an hour.
+    """A lower bound in seconds of the age of the queue's oldest message, up to an hour.
 
-    RabbitMQ does not tell a quorum queue's oldest message (`head_message_timestamp` exists for classic queues
-    only), and to read it counts as a delivery. It is told from the broker's records: when fewer messages
-    were delivered since a moment than were ready at that moment, one that was ready then still is.
-    Messages that expire in the queue, or are purged, are taken for such. Raises `ManagementUnavailable`.
+    RabbitMQ does not report the age in quorum queues (`head_message_timestamp` is for classic queues only),
+    and reading the message counts as a delivery. So it is derived from the queue's history: when fewer
+    messages were delivered since a moment than were ready at that moment, one of those is still waiting.
+    Expired and purged messages make the result too high. Raises `ManagementUnavailable`.
     """
     waited = 0.0
     for length, step in _RECORDS:
@@ -71,12 +74,9 @@ def oldest(management: Management, queue: str) -> float:
 
 
 def alarms(management: Management) -> list[str]:
-    """A sentence about each alarm that keeps the broker from taking messages.
-
-    Raises `ManagementUnavailable`.
-    """
+    """One sentence for each memory or disk alarm. Raises `ManagementUnavailable`."""
     return [
-        f"node {node['name']} has a {what} alarm: the broker takes no messages until it is over"
+        f"node {node['name']} has a {what} alarm: the broker accepts no messages until it ends"
         for node in management.get("nodes")
         for what, key in (("memory", "mem_alarm"), ("disk", "disk_free_alarm"))
         if node.get(key)
@@ -98,7 +98,7 @@ def _statistics(queue: dict[str, Any], counted: bool) -> Statistics:
 
 
 def _samples(details: dict[str, Any] | None) -> dict[int, int]:
-    """The record by its moments, in milliseconds since 1970."""
+    """The history as samples by time, in milliseconds since 1970."""
     return {each["timestamp"]: each["sample"] for each in (details or {}).get("samples", ())}
 
 
@@ -107,7 +107,7 @@ def _waited(ready: dict[int, int], delivered: dict[int, int]) -> float:
     first = None
     for moment in moments:
         since = delivered[moments[0]] - delivered[moment] if delivered else 0
-        if since < 0 or ready[moment] <= since:  # below 0 when the broker began to count anew
+        if since < 0 or ready[moment] <= since:  # negative after the broker reset its counter
             break
         first = moment
     return 0.0 if first is None else (moments[0] - first) / 1000

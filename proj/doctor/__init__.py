@@ -1,6 +1,6 @@
-"""Look at the broker, the topology, the settings and the workers, and say what is in the way.
+"""Checks of the broker, the topology, the settings and the workers, with a fix for each problem.
 
-To look changes nothing: no queue, exchange or message is made on the broker, and none is moved.
+The checks are read-only: they create no queue, exchange or message, and move none.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ __all__ = ["AREAS", "Finding", "Level", "examine"]
 
 Check = Callable[[Subject], Iterator[Finding]]
 
-#: What is looked at, in this order; the name of a check is that of its function.
+#: All checks, in order; the name of a check is its function's.
 AREAS: Final[dict[str, tuple[Check, ...]]] = {
     "broker": (
         broker.reachable,
@@ -50,9 +50,10 @@ AREAS: Final[dict[str, tuple[Check, ...]]] = {
 
 
 def examine(app: App) -> Iterator[Finding]:
-    """Each finding, as soon as it is known; all of them within about half a minute, whatever hangs.
+    """Yield each finding as soon as it is known.
 
-    Raises `ConfigError` for settings that cannot be read, and for tasks that cannot be imported.
+    Ends within about half a minute even when the broker, its management API or the result store hangs. Raises
+    `ConfigError` for tasks that cannot be imported.
     """
     app.loader.import_default_modules()
 
@@ -64,8 +65,5 @@ def examine(app: App) -> Iterator[Finding]:
                     for finding in check(subject):
                         yield replace(finding, area=area, check=name)
                 except ProjError as error:
-                    yield replace(_not_looked_at(name, error), area=area, check=name)
-
-
-def _not_looked_at(name: str, error: ProjError) -> Finding:
-    return skipped(f"{name.replace('_', ' ')}: not looked at", error.message, error.hint)
+                    finding = skipped(f"{name.replace('_', ' ')}: not checked", error.message, error.hint)
+                    yield replace(finding, area=area, check=name)

@@ -1,4 +1,4 @@
-"""What the doctor says."""
+"""The result of one check."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,31 +7,31 @@ from typing import Final
 
 
 class Level(StrEnum):
-    """How bad it is."""
+    """The severity of a finding."""
 
     OK = "ok"
-    #: Nothing is wrong, and it is good to know.
+    #: Not a problem, but worth knowing.
     INFO = "info"
-    #: It could not be looked at.
+    #: It could not be checked.
     SKIPPED = "skipped"
-    #: The promise holds now, but something is in the way of it, or of people.
+    #: The promise holds, but is at risk, or something does not work.
     WARNING = "warning"
-    #: The promise does not hold, or no work is done.
+    #: The promise does not hold, or no task is executed.
     ERROR = "error"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: what was found, why it matters, and what mends it.
+    """What a check found, why it matters, and how to fix it.
 
-    What ends in `: COMMAND` is a command to be run as it stands. No text holds a password.
+    A `fix` that ends in `: COMMAND` has a command that can be copied and run. No text holds a password.
     """
 
     level: Level
     what: str
     why: str | None = None
     fix: str | None = None
-    #: Filled in by the runner: the group that it is shown in, and the name of the check, for programs.
+    #: Set by `examine`: the group that the finding is shown in, and the name of the check.
     area: str = ""
     check: str = ""
 

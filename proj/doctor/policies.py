@@ -1,7 +1,7 @@
-"""Policies of the broker that take from the queues what their arguments promise.
+"""Checks of policies that weaken the guarantees of our queues.
 
-An operator sets them, and they hold beside a queue's arguments, or before them. The management API knows them
-up to 5 seconds late.
+An operator's policies add to a queue's arguments, or override them. The management API reports them up to
+5 seconds late.
 """
 
 import shlex
@@ -14,73 +14,71 @@ from proj.doctor.finding import Finding, Level, ok
 from proj.doctor.subject import Subject
 from proj.errors import ManagementUnavailable
 
-#: Names in one finding; the delay queues are 28.
+#: Queue names in one finding; there are 28 delay queues.
 _SHOWN: Final = 3
 
 
 def policies(subject: Subject) -> Iterator[Finding]:
-    """Whether policies leave the queues what their arguments promise."""
+    """Check that no policy weakens a queue of ours."""
     harmed: dict[tuple[Harm, str, str], list[str]] = {}
     for name in (*(queue.name for queue in subject.topology.queues), *queues.DELAY_QUEUES):
         queue = subject.queues.get(name, {})
         for key, value in _policy(queue).items():
             harm = _harm(subject, queue, key, value)
             if harm:
-                mended = _clear(subject, queue, key)
-                harmed.setdefault((harm, f"a policy sets {key} to {value} on", mended), []).append(name)
-    for (harm, what, mended), names in harmed.items():
-        yield Finding(harm.level, f"{what} {_enumerated(names)}", harm.why, mended)
+                fix = _clear(subject, queue, key)
+                harmed.setdefault((harm, f"a policy sets {key} to {value} on", fix), []).append(name)
+    for (harm, what, fix), names in harmed.items():
+        yield Finding(harm.level, f"{what} {_enumerated(names)}", harm.why, fix)
     if all(harm.level == Level.INFO for harm, _, _ in harmed):
-        yield ok("no policy takes from the queues what they promise")
+        yield ok("no policy weakens the queues")
 
 
 @dataclass(frozen=True)
 class Harm:
-    """What a policy does to a queue."""
+    """The effect of a policy's key on a queue."""
 
     level: Level
     why: str
 
 
 def _harm(subject: Subject, queue: dict[str, Any], key: str, value: Any) -> Harm | None:
-    """What a key of a policy does to a queue, if anything.
+    """The effect of a policy's key on a quorum queue; None when it is harmless.
 
-    For quorum queues the policy's `overflow` wins over the queue's, of most numbers the smaller counts, and
-    the queue's own dead-letter arguments win (`rabbit_quorum_queue:gather_policy_config/2`).
+    The policy's `overflow` overrides the queue's argument, the queue's own dead-letter arguments override the
+    policy's, and of most numbers the smaller one counts (`rabbit_quorum_queue:gather_policy_config/2`).
     """
     arguments = queue["arguments"]
     dead, delay = queue["name"] == queues.dead_queue.name, queue["name"] in queues.DELAY_QUEUES
     match key:
         case "expires":
-            return Harm(Level.ERROR, "a queue that nobody uses for so long is deleted, with its messages")
+            return Harm(Level.ERROR, "a queue that is unused for that long is deleted with its messages")
         case "overflow" if value != arguments.get("x-overflow", value):
             return Harm(Level.ERROR, "a message may be lost on its way to the dead-letter queue")
         case "max-length" | "max-length-bytes":
             if _policy(queue).get("overflow", arguments.get("x-overflow")) == "reject-publish":
-                return Harm(Level.INFO, "a full queue refuses messages, and the publisher is told")
-            return Harm(Level.ERROR, "a full queue drops its oldest message, and nobody is told")
+                return Harm(Level.INFO, "a full queue refuses messages, and the publisher gets an error")
+            return Harm(Level.ERROR, "a full queue drops its oldest message, and no one notices")
         case "message-ttl" if dead:
             return Harm(Level.ERROR, "dead letters are deleted after that time")
         case "message-ttl" if not delay:
-            return Harm(
-                Level.WARNING, "a task that waits for longer becomes a dead letter, and is not executed"
-            )
+            return Harm(Level.WARNING, "a task that waits longer is not executed, but becomes a dead letter")
         case "message-ttl" if value < arguments.get("x-message-ttl", value):
             return Harm(Level.WARNING, "delayed messages arrive too early")
         case "delivery-limit" if not delay and _lowers(subject, value, arguments.get("x-delivery-limit")):
             if dead:
-                return Harm(Level.ERROR, "dead letters are deleted when they were looked at so often")
-            return Harm(Level.WARNING, "a message that was given back so often is not tried again")
+                return Harm(Level.ERROR, "dead letters are deleted after they were read that often")
+            return Harm(Level.WARNING, "a message becomes a dead letter after fewer requeues")
     return None
 
 
 def _lowers(subject: Subject, limit: int, own: int | None) -> bool:
-    # Since 4.0 a limit below 0 is none; before, it is the smallest of all.
+    # Since 4.0 a negative limit means unlimited; before, it drops at the first requeue.
     return own is not None and limit < own and (limit >= 0 or subject.version < (4, 0))
 
 
 def _policy(queue: dict[str, Any]) -> dict[str, Any]:
-    """What all policies of a queue come to; RabbitMQ 3.10 has a list when there is none."""
+    """The effective policy of a queue; RabbitMQ 3.10 reports an empty list when there is none."""
     return queue.get("effective_policy_definition") or {}
 
 
@@ -91,7 +89,7 @@ def _enumerated(names: list[str]) -> str:
 
 
 def _clear(subject: Subject, queue: dict[str, Any], key: str) -> str:
-    """How to be rid of the policy that has this key."""
+    """How to remove the policy that has this key."""
     vhost = shlex.quote(subject.management.vhost)
     for field, kind, command in (
         ("operator_policy", "operator-policies", "clear_operator_policy"),
@@ -101,13 +99,13 @@ def _clear(subject: Subject, queue: dict[str, Any], key: str) -> str:
         try:
             if not name or key not in subject.ask(subject.management.path(kind, name))["definition"]:
                 continue
-        except ManagementUnavailable:  # gone meanwhile, or not to be seen by this user
+        except ManagementUnavailable:  # deleted meanwhile, or not visible to this user
             continue
         return (
-            f"leave queues of proj out of policy {name}, or clear it with: "
+            f"exclude the queues of proj from policy {name}, or clear it with: "
             f"rabbitmqctl {command} -p {vhost} {shlex.quote(name)}"
         )
     return (
-        "leave queues of proj out of the policy; policies are listed by: rabbitmqctl list_policies -p "
+        "exclude the queues of proj from the policy; list policies with: rabbitmqctl list_policies -p "
         + vhost
     )

@@ -1,4 +1,4 @@
-"""What the programs of this machine are told: time limits, confirms, the result store, and passwords."""
+"""Checks of this machine's settings: confirms, tasks, time limits, the result store and passwords."""
 
 import socket
 import uuid
@@ -19,60 +19,60 @@ from proj.results.database import CONNECT_TIMEOUT
 from proj.results.patience import PATIENCE
 from proj.results.store import store_error
 
-#: Options of the connection that the outcome of a publish rests on.
+#: Connection options that publishing needs, each with the effect of leaving it out.
 _CONNECTION_OPTIONS: Final = {
     "confirm_publish": "a publish returns before the broker has the message, which may then be lost",
-    "read_timeout": "a publish hangs for as long as the broker's alarm is on",
-    "write_timeout": "a publish hangs for as long as the broker's alarm is on",
+    "read_timeout": "a publish hangs while the broker's alarm is on",
+    "write_timeout": "a publish hangs while the broker's alarm is on",
 }
 
-#: What a task must not say otherwise, and what becomes of its message then.
+#: Task options that must have this value, each with the effect of another one.
 _TASK_OPTIONS: Final = {
-    "acks_late": (True, "its message is lost when a worker dies in the middle of it"),
+    "acks_late": (True, "its message is lost when its worker dies"),
     "reject_on_worker_lost": (True, "its message is lost when its process is killed"),
-    "acks_on_failure": (False, "its message is gone when it fails"),
-    "acks_on_timeout": (False, "its message is gone when it takes too long"),
+    "acks_on_failure": (False, "its message is dropped when it fails"),
+    "acks_on_timeout": (False, "its message is dropped when it exceeds its time limit"),
 }
 
-#: Largest message unless set otherwise: RabbitMQ before 4.0, and since.
+#: The default limit of a message in MiB: before RabbitMQ 4.0, and since.
 _MESSAGE_SIZES: Final = (128, 16)
 
-#: Passwords that are tried first by whoever looks for open brokers.
+#: Passwords that attackers try first.
 _DEFAULT_PASSWORDS: Final = frozenset({"", "guest", "admin", "rabbitmq", "password"})
 
-#: Seconds for the result store to take one result and give it back.
+#: Seconds to write, read and delete one result.
 _STORE_TIMEOUT: Final = 2 * PATIENCE + CONNECT_TIMEOUT
 
-#: Seconds to find the addresses of a host. It takes milliseconds.
-_LOOK_UP_TIMEOUT: Final = 2
+#: Seconds to resolve a host name; milliseconds are usual.
+_RESOLVE_TIMEOUT: Final = 2
 
 _IsLocal = Callable[[str | None], bool]
 
 
 def publishing(subject: Subject) -> Iterator[Finding]:
-    """Whether publishes are confirmed, and end in time."""
+    """Check that publishes are confirmed and time out."""
     options = subject.app.conf.broker_transport_options
     off = {name: why for name, why in _CONNECTION_OPTIONS.items() if not options.get(name)}
     for name, why in off.items():
-        yield error(f"{name} is off", why, "put it back into broker_transport_options, in proj/config.py")
+        yield error(f"{name} is off", why, "set it in broker_transport_options, in proj/celeryconfig.py")
     if not off:
-        yield ok(f"publishes are confirmed, and end within {subject.settings.proj_publish_timeout:g} s")
+        yield ok(f"publishes are confirmed, and time out after {subject.settings.proj_publish_timeout:g} s")
 
 
 def tasks(subject: Subject) -> Iterator[Finding]:
-    """Whether the tasks are executed as the promise needs it."""
+    """Check that the options of the tasks keep the promise."""
     own = own_tasks(subject.app)
     careless = [
-        warning(f"task {name} says {option}={not wanted}", why, f"leave {option} out of its @app.task(…)")
+        warning(f"task {name} sets {option}={not wanted}", why, f"remove {option} from its @app.task(…)")
         for name, task in own.items()
         for option, (wanted, why) in _TASK_OPTIONS.items()
         if bool(getattr(task, option)) != wanted
     ]
-    yield from careless or [ok(f"all {len(own)} tasks are acknowledged when they are done, and only then")]
+    yield from careless or [ok(f"all {len(own)} tasks are acknowledged only after they have ended")]
 
 
 def time_limits(subject: Subject) -> Iterator[Finding]:
-    """Whether every task ends before the broker takes its message away."""
+    """Check that every task's time limit is below the broker's consumer timeout."""
     seconds, source = _consumer_timeout(subject)
     limits = {
         name: task.time_limit or subject.settings.proj_task_time_limit
@@ -86,25 +86,25 @@ def time_limits(subject: Subject) -> Iterator[Finding]:
         yield error(
             f"the time limit of {', '.join(names)}, {limit} s, is not below the broker's consumer_timeout, "
             f"{seconds:g} s",
-            "the broker takes the message away in the middle of the task, and it is executed again",
-            f"lower PROJ_TASK_TIME_LIMIT or the task's own time_limit, or raise what is {source}",
+            "the broker redelivers the message while its task still runs, so that it is executed again",
+            f"lower PROJ_TASK_TIME_LIMIT or the task's time_limit, or raise the timeout ({source})",
         )
     believed = subject.settings.proj_consumer_timeout
     if not late and seconds < believed:
         yield warning(
-            f"PROJ_CONSUMER_TIMEOUT says {believed} s, and the broker waits {seconds:g} s",
-            "workers compare the time limits of their tasks with the former",
+            f"PROJ_CONSUMER_TIMEOUT is {believed} s, but the broker's consumer_timeout is {seconds:g} s",
+            "workers check the time limits of their tasks against the former",
             f"set PROJ_CONSUMER_TIMEOUT={seconds:g}",
         )
     elif not late:
         longest = max(limits.values(), default=subject.settings.proj_task_time_limit)
-        yield ok(f"tasks end within {longest} s, and the broker waits {seconds:g} s, which is {source}")
+        yield ok(f"tasks end within {longest} s; the broker's consumer_timeout is {seconds:g} s ({source})")
 
 
 def _consumer_timeout(subject: Subject) -> tuple[float, str]:
-    """Seconds that the broker waits for an acknowledgement, and who says so.
+    """The broker's consumer timeout in seconds, and where it is set.
 
-    Since 3.12 a policy or a queue's argument wins over the broker's configuration; of both, the smaller does
+    Since 3.12 policies and queue arguments override the broker's configuration, and the smallest one counts
     (https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout).
     """
     broker = subject.configured("consumer_timeout")
@@ -123,31 +123,31 @@ def _consumer_timeout(subject: Subject) -> tuple[float, str]:
         return min(found)
     if broker is not None:
         return broker / 1000, "set in the broker's configuration"
-    return subject.settings.proj_consumer_timeout, "PROJ_CONSUMER_TIMEOUT, for the broker does not tell"
+    return subject.settings.proj_consumer_timeout, "PROJ_CONSUMER_TIMEOUT; the broker does not report its own"
 
 
 def message_size(subject: Subject) -> Iterator[Finding]:
-    """How large a message may be."""
+    """Report the largest message that the broker accepts."""
     limit = subject.configured("max_message_size")
     if limit is not None:
-        yield ok(f"the broker takes messages of up to {limit / 2**20:g} MiB")
+        yield ok(f"the broker accepts messages of up to {limit / 2**20:g} MiB")
         return
-    usual = _MESSAGE_SIZES[subject.version >= (4, 0)]
-    yield ok(f"the broker takes messages of up to {usual} MiB, unless its configuration says otherwise")
+    default = _MESSAGE_SIZES[subject.version >= (4, 0)]
+    yield ok(f"the broker accepts messages of up to {default} MiB, unless it is configured otherwise")
 
 
 def result_store(subject: Subject) -> Iterator[Finding]:
-    """Whether a result can be stored, read and deleted; none is left behind."""
+    """Check that the result store works, by writing, reading and deleting a result."""
     try:
         _try_store(subject)
     except ResultStoreError as problem:
         yield error(
             problem.message,
-            "a worker that cannot store what a task ended with makes a dead letter of its message",
+            "a message whose result cannot be stored becomes a dead letter",
             problem.hint,
         )
     else:
-        yield ok("the result store takes a result, gives it back, and forgets it")
+        yield ok("the result store can be written and read")
 
 
 def _try_store(subject: Subject) -> None:
@@ -168,12 +168,12 @@ def _store_and_forget(subject: Subject) -> None:
     except Exception as problem:  # the store may be of any kind
         raise store_error(subject.app, problem, "written") from problem
     if stored != states.SUCCESS:
-        raise ResultStoreError("the result store forgets what it is given", "check CELERY_RESULT_BACKEND")
+        raise ResultStoreError("the result store does not keep results", "check CELERY_RESULT_BACKEND")
 
 
 def credentials(subject: Subject) -> Iterator[Finding]:
-    """Whether a password can be guessed, or read on the way."""
-    # Each host is looked for once: a name server that is silent is waited for.
+    """Check that no password is easily guessed or sent in clear text."""
+    # Cached, since a name server that does not answer takes a timeout.
     is_local = cache(_is_loopback)
     doubts: list[Finding] = []
     for url in subject.settings.broker_url.split(";"):
@@ -182,13 +182,13 @@ def credentials(subject: Subject) -> Iterator[Finding]:
     if management.scheme == "http" and not is_local(management.hostname):
         doubts.append(
             warning(
-                f"the management API at {management.hostname} is asked over plain http",
-                "the password can be read on the way, and so can what is answered",
+                f"the management API at {management.hostname} is used over plain http",
+                "the network can read the password and the answers",
                 "let it listen with TLS, and set PROJ_MANAGEMENT_URL to https://…",
             )
         )
     doubts += _doubts_of_database(subject.settings.result_backend, is_local)
-    yield from doubts or [ok("no password leaves this machine in the open, or is easily guessed")]
+    yield from doubts or [ok("no password is sent in clear text to another machine, or easily guessed")]
 
 
 def _doubts_of_broker(url: SplitResult, is_local: _IsLocal) -> Iterator[Finding]:
@@ -198,15 +198,14 @@ def _doubts_of_broker(url: SplitResult, is_local: _IsLocal) -> Iterator[Finding]
     user, password = unquote(url.username or "guest"), unquote(url.password or "guest")
     if password in _DEFAULT_PASSWORDS or password == user:
         yield warning(
-            f"the password of user {user!r} at {host} is one that is guessed first",
-            "whoever reaches the broker can take its messages, and send tasks to the workers",
-            f"give the user another one with: rabbitmqctl change_password {user}; and set AMQP_PASSWORD or "
-            "CELERY_BROKER_URL",
+            f"the password of user {user!r} at {host} is easily guessed",
+            "anyone who can connect to the broker can read its messages and send tasks to the workers",
+            f"change it with: rabbitmqctl change_password {user}; and set AMQP_PASSWORD or CELERY_BROKER_URL",
         )
     if url.scheme != "amqps":
         yield warning(
-            f"the broker at {host} is reached over plain amqp",
-            "passwords and messages can be read on the way",
+            f"the broker at {host} is used over plain amqp",
+            "the network can read passwords and messages",
             "let RabbitMQ listen with TLS, and set CELERY_BROKER_URL to amqps://…:5671/…",
         )
 
@@ -216,17 +215,17 @@ def _doubts_of_database(url: str, is_local: _IsLocal) -> Iterator[Finding]:
     if database.scheme.startswith("postgresql") and not database.password and not is_local(database.hostname):
         yield info(
             f"CELERY_RESULT_BACKEND has no password for the database at {database.hostname}",
-            "the server lets in whoever asks, unless a certificate or ~/.pgpass is what it looks at",
-            "give the user a password, and put it into the URL or into ~/.pgpass",
+            "the server accepts everyone, unless a certificate or ~/.pgpass is used",
+            "give the user a password, in the URL or in ~/.pgpass",
         )
 
 
 def _is_loopback(host: str | None) -> bool:
-    """Whether the name leads to this machine only; no name is a socket on it."""
+    """Whether the host is this machine; None stands for a local socket."""
     if not host:
         return True
     try:
-        found = within(_LOOK_UP_TIMEOUT, partial(socket.getaddrinfo, host, None))
+        found = within(_RESOLVE_TIMEOUT, partial(socket.getaddrinfo, host, None))
     except (OSError, UnicodeError):
         return False
     return all(ip_address(str(where[0]).partition("%")[0]).is_loopback for *_, where in found)

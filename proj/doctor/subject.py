@@ -1,4 +1,4 @@
-"""What is looked at: the settings, the application, its broker, and the broker's management API."""
+"""The subject of the checks: settings, application, broker and management API."""
 
 import re
 import time
@@ -17,29 +17,32 @@ from proj.rabbitmq import connection, failures, version
 from proj.rabbitmq.management import Management
 from proj.rabbitmq.remote_control import RemoteControl
 
-#: Seconds for what is asked on one channel. It takes milliseconds.
+#: Seconds for the requests on one channel; milliseconds are usual.
 PATIENCE: Final = 5
 
-#: Seconds to say farewell to the broker, who may not be listening.
-_FAREWELL: Final = 1
+#: Seconds to close the connection in order, before it is cut.
+_CLOSE_TIMEOUT: Final = 1
 
-#: What is asked for of each queue; all the rest would be counted by the broker first.
+#: Columns of the queues to request; others would cost the broker time.
 _COLUMNS: Final = "name,type,durable,auto_delete,arguments,policy,operator_policy,effective_policy_definition"
 
 T = TypeVar("T")
 
 
 class Subject:
-    """Connected as far as it can be, within seconds. As a context manager it lets go of its connection."""
+    """Gives the checks access to the broker and its management API, within seconds each.
+
+    A context manager that connects on entry, where possible, and disconnects at the end.
+    """
 
     def __init__(self, settings: Settings, app: Celery) -> None:
         self.settings = settings
         self.topology = settings.topology
         self.app = app
         self.management = Management.from_settings(settings)
-        # Nothing rests on a confirm here, and none would come while an alarm is on.
+        # No confirm is needed here, and none comes while an alarm is on.
         self.broker: Connection = app.connection_for_write(transport_options={"confirm_publish": False})
-        #: Why there is no connection.
+        #: Why there is no connection; None when there is one.
         self.unreachable: ProjError | None = None
         self._answers: dict[str, Any] = {}
 
@@ -51,27 +54,27 @@ class Subject:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(*failures.ERRORS), connection.cut_at(time.monotonic() + _FAREWELL, self.broker):
+        with suppress(*failures.ERRORS), connection.cut_at(time.monotonic() + _CLOSE_TIMEOUT, self.broker):
             self.broker.release()
         connection.abandon(self.broker)
 
     @property
     def version(self) -> tuple[int, ...]:
-        """The broker's, such as `(3, 10)`; `(0, 0)` when it does not say it. Raises `BrokerUnreachable`."""
+        """The broker's version, such as `(3, 10)`; `(0, 0)` when unknown. Raises `BrokerUnreachable`."""
         return version.parse(self.properties.get("version", ""))
 
     @property
     def properties(self) -> dict[str, Any]:
-        """What the broker says of itself to whoever connects. Raises `BrokerUnreachable`."""
+        """The server properties of the connection. Raises `BrokerUnreachable`."""
         self._check_reachable()
         properties: dict[str, Any] = self.broker.connection.server_properties
         return properties
 
     @contextmanager
     def channel(self) -> Iterator[Any]:
-        """A channel of its own, since the broker closes one that asks for what is not there.
+        """A new channel, since the broker closes one that looks for something missing.
 
-        Raises `BrokerUnreachable` or `BrokerRefused`, unless the block catches what the broker answers.
+        Raises `BrokerUnreachable` or `BrokerRefused`, unless the block catches the broker's error.
         """
         self._check_reachable()
         try:
@@ -84,10 +87,13 @@ class Subject:
 
     def _check_reachable(self) -> None:
         if self.unreachable or not self.broker.connected:
-            raise BrokerUnreachable("the broker cannot be reached")
+            raise BrokerUnreachable("the broker is unreachable")
 
     def exists(self, entity: Exchange | Queue) -> bool:
-        """Whether the broker has it, whatever its arguments. Raises `BrokerUnreachable`, `BrokerRefused`."""
+        """Whether the queue or exchange exists, with any arguments.
+
+        Raises `BrokerUnreachable`, `BrokerRefused`.
+        """
         with self.channel() as channel:
             mine = entity(channel)
             declare = mine.queue_declare if isinstance(mine, Queue) else mine.declare
@@ -99,34 +105,34 @@ class Subject:
 
     @cached_property
     def workers(self) -> dict[str, dict[str, Any]]:
-        """What each worker says of itself, by its name. Raises `BrokerUnreachable`, `BrokerRefused`."""
+        """The statistics of each worker, by its name. Raises `BrokerUnreachable`, `BrokerRefused`."""
         control = self.app.control
-        # To ask would make the exchange for it, which a worker makes at its start.
+        # A request would create the exchange, which a worker creates at its start.
         if not self.exists(control.mailbox.exchange):
             return {}
         with self.channel():
             return RemoteControl(self.app, self.broker).ask("stats")
 
     def ask(self, path: str) -> Any:
-        """The management API's answer, which is kept. Raises `ManagementUnavailable`."""
+        """The management API's answer, cached. Raises `ManagementUnavailable`."""
         if path not in self._answers:
             self._answers[path] = self._managed(partial(self.management.get, path))
         return self._answers[path]
 
     @cached_property
     def queues(self) -> dict[str, dict[str, Any]]:
-        """What the management API knows of each queue, by name. Raises `ManagementUnavailable`."""
+        """The management API's data of each queue, by name. Raises `ManagementUnavailable`."""
         path = self.management.path("queues", columns=_COLUMNS)
         return {queue["name"]: queue for queue in self.ask(path)}
 
     def clock(self) -> float:
-        """What the broker's clock says, in seconds since 1970. Raises `ManagementUnavailable`."""
+        """The broker's time, in seconds since 1970. Raises `ManagementUnavailable`."""
         return self._managed(self.management.clock)
 
     def configured(self, name: str) -> int | None:
-        """A number of the broker's own configuration; None when it does not tell.
+        """A number in the broker's configuration; None when unknown.
 
-        RabbitMQ tells it since 3.12, to administrators.
+        RabbitMQ reports it since 3.12, to administrators.
         """
         try:
             if "config" not in self._answers:
@@ -143,12 +149,12 @@ class Subject:
             return ask()
         except ManagementUnavailable as error:
             if isinstance(error.__cause__, TimeoutError):
-                self.unmanaged = error  # to wait at each question would take minutes
+                self.unmanaged = error  # or each request would take a timeout
             raise
 
     @cached_property
     def unmanaged(self) -> ManagementUnavailable | None:
-        """Why the management API cannot be used."""
+        """Why the management API cannot be used; None when it can."""
         try:
             self.management.get("whoami")
         except ManagementUnavailable as error:

@@ -1,8 +1,8 @@
-"""Exchanges, queues and bindings: what the broker has, compared with what `proj.queues` wants.
+"""Checks of exchanges, queues and bindings on the broker against `proj.queues`.
 
-Over AMQP a declaration tells whether something is as wanted: it changes nothing that exists, and is refused
-for what differs. So it is asked first whether it exists. All that differs, and the bindings, are known
-to the management API alone, which is asked for everything when the user may not declare.
+Each queue or exchange is looked up first, and if it exists, declared: that changes nothing, and fails when
+the arguments differ. Only the management API reports all differences, and the bindings. It is also used
+instead of declaring when the user may not declare.
 """
 
 import shlex
@@ -17,56 +17,56 @@ from proj.doctor.finding import Finding, error, ok, warning
 from proj.doctor.subject import Subject
 from proj.rabbitmq import failures, topology
 
-_DECLARE: Final = "a worker declares it at its start: celery -A proj worker"
-_BIND: Final = "a worker binds it at its start: celery -A proj worker"
+_DECLARE: Final = "start a worker, which declares it: celery -A proj worker"
+_BIND: Final = "start a worker, which binds it: celery -A proj worker"
 
-_REFUSED: Final = "workers do not start, and publishes are refused, while it has other arguments"
+_REFUSED: Final = "workers do not start, and publishes are refused, until its arguments match"
 
 
 def exchanges(subject: Subject) -> Iterator[Finding]:
-    """Whether the exchanges are there, as declared."""
+    """Check that the exchanges exist as declared."""
     for exchange in {queue.exchange.name: queue.exchange for queue in subject.topology.queues}.values():
         differs = _declared(subject, exchange)
         if differs:
             path = f"{subject.management.url}/api/{subject.management.path('exchanges', exchange.name)}"
             yield error(
-                f"exchange {exchange.name} is not as declared: {differs}",
+                f"exchange {exchange.name} differs from its declaration: {differs}",
                 _REFUSED,
-                "an exchange holds no message: stop the workers, delete it, and start them again; delete it "
+                "stop the workers, delete the exchange (it holds no messages), and start them again; delete "
                 f"with: curl -u {shlex.quote(subject.management.user)} -X DELETE {shlex.quote(path)}",
             )
         elif differs is not None:
-            yield ok(f"exchange {exchange.name} is there, as declared")
+            yield ok(f"exchange {exchange.name} exists as declared")
         elif any(subject.exists(queue) for queue in subject.topology.queues if queue.exchange == exchange):
             yield error(
-                f"exchange {exchange.name} is not there",
-                "what is published to it is refused, and what died on its way to it waits",
+                f"exchange {exchange.name} is missing",
+                "messages published to it are refused, and dead letters for it wait in their queues",
                 _DECLARE,
             )
 
 
 def queues_(subject: Subject) -> Iterator[Finding]:
-    """Whether the queues are there, with the arguments that they are declared with."""
+    """Check that the queues exist with the declared arguments."""
     for queue in subject.topology.queues:
         differs = _declared(subject, queue)
         if differs is None:
             yield warning(
-                f"queue {queue.name} is not there",
-                "it is made when it is needed; if it was there before, its messages are gone with it",
+                f"queue {queue.name} is missing",
+                "it is declared when needed; if it existed before, its messages are lost",
                 _DECLARE,
             )
         elif differs:
             yield error(
-                f"queue {queue.name} is not as declared: {_differences(subject, queue) or differs}",
+                f"queue {queue.name} differs from its declaration: {_differences(subject, queue) or differs}",
                 _REFUSED,
                 _migration(subject, queue.name),
             )
         else:
-            yield ok(f"queue {queue.name} is there, as declared")
+            yield ok(f"queue {queue.name} exists as declared")
 
 
 def _declared(subject: Subject, entity: Queue | Exchange) -> str | None:
-    """What differs, in the words of the broker; None when it is not there."""
+    """The broker's words about a difference; empty when there is none, None when the entity is missing."""
     with subject.channel() as channel:
         mine = entity(channel)
         declare = mine.queue_declare if isinstance(entity, Queue) else mine.declare
@@ -85,7 +85,7 @@ def _declared(subject: Subject, entity: Queue | Exchange) -> str | None:
 
 
 def _differences(subject: Subject, entity: Queue | Exchange) -> str:
-    """What differs, side by side; nothing when the management API does not tell."""
+    """All differences, as "NAME is X, not Y"; empty without the management API."""
     if subject.unmanaged:
         return ""
     wants: dict[str, Any] = {"durable": entity.durable, "auto_delete": entity.auto_delete}
@@ -112,71 +112,70 @@ def _migration(subject: Subject, name: str) -> str:
     with subject.channel() as channel:
         count = topology.look(channel, name).message_count
     if count:
-        return f"move its {count} messages and declare it anew, as docs/migration.md says"
+        return f"move its {count} messages and declare it again, as in docs/migration.md"
     delete = f"rabbitmqctl delete_queue -p {shlex.quote(subject.broker.virtual_host)} {shlex.quote(name)}"
-    return f"it is empty: stop the workers, and let them declare it anew when it is deleted with: {delete}"
+    return f"it is empty: stop the workers, delete it, and start them again; delete with: {delete}"
 
 
 def bindings(subject: Subject) -> Iterator[Finding]:
-    """Whether messages find their way from the exchanges to the queues."""
+    """Check that the queues are bound to their exchanges."""
     bound = _bound(subject)
     for source, queue, key in subject.topology.bindings:
         if not {source, queue} <= _names(subject):
-            continue  # that is said already
+            continue  # reported by another check
         if (source, queue, key) in bound:
             yield ok(f"queue {queue} is bound to exchange {source}")
         elif queue == queues.dead_queue.name:
             yield error(
                 f"queue {queue} is not bound to exchange {source}",
-                "dead letters go nowhere: each stays in the queue that it died in, out of sight",
+                "dead letters stay in the queues that they died in, out of sight",
                 _BIND,
             )
         else:
             yield error(
                 f"queue {queue} is not bound to exchange {source} with key {key}",
-                "programs that have published before are refused until they connect anew",
+                "programs that published before are refused until they reconnect",
                 _BIND,
             )
 
 
 def delays(subject: Subject) -> Iterator[Finding]:
-    """Whether the broker can hold delayed messages, and retries."""
+    """Check that the delay queues exist, for delayed messages and retries."""
     exchange = Exchange(queues.DELAY_EXCHANGE, type="topic")
     missing = [name for name in queues.DELAY_QUEUES if not subject.exists(Queue(name))]
     if not subject.exists(exchange) and len(missing) == len(queues.DELAY_QUEUES):
-        yield warning("the queues of delayed messages are not there", "they are made when needed", _DECLARE)
+        yield warning("the delay queues are missing", "they are declared when needed", _DECLARE)
         return
     if missing or not subject.exists(exchange):
         yield error(
-            f"of the queues of delayed messages, these are not there: {', '.join(missing) or exchange.name}",
-            "delayed messages and retries are refused, or stay where they are",
+            f"parts of the delay queues are missing: {', '.join(missing) or exchange.name}",
+            "delayed messages and retries are refused, or get stuck",
             _DECLARE,
         )
         return
-    yield ok(f"the {len(queues.DELAY_QUEUES)} queues of delayed messages are there")
+    yield ok(f"the {len(queues.DELAY_QUEUES)} delay queues exist")
 
 
 def delay_routes(subject: Subject) -> Iterator[Finding]:
-    """Whether delayed messages are kept by quorum queues, and come back from there."""
+    """Check that the delay queues are quorum queues and lead back to the work queues."""
     if not subject.queues.keys() & set(queues.DELAY_QUEUES):
-        return  # that is said already
+        return  # reported by another check
     types = [str(subject.queues[name].get("type")) for name in queues.DELAY_QUEUES if name in subject.queues]
     others = [each for each in types if each != queues.DELAY_QUEUE_TYPE]
     if others:
         yield warning(
-            f"{len(others)} of the queues of delayed messages are {others[0]} queues, "
-            f"not {queues.DELAY_QUEUE_TYPE}",
-            "a broker that crashes may lose a message on its way from one to the next; another Celery "
-            "application in this virtual host has made them so",
+            f"{len(others)} of the delay queues are {others[0]} queues, not {queues.DELAY_QUEUE_TYPE}",
+            "a broker that crashes may lose messages between them; they were declared by another Celery "
+            "application in this virtual host",
             "set broker_native_delayed_delivery_queue_type to 'quorum' there, or use another virtual host",
         )
     else:
-        yield ok(f"the queues of delayed messages are {queues.DELAY_QUEUE_TYPE} queues")
+        yield ok(f"the delay queues are {queues.DELAY_QUEUE_TYPE} queues")
     lost = [each for each in subject.topology.delay_bindings if each not in _bound(subject)]
     if lost:
         yield error(
-            "delayed messages find no way to " + ", ".join(to for _, to, _ in lost),
-            "a message whose delay is over waits where nobody sees it",
+            "the delay queues are not bound to " + ", ".join(to for _, to, _ in lost),
+            "a message whose delay is over gets stuck, out of sight",
             _BIND,
         )
 
@@ -189,6 +188,6 @@ def _bound(subject: Subject) -> set[tuple[str, str, str]]:
 
 
 def _names(subject: Subject) -> set[str]:
-    """Of the queues and exchanges that there are."""
+    """Names of all queues and exchanges of the virtual host."""
     exchanges = subject.ask(subject.management.path("exchanges"))
     return {*subject.queues, *(each["name"] for each in exchanges)}

@@ -1,4 +1,4 @@
-"""The workers: who answers, what they consume, and whether they know the tasks of this machine."""
+"""Checks of the workers: which answer, what they consume, and which tasks they know."""
 
 import socket
 import time
@@ -15,38 +15,38 @@ from proj.enqueue import own_tasks
 from proj.rabbitmq import topology
 from proj.rabbitmq.remote_control import PATIENCE, RemoteControl
 
-#: Seconds for the heartbeats that are asked for: they come at once, and by themselves every 2 seconds.
+#: Seconds to wait for the requested heartbeats, which come at once.
 _BEAT_PATIENCE: Final = 3.0
 
 _START: Final = "start one with: celery -A proj worker --loglevel=INFO"
 
 
 def present_workers(subject: Subject) -> Iterator[Finding]:
-    """Whether there are workers, and what they consume."""
+    """Check that workers run and consume all work queues."""
     found = {queue.name: _look(subject, queue.name) for queue in subject.topology.work_queues}
     consumers = {name: look.consumer_count if look else 0 for name, look in found.items()}
     answers = subject.workers
     yield from _unconsumed(found, running=bool(answers or any(consumers.values())))
     if not answers and not any(consumers.values()):
-        yield warning("no worker is running", "what is enqueued waits until there is one", _START)
+        yield warning("no worker is running", "messages wait in the queue until one runs", _START)
         return
     if not answers:
         yield warning(
-            f"{sum(consumers.values())} workers consume, and none answers within {PATIENCE:g} s",
-            "they are frozen or overloaded; or the broker's alarm is on, or they run with -P solo",
-            "look at their logs, and at: celery -A proj inspect ping --timeout 10",
+            f"{sum(consumers.values())} workers consume, but none answers within {PATIENCE:g} s",
+            "they are frozen or overloaded, or run with -P solo, or the broker's alarm is on",
+            "read their logs, and try: celery -A proj inspect ping --timeout 10",
         )
         return
     slots = {
         name: stats.get("pool", {}).get("max-concurrency", "?") for name, stats in sorted(answers.items())
     }
-    yield ok("running, with their slots: " + ", ".join(f"{name} ({count})" for name, count in slots.items()))
+    yield ok("workers running (slots): " + ", ".join(f"{name} ({count})" for name, count in slots.items()))
     yield from _old_code(subject, list(answers))
     yield from _scattered(subject, list(answers))
 
 
 def worker_clocks(subject: Subject) -> Iterator[Finding]:
-    """Whether the workers and this machine agree on the time."""
+    """Check the workers' clocks against this machine's."""
     ahead = _clocks(subject)
     wrong = {name: seconds for name, seconds in ahead.items() if abs(seconds) > CLOCK_TOLERANCE}
     for name, seconds in wrong.items():
@@ -54,7 +54,7 @@ def worker_clocks(subject: Subject) -> Iterator[Finding]:
     if ahead and not wrong:
         yield ok(f"the workers' clocks and this machine's agree, within {CLOCK_TOLERANCE} s")
     for name in subject.workers.keys() - ahead.keys():
-        yield skipped(f"the clock of worker {name}: not looked at", "it sent no heartbeat in time")
+        yield skipped(f"the clock of worker {name}: not checked", "it sent no heartbeat in time")
 
 
 def _look(subject: Subject, queue: str) -> Any | None:
@@ -81,7 +81,7 @@ def _unconsumed(found: dict[str, Any | None], *, running: bool) -> Iterator[Find
 
 
 def _old_code(subject: Subject, names: list[str]) -> Iterator[Finding]:
-    """Workers that lack a task of this machine: they were started before it was written."""
+    """Warn of workers that lack a task that is registered here."""
     with subject.channel():
         known = RemoteControl(subject.app, subject.broker).ask("registered", names)
     mine = own_tasks(subject.app).keys()
@@ -90,32 +90,32 @@ def _old_code(subject: Subject, names: list[str]) -> Iterator[Finding]:
         if lacking:
             yield warning(
                 f"worker {worker} does not know {', '.join(sorted(lacking))}",
-                "it runs older code, and makes dead letters of such messages",
+                "it runs older code, so that their messages become dead letters",
                 "restart it: celery -A proj worker --loglevel=INFO",
             )
 
 
 def _scattered(subject: Subject, names: list[str]) -> Iterator[Finding]:
-    """Workers of other machines, which an SQLite file does not serve."""
+    """Warn of workers on other machines when the result store is an SQLite file."""
     if not subject.settings.result_backend.startswith("db+sqlite"):
         return
     hosts = {name.partition("@")[2] for name in names} - {socket.gethostname()}
     if hosts:
         yield warning(
-            f"workers run on other machines ({', '.join(sorted(hosts))}), and the result store is SQLite",
-            "each machine has results of its own: repeats are not noticed, and results not found",
+            f"workers run on other machines ({', '.join(sorted(hosts))}), but the result store is SQLite",
+            "each machine keeps its own results: repeats go unnoticed, and results are not found",
             "set CELERY_RESULT_BACKEND to PostgreSQL everywhere: db+postgresql://user:password@host/database",
         )
 
 
 def _clocks(subject: Subject) -> dict[str, float]:
-    """By how many seconds the clock of each worker is ahead of ours; it is asked for a heartbeat."""
+    """Seconds by which each worker's clock is ahead of ours, from a heartbeat that is requested."""
     ahead: dict[str, float] = {}
     if not subject.workers:
         return ahead
 
     def beat(event: dict[str, Any], _message: Any) -> None:
-        # Other applications of the virtual host have workers, too.
+        # Other applications in the virtual host send heartbeats too.
         if event.get("hostname") in subject.workers:
             ahead[event["hostname"]] = event["timestamp"] - time.time()
 

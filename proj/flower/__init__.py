@@ -1,4 +1,4 @@
-"""Flower, safe by default: `install` makes `celery -A proj flower` start ours."""
+"""Flower with safe defaults: `install` makes `celery -A proj flower` use them."""
 
 from proj.flower.start import install
 

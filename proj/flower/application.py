@@ -1,6 +1,6 @@
-"""Flower's web application with what it lacks: pages behind the login, a broker page that says what is wrong.
+"""Flower's web application, with all pages behind the login, and a broker page that shows errors.
 
-Imported by `proj.flower.start` alone.
+Only `proj.flower.start` imports this module.
 """
 
 import logging
@@ -21,20 +21,20 @@ from proj.rabbitmq.management import Management
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two attempts to hear the events of a broker that is down.
+#: Seconds between two attempts to reconnect for events.
 RETRY_INTERVAL: Final = 5
 
-#: Every `Host` that does not mean this machine. A web page whose own name is made to resolve to 127.0.0.1
-#: (DNS rebinding) could otherwise read what a Flower without a login shows.
+#: Every `Host` header that does not name this machine. Without the check, a web page whose host name resolves
+#: to 127.0.0.1 (DNS rebinding) could read a Flower that has no login.
 _FOREIGN_HOST: Final = r"(?!(localhost|127\.\d+\.\d+\.\d+|\[::1\])$).*$"
 
 
 class MonitorApp(app.Flower):
-    """Flower, with some of its pages and its way to hear events replaced."""
+    """Flower with its metrics page, broker page and event receiver replaced."""
 
     def __init__(self, options: Any, capp: Any, **settings: Any) -> None:
         io_loop = IOLoop.instance()
-        heard = _Events(
+        receiver = _Events(
             capp,
             io_loop,
             db=options.db,
@@ -45,7 +45,7 @@ class MonitorApp(app.Flower):
             max_tasks_in_memory=options.max_tasks,
         )
         super().__init__(
-            options=options, capp=capp, events=heard, io_loop=io_loop, transforms=[_Headers], **settings
+            options=options, capp=capp, events=receiver, io_loop=io_loop, transforms=[_Headers], **settings
         )
         if not (options.basic_auth or options.auth or options.unix_socket):
             self.add_handlers(_FOREIGN_HOST, [(".*", _ForeignHost)])
@@ -53,13 +53,13 @@ class MonitorApp(app.Flower):
         self.add_handlers(".*", [(f"{prefix}/metrics", _Metrics), (f"{prefix}/broker", _BrokerPage)])
 
     def start(self) -> None:
-        """Run until SIGTERM or Ctrl-C, however often they come, then save and end the process.
+        """Run until SIGTERM or Ctrl-C, then save the state and end the process.
 
-        To return would let Python wait for Flower's threads first, and one that publishes to a broker that is
-        down does not end.
+        Does not return: Python would wait for Flower's threads, and one that publishes to an unreachable
+        broker does not end.
         """
         for number in (signal.SIGINT, signal.SIGTERM):
-            # Instead of an exception: a second one, raised while the first is handled, would let it return.
+            # Not as an exception: a second signal, raised while the first is handled, would make it return.
             self.io_loop.asyncio_loop.add_signal_handler(number, self.io_loop.stop)
         super().start()
         try:
@@ -70,16 +70,16 @@ class MonitorApp(app.Flower):
 
     @property
     def management(self) -> Management:
-        """The API that `broker_api` names, since Flower's user may have chosen another one."""
+        """The API at `broker_api`, an option of Flower that its user may have set."""
         url = self.options.broker_api.rstrip("/").removesuffix("/api")
         return Management.from_settings(self.capp.settings.model_copy(update={"proj_management_url": url}))
 
 
 class _Events(events.Events):
-    """Flower's events, which come back soon after the broker, and whose failures are lines of a log."""
+    """Flower's event receiver with a constant retry interval, and errors logged as one line."""
 
     def run(self) -> None:
-        # Flower's own doubles its pause without a bound: after a night without a broker it sleeps for hours.
+        # Flower doubles its pause without a limit: after a night without a broker it sleeps for hours.
         problem = ""
         while True:
             try:
@@ -88,13 +88,13 @@ class _Events(events.Events):
                     problem = ""
                     receiver.capture(limit=None, timeout=None, wakeup=True)
             except Exception as error:
-                # Once, and not at every attempt.
+                # Once, not at every attempt.
                 if problem != (problem := failures.words(error)):
-                    log.warning("no events from the broker, trying again: %s", problem)
+                    log.warning("no events from the broker, retrying: %s", problem)
                 time.sleep(RETRY_INTERVAL)
 
     def save_state(self) -> None:
-        """Save, if the disk lets it: a monitor goes on without."""
+        """Save the state; an error is logged, and Flower goes on."""
         try:
             super().save_state()
         except OSError as error:
@@ -106,7 +106,7 @@ class _Headers(web.OutputTransform):
         self, status_code: int, headers: Any, chunk: bytes, finishing: bool
     ) -> tuple[int, Any, bytes]:
         headers["X-Frame-Options"] = "DENY"
-        # Arguments of tasks are nothing for a cache; Flower's scripts may stay in one.
+        # Pages with tasks' arguments must not be cached; Flower's scripts may be.
         headers.setdefault("Cache-Control", "no-store")
         return status_code, headers, chunk
 
@@ -125,7 +125,7 @@ class _Metrics(monitor.Metrics):
 
 
 class _BrokerPage(broker.BrokerView):
-    """Flower's, but with the queue of dead letters, and with what is wrong when nothing can be shown."""
+    """Flower's broker page with the dead-letter queue, and an error page when the API is unavailable."""
 
     @web.authenticated
     async def get(self) -> None:

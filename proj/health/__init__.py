@@ -1,1 +1,1 @@
-"""What `proj health` reads. It imports little besides the standard library, so that it is fast."""
+"""Heartbeats of workers, for `proj health`. Imports little besides the standard library, to start fast."""

@@ -1,9 +1,9 @@
-"""The heartbeat of a worker: a small file that its event loop writes, and what `proj health` makes of it.
+"""Heartbeat files: a worker's event loop writes one, and `proj health` judges it.
 
-With each beat the worker promises the next: the file says when that is due, since the loop knows best what it
-is about to do. Times are those of `time.monotonic`: on Linux and macOS all processes of one boot share that
-clock, nobody can set it, and it stands still with the machine. A process that is frozen, or whose machine
-was given a new date, is judged rightly. Nothing but the standard library is imported, and little of it.
+Each beat holds the time when the next one is due, since the loop knows best what it is about to do. Times
+are those of `time.monotonic`, which all processes of one boot share on Linux and macOS. Nobody can set that
+clock, and it stops while the machine sleeps, so neither a new date nor a suspended machine makes a worker
+look dead. Imports only the standard library, and little of it.
 """
 
 import errno
@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 #: Folder of the heartbeats in the state folder.
 FOLDER: Final = "workers"
 
-#: What a worker is doing, and how that is told.
+#: States of a worker, with the words for people.
 STARTING: Final = "starting"
 CONNECTING: Final = "connecting"
 READY: Final = "ready"
@@ -29,45 +29,45 @@ _WORDS: Final = {
     STOPPING: "is stopping",
 }
 
-#: Seconds after which a file that nobody writes is cleared away, wherever it comes from: an earlier boot,
-#: another container. A worker that lives writes its file every second.
+#: Age in seconds at which a file is deleted, even from another boot or container. A live worker writes its
+#: file every second.
 _OLD: Final = 24 * 60 * 60
 
 
 class Heartbeat(NamedTuple):
-    """The last beat of one worker."""
+    """The last heartbeat of one worker."""
 
     worker: str
     pid: int
-    #: Which of all the processes that ever had this number; `identity` makes it.
+    #: Tells this process from others that have had the same pid; from `identity`.
     process: str
-    #: The boot and the container that the number counts in; `machine` makes it.
+    #: The boot and the container that the pid belongs to; from `machine`.
     machine: str
     state: str
     #: Seconds of `time.monotonic`.
     beat: float
-    #: When the next beat is to be there at the latest, likewise.
+    #: Latest time of the next beat, on the same clock.
     due: float
-    #: The task that keeps the loop until its end, as in `-P solo`.
+    #: The task that blocks the loop until it ends, as with `-P solo`.
     task: str | None = None
 
 
 class Verdict(NamedTuple):
-    """Whether all is well, and why, in one line."""
+    """The result of the probe, with the reason in one line."""
 
     healthy: bool
     why: str
 
 
 def file_of(state_dir: str, worker: str, pid: int) -> str:
-    """Two workers never share a file, not even those that were given one name by mistake."""
+    """The path of a worker's file; the pid keeps two workers with one name apart."""
     return os.path.join(state_dir, FOLDER, f"{worker.replace(os.sep, '%')}.{pid}.json")
 
 
 def write(path: str, heartbeat: Heartbeat) -> None:
-    """Replace the file, so that no reader sees half of it. Makes the folder. Raises `OSError`.
+    """Replace the file atomically; creates the folder. Raises `OSError`.
 
-    Where there is no room for another file, on a disk that is full, the one that is there is written over.
+    On a full disk, which has no room for a second file, the existing one is overwritten in place.
     """
     data = json.dumps(heartbeat._asdict()).encode()
     temporary = f"{path}.tmp"
@@ -97,7 +97,7 @@ def _write_file(path: str, data: bytes) -> None:
 def _write_over(path: str, data: bytes) -> None:
     file = os.open(path, os.O_WRONLY)
     try:
-        # In one call, with blanks over what was longer, so that a reader finds the one beat or the other.
+        # In one call, padded with blanks to the old length, so that a reader finds the old or the new beat.
         _write_all(file, data.ljust(os.fstat(file).st_size))
     finally:
         os.close(file)
@@ -109,11 +109,11 @@ def _write_all(file: int, data: bytes) -> None:
 
 
 def read(path: str) -> Heartbeat | None:
-    """The beat in the file; None when there is none in it, or no file any more. Raises other `OSError`s."""
+    """The heartbeat in the file; None when the file is missing or invalid. Raises other `OSError`s."""
     try:
         with open(path, "rb") as file:
             heartbeat = Heartbeat(**json.loads(file.read()))
-            # What is compared must be comparable.
+            # Invalid values must fail here, not where they are compared.
             beat, due = float(heartbeat.beat), float(heartbeat.due)
             return heartbeat._replace(
                 worker=str(heartbeat.worker), pid=int(heartbeat.pid), beat=beat, due=due
@@ -123,7 +123,7 @@ def read(path: str) -> Heartbeat | None:
 
 
 def read_all(state_dir: str) -> list[Heartbeat]:
-    """The heartbeats in the state folder, of workers that run and of workers that did. Raises `OSError`."""
+    """All heartbeats in the state folder, also of ended workers. Raises `OSError`."""
     folder = os.path.join(state_dir, FOLDER)
     try:
         names = sorted(os.listdir(folder))
@@ -134,14 +134,14 @@ def read_all(state_dir: str) -> list[Heartbeat]:
 
 
 def clear_leftovers(state_dir: str) -> None:
-    """Remove what workers left behind that had no time to: of processes that are gone, and what is old."""
+    """Delete the files of workers that were killed, and old files."""
     folder = os.path.join(state_dir, FOLDER)
     names: list[str] = []
     with suppress(OSError):
         names = os.listdir(folder)
     for name in names:
         path = os.path.join(folder, name)
-        with suppress(OSError):  # as when another worker clears it away at the same time
+        with suppress(OSError):  # another worker may delete it at the same time
             heartbeat = read(path)
             gone = heartbeat is not None and heartbeat.machine == machine() and not runs(heartbeat)
             if gone or time.time() - os.stat(path).st_mtime > _OLD:
@@ -149,13 +149,13 @@ def clear_leftovers(state_dir: str) -> None:
 
 
 def identity(pid: int) -> str | None:
-    """What tells a process from later ones with its number: when it began. None when it does not run.
+    """The start time of a process, which tells it from others with the same pid; None when it does not run.
 
-    In a container every start has the same number. A process that ended and was not waited for is gone.
+    In a container, the first process has the same pid at every start. A zombie counts as not running.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # From the state on, past the name of the program, which may hold anything; see proc(5).
+            # The fields after the program's name, which may contain anything; see proc(5).
             fields = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         if os.path.exists("/proc/self/stat"):
@@ -175,7 +175,7 @@ def _identity_without_proc(pid: int) -> str | None:
 
 
 def machine() -> str:
-    """The boot of the machine, and the container in it: where process numbers and the clock belong to."""
+    """Identifies the boot and the container: the scope of pids and of the monotonic clock."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
@@ -184,23 +184,23 @@ def machine() -> str:
 
 
 def runs(heartbeat: Heartbeat) -> bool:
-    """Whether the process of this machine that wrote it is still there, well or not."""
-    # A beat in the future is one of an earlier boot, where nothing else tells.
+    """Whether the process that wrote it is still running on this machine, even if it hangs."""
+    # A beat in the future comes from an earlier boot, on systems without a boot id.
     return heartbeat.beat <= time.monotonic() and identity(heartbeat.pid) == heartbeat.process
 
 
 def lives(heartbeat: Heartbeat, now: float) -> bool:
-    """Whether its loop turns, as far as it promised to."""
+    """Whether its next beat is not overdue."""
     return now <= heartbeat.due
 
 
 def is_ready(heartbeat: Heartbeat, now: float) -> bool:
-    """Whether it consumes its queue."""
+    """Whether it is live and consumes its queue."""
     return lives(heartbeat, now) and heartbeat.state == READY
 
 
 def select(heartbeats: list[Heartbeat], worker: str | None) -> list[Heartbeat]:
-    """Those of this machine with the name, or the part of a name before its `@`; all, for no name."""
+    """Heartbeats of this machine; `worker` selects by name, or by its part before the `@`."""
     here = machine()
     return [
         heartbeat
@@ -211,9 +211,9 @@ def select(heartbeats: list[Heartbeat], worker: str | None) -> list[Heartbeat]:
 
 
 def judge(heartbeats: list[Heartbeat], *, ready: bool, worker: str | None, state_dir: str) -> Verdict:
-    """Whether every worker that runs is live, or ready; of those with a name, when one is given.
+    """Whether every running worker is live, or ready; unhealthy when none runs.
 
-    What workers left behind that are gone does not count beside one that runs. No worker is not healthy.
+    `worker` selects by name. Files of ended workers are ignored while another one runs.
     """
     now = time.monotonic()
     chosen = select(heartbeats, worker)
@@ -233,7 +233,7 @@ def judge(heartbeats: list[Heartbeat], *, ready: bool, worker: str | None, state
 
 
 def describe(heartbeats: list[Heartbeat], worker: str | None) -> list[dict[str, Any]]:
-    """What is known of each worker of this machine, for programs; `beat` and `due` as in the file."""
+    """The state of each worker of this machine, for `--json`."""
     now = time.monotonic()
     return [
         {
@@ -256,7 +256,7 @@ def describe(heartbeats: list[Heartbeat], worker: str | None) -> list[dict[str, 
 def _nobody(chosen: list[Heartbeat], worker: str | None, state_dir: str) -> str:
     if chosen:
         last = max(chosen, key=lambda heartbeat: heartbeat.beat)
-        return f"worker {last.worker} is gone, its process {last.pid} ended without a word"
+        return f"worker {last.worker} was killed or crashed: its process {last.pid} is gone"
     return f"no worker {f'{worker} ' if worker else ''}runs with the state folder {state_dir}"
 
 
@@ -265,7 +265,7 @@ def _trouble(heartbeat: Heartbeat, now: float) -> str:
         return f"worker {heartbeat.worker} {_WORDS.get(heartbeat.state, heartbeat.state)}"
     return (
         f"worker {heartbeat.worker} beat {now - heartbeat.beat:.1f} s ago, "
-        f"and was to beat again within {heartbeat.due - heartbeat.beat:.1f} s{_doing(heartbeat)}"
+        f"but was due to beat again within {heartbeat.due - heartbeat.beat:.1f} s{_doing(heartbeat)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What `proj health` reports of the workers of this machine, from the heartbeats that they leave."""
+"""The report of `proj health` on this machine's workers."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from proj.health.heartbeat import Verdict
 
 
 def probe(*, ready: bool, worker: str | None) -> tuple[Verdict, list[dict[str, Any]]]:
-    """Whether the workers, or the one of this name, are ready or else live, and what each of them is."""
+    """The verdict on the workers (ready, or else live), and the state of each; `worker` selects by name."""
     folder = state_dir.find()
     beats: list[heartbeat.Heartbeat] = []
     try:

@@ -1,1 +1,1 @@
-"""A RabbitMQ of one's own."""
+"""A private RabbitMQ node, for development and tests."""

@@ -1,10 +1,10 @@
-"""The guard: the process that runs epmd and RabbitMQ for a node, and leaves neither of them behind.
+"""The guard: a process that runs epmd and RabbitMQ for a node, and ends them with its owner.
 
-Run as `python -m proj.private_node.guard`, this module is the guard; `Guard` is the hold that the asker (the
-process that started it) has on it. The guard reads a pipe that only the asker can write to, so it learns of
-the asker's end, whatever its cause, and takes the node down. On Linux the kernel kills the node when the
-guard is killed. The data folder's lock is held by all of them: it is free when the last one is gone.
-Nothing but the standard library and `proj.errors` is imported, so that the guard starts fast.
+`python -m proj.private_node.guard` is the guard; `Guard` controls it from its owner, the process that started
+it. The guard reads a pipe that only the owner can write to, so it notices the owner's end, whatever the
+cause, and stops the node. On Linux the kernel kills the node when the guard is killed. All these processes
+hold the data folder's lock, so the folder is free when the last one has ended. Imports only the standard
+library and `proj.errors`, to start fast.
 """
 
 import fcntl
@@ -24,36 +24,36 @@ from typing import Any, Final
 
 from proj.errors import BrokerNodeError
 
-#: The only address that the node listens on: guest may log in from nowhere else.
+#: The only address that the node listens on: the user guest may log in only from there.
 HOST: Final = "127.0.0.1"
 
-#: One name for all nodes. RabbitMQ finds its data by it, so the data outlives a move of the folder;
-#: nodes do not meet, since each has an epmd of its own.
+#: One name for all nodes. RabbitMQ finds its data by the name, so the folder can be moved. Nodes do not meet,
+#: since each has its own epmd.
 NODE_NAME: Final = "proj@localhost"
 
-#: Seconds for RabbitMQ to stop in good order, before it is killed. 3.10.8 was seen to take six: its log is
-#: silent for five after its management plugin says that it stops. A hundred thousand messages add some.
+#: Seconds for RabbitMQ to stop cleanly before it is killed. 3.10.8 took six: its log is silent for five after
+#: its management plugin stops. A hundred thousand messages add some.
 STOP_TIMEOUT: Final = 30.0
 
-#: Seconds between two requests to stop: Erlang loses one that comes in the first half second of its life.
+#: Seconds between two requests to stop: Erlang loses one in the first half second after its start.
 TERMINATE_INTERVAL: Final = 2.0
 
-#: Seconds that the guard has on top, to end epmd, wait for RabbitMQ's helpers, and end itself.
+#: Further seconds for the guard to end epmd, wait for RabbitMQ's helpers, and end itself.
 GUARD_SLACK: Final = 10.0
 
-#: Seconds for one connection that is to say whether something is ready.
+#: Timeout in seconds of a connection that tests whether something is ready.
 PROBE_TIMEOUT: Final = 5.0
 
-#: Seconds for epmd to accept connections: a few milliseconds are usual.
+#: Seconds for epmd to accept connections; milliseconds are usual.
 EPMD_TIMEOUT: Final = 30.0
 
-#: Seconds between two looks at a condition that nobody signals.
+#: Seconds between two polls of a condition.
 POLL_INTERVAL: Final = 0.05
 
-#: Seconds between the guard's looks at its parent: for a pipe that a fork of the asker still holds.
+#: Seconds between the guard's checks of its parent, in case a fork of the owner keeps the pipe open.
 PARENT_CHECK_INTERVAL: Final = 1.0
 
-#: Folders of Erlang that are not on every PATH, and those of the shell's tools.
+#: Folders of Erlang and of the shell's tools that are not on every PATH.
 ERLANG_DIRS: Final = (
     "/opt/homebrew/opt/erlang/bin",
     "/opt/homebrew/bin",
@@ -66,21 +66,21 @@ ERLANG_DIRS: Final = (
     "/bin",
 )
 
-#: All that the node has of the caller's environment: RabbitMQ takes settings from many names, with and
-#: without its prefix, and passwords are none of its business.
+#: The only variables that the node inherits: RabbitMQ reads settings from many names, with and without its
+#: prefix, and must not see passwords.
 INHERITED: Final = ("TMPDIR", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
 
 # Options of Linux's prctl(2), from <linux/prctl.h>.
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
-#: What the asker writes into the pipe before it lets go of a node that shall outlive it.
+#: Written into the pipe by an owner whose node shall outlive it.
 _DETACH: Final = b"d"
 
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """Where a node keeps its data, where it listens, and its processes."""
+    """A node's data folder, ports and processes."""
 
     data_dir: Path
     port: int
@@ -88,9 +88,9 @@ class NodeInfo:
     metrics_port: int
     epmd_port: int
     distribution_port: int
-    #: The process that looks after the node; its session and process group have the same number.
+    #: Process id of the guard; also its session and process group.
     guard_pid: int = 0
-    #: The process of RabbitMQ itself.
+    #: Process id of RabbitMQ itself.
     pid: int = 0
 
     @property
@@ -99,7 +99,7 @@ class NodeInfo:
 
     @property
     def safe_url(self) -> str:
-        """`url` for people: no password in it, and it works, since guest is the default of clients."""
+        """The URL without a password; clients default to guest, so that it works."""
         return f"amqp://{HOST}:{self.port}//"
 
     @property
@@ -108,7 +108,7 @@ class NodeInfo:
 
     @property
     def metrics_url(self) -> str:
-        """Where RabbitMQ's metrics are, in the form that Prometheus reads; they need no login."""
+        """The URL of RabbitMQ's Prometheus metrics, which need no login."""
         return f"http://{HOST}:{self.metrics_port}/metrics"
 
     @property
@@ -117,19 +117,19 @@ class NodeInfo:
 
 
 class Guard:
-    """A guard that this process has started."""
+    """A running guard, controlled by the process that started it."""
 
     def __init__(self, info: NodeInfo, server_dir: Path, epmd: str, lock: int) -> None:
-        """Start it with the lock that `lock` has given; it writes to the node's log, as the node does."""
+        """Start the guard with the descriptor that `lock` returned. It writes to the node's log."""
         self._data_dir = info.data_dir
         plan = (_to_json(info), str(server_dir / "rabbitmq-server"), epmd, str(lock))
-        # Python makes descriptors close-on-exec: no other child of ours can hold the pipe open.
+        # Python's descriptors are close-on-exec: no other child process can hold the pipe open.
         read_end, write_end = os.pipe()
         self._lifeline: int | None = write_end
         try:
             with info.log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    # -S: it needs no site packages. -P: the working folder must not lend it modules.
+                    # -S: no site packages are needed. -P: import nothing from the working folder.
                     [sys.executable, "-S", "-P", "-m", "proj.private_node.guard", *plan],
                     cwd=info.data_dir,
                     env=environment(info, server_dir) | {"PYTHONPATH": str(Path(__file__).parents[2])},
@@ -137,7 +137,7 @@ class Guard:
                     stdout=log,
                     stderr=log,
                     pass_fds=(lock,),
-                    start_new_session=True,  # Ctrl-C in the terminal is for the asker, who then stops it
+                    start_new_session=True,  # Ctrl-C in the terminal must reach only the owner
                 )
         except BaseException:
             self._cut_lifeline()
@@ -153,14 +153,14 @@ class Guard:
         self._process.wait()
 
     def end(self, how: signal.Signals) -> None:
-        """SIGTERM stops the node in good order, SIGUSR1 kills it; returns when all of it is gone."""
+        """Stop the node cleanly (SIGTERM) or kill it (SIGUSR1); returns when all its processes have ended."""
         self._process.send_signal(how)
         await_unlocked(self._data_dir, self._process.pid)
         self._process.wait()
         self._cut_lifeline()
 
     def detach(self) -> None:
-        """Let it, and the node, outlive this process."""
+        """Let the guard and the node outlive this process."""
         if self._lifeline is not None:
             os.write(self._lifeline, _DETACH)
         self._cut_lifeline()
@@ -182,16 +182,16 @@ def environment(info: NodeInfo, server_dir: Path) -> dict[str, str]:
         "HOME": str(data),
         "ERL_EPMD_PORT": str(info.epmd_port),
         "ERL_EPMD_ADDRESS": HOST,
-        # Holds for `rabbitmqctl` too. Nobody but the guard may start an epmd: it would stay behind.
+        # Also for `rabbitmqctl`: an epmd that the guard did not start would be left behind.
         "ERL_ZFLAGS": "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
-        # A dump of hundreds of megabytes tells nobody here anything.
+        # No crash dumps of hundreds of megabytes.
         "ERL_CRASH_DUMP_SECONDS": "0",
-        # With this the server's script becomes RabbitMQ instead of its parent. It changes nothing else.
+        # Makes the server's script exec RabbitMQ instead of being its parent; has no other effect.
         "RUNNING_UNDER_SYSTEMD": "true",
         "RABBITMQ_NODENAME": NODE_NAME,
         "RABBITMQ_DIST_PORT": str(info.distribution_port),
         "RABBITMQ_LOGS": "-",
-        # Each of these has a default outside of the data folder.
+        # The defaults are outside of the data folder.
         "RABBITMQ_CONF_ENV_FILE": str(conf / "rabbitmq-env.conf"),
         "RABBITMQ_CONFIG_FILE": str(conf / "rabbitmq.conf"),
         "RABBITMQ_CONFIG_FILES": str(conf / "conf.d"),
@@ -206,9 +206,9 @@ def environment(info: NodeInfo, server_dir: Path) -> dict[str, str]:
 
 
 def lock(data_dir: Path) -> int | None:
-    """Lock a data folder, which is made when it is not there; None when a node has it.
+    """Lock a data folder, and create it if missing; None when a node holds the lock.
 
-    Returns the descriptor, to be closed. Raises `BrokerNodeError` when the folder cannot be used.
+    Returns a descriptor to be closed. Raises `BrokerNodeError` when the folder cannot be used.
     """
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -218,7 +218,7 @@ def lock(data_dir: Path) -> int | None:
 
 
 def is_locked(data_dir: Path) -> bool:
-    """Whether a process of a node on this data folder is left, or one is about to start a node there."""
+    """Whether a node runs, starts or stops in this data folder."""
     try:
         held = _try_lock(data_dir, fcntl.LOCK_SH)
     except FileNotFoundError:
@@ -231,21 +231,21 @@ def is_locked(data_dir: Path) -> bool:
 
 
 def await_unlocked(data_dir: Path, guard_pid: int) -> None:
-    """Return when no process of the node that this guard runs is left; kill them when that takes too long."""
+    """Wait until all processes of the guard's node have ended; kill them after a timeout."""
     deadline = time.monotonic() + STOP_TIMEOUT + GUARD_SLACK
     while is_locked(data_dir):
         info = read_info(data_dir)
         if info and info.guard_pid != guard_pid:
-            return  # they are gone, and a node that was started since has the folder
+            return  # they have ended, and another node has the folder
         if time.monotonic() > deadline:
-            # While the lock is held the group has a member, so its number is not another's.
+            # While the lock is held the process group has a member, so its number is not reused.
             with suppress(ProcessLookupError):
                 os.killpg(guard_pid, signal.SIGKILL)
         time.sleep(POLL_INTERVAL)
 
 
 def read_info(data_dir: Path) -> NodeInfo | None:
-    """What the guard wrote about the node that it runs; while the folder is not locked it is out of date."""
+    """The guard's record of its node; None without one. Out of date while the folder is not locked."""
     with suppress(FileNotFoundError):
         return _from_json(_info_file(data_dir).read_text("utf-8"))
     return None
@@ -280,11 +280,11 @@ def _try_lock(data_dir: Path, kind: int, flags: int = 0) -> int | None:
 
 def _unusable(data_dir: Path, error: OSError) -> BrokerNodeError:
     return BrokerNodeError(
-        f"the data folder {data_dir} cannot be used: {error.strerror}", "choose another one"
+        f"the data folder {data_dir} cannot be used: {error.strerror}", "choose another one with --dir"
     )
 
 
-# --- What this module does as a program.
+# --- The guard's program
 
 
 def _run(info: NodeInfo, server: str, epmd_command: str, lock: int) -> None:
@@ -315,7 +315,7 @@ def _run(info: NodeInfo, server: str, epmd_command: str, lock: int) -> None:
         _write_info(replace(info, guard_pid=guard_pid, pid=node.pid))
         _watch(node, received, wake_read)
     finally:
-        # RabbitMQ's helpers become the guard's children when RabbitMQ ends: so it can wait for them.
+        # RabbitMQ's helpers become the guard's children when RabbitMQ ends, so that it can wait for them.
         prctl(_PR_SET_CHILD_SUBREAPER, 1)
         deadline = time.monotonic() + STOP_TIMEOUT
         while node and signal.SIGUSR1 not in received and time.monotonic() < deadline:
@@ -357,18 +357,18 @@ def _write_info(info: NodeInfo) -> None:
 
 
 def _watch(node: subprocess.Popen[bytes], received: set[int], wake_read: int) -> None:
-    asker: int | None = os.getppid()
+    owner: int | None = os.getppid()
     lifeline = sys.stdin.fileno()
     while node.poll() is None and not received - {signal.SIGCHLD}:
-        sources = [wake_read] if asker is None else [wake_read, lifeline]
+        sources = [wake_read] if owner is None else [wake_read, lifeline]
         ready, _, _ = select.select(sources, [], [], PARENT_CHECK_INTERVAL)
         if wake_read in ready:
             os.read(wake_read, select.PIPE_BUF)
         if lifeline in ready:
             if os.read(lifeline, 1) != _DETACH:
                 return
-            asker = None
-        if asker is not None and os.getppid() != asker:
+            owner = None
+        if owner is not None and os.getppid() != owner:
             return
 
 

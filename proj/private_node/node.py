@@ -1,7 +1,7 @@
-"""A private RabbitMQ node as a child process of an ordinary user, for development and tests.
+"""Runs a private RabbitMQ node without root, for development and tests.
 
-Its processes are looked after by a guard (`proj.private_node.guard`), so that none of them stays behind.
-Everything that the node writes is in its data folder.
+A guard (`proj.private_node.guard`) ends the node's processes with their owner. All that the node writes is in
+its data folder.
 """
 
 import errno
@@ -23,18 +23,18 @@ from proj.errors import BrokerNodeError
 from proj.private_node import guard
 from proj.private_node.guard import HOST, POLL_INTERVAL, PROBE_TIMEOUT, Guard, NodeInfo, environment
 
-#: Where free ports are looked for: below those that Linux (32768 up) and macOS (49152 up) give to
-#: outgoing connections, so that no client takes the port of a node that is down for a moment.
+#: Range of free ports: below the ports of outgoing connections on Linux (from 32768) and macOS (from 49152),
+#: so that no client takes a node's port while it restarts.
 FREE_PORTS: Final = range(20_000, 25_000)
 
-#: Seconds for a node to be ready. It takes 4 to 10 on two cores; a busy machine takes several times that.
+#: Seconds for a node to be ready; 4 to 10 on two idle cores, several times that on a busy machine.
 START_TIMEOUT: Final = 180.0
 
-#: Seconds for one command of `rabbitmqctl`: it starts an Erlang machine, half a second to 5 on two cores.
+#: Seconds for one `rabbitmqctl` command, which starts an Erlang machine: half a second to 5 on two cores.
 CTL_TIMEOUT: Final = 120.0
 
-#: Folders of RabbitMQ's scripts that are not on every PATH: Debian and Ubuntu, Homebrew on Apple and on
-#: Intel processors, the generic build and the Docker image.
+#: Folders of RabbitMQ's scripts that are not on every PATH: Debian and Ubuntu, Homebrew on Apple and Intel
+#: processors, the generic build and the Docker image.
 SERVER_DIRS: Final = (
     "/usr/lib/rabbitmq/bin",
     "/opt/homebrew/opt/rabbitmq/sbin",
@@ -44,9 +44,9 @@ SERVER_DIRS: Final = (
     "/opt/rabbitmq/sbin",
 )
 
-#: In RabbitMQ's other format, which alone has this setting. A busy RabbitMQ 4 that starts may look into its
-#: queues before it has its exchanges (its log: "Cannot forward any dead-letter messages"). What has expired
-#: meanwhile waits for so many milliseconds then, three minutes unless set; tried on 4.0.5.
+#: Milliseconds until dead letters are forwarded again after a failure; the default is three minutes. A busy
+#: RabbitMQ 4 may start its queues before its exchanges (its log: "Cannot forward any dead-letter messages"),
+#: and expired messages wait so long; tried on 4.0.5. Only this format has the setting.
 ADVANCED_CONFIG: Final = "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 10000}]}]."
 
 INSTALL_HINT: Final = (
@@ -55,7 +55,7 @@ INSTALL_HINT: Final = (
     " `docker run -p 5672:5672 -p 15672:15672 rabbitmq:4-management`"
 )
 
-#: Marks a data folder whose first start was not completed.
+#: Marker file of a data folder whose first start has not completed.
 _UNFINISHED: Final = "first-start"
 
 #: A line of RabbitMQ's log such as `2026-11-21 07:00:25.715748+00:00 [error] <0.223.0> Failed to …`.
@@ -63,16 +63,16 @@ _LOGGED_ERROR: Final = re.compile(
     r"^\S+ \S+ \[error\] <[\d.]+> +(?:- )?(?!BOOT FAILED|=)(\S.*)$", re.MULTILINE
 )
 
-#: Characters of the reason of a failed start: a few lines of a terminal. Erlang's terms can have thousands.
+#: Most characters of the reason of a failed start; Erlang's terms can have thousands.
 _REASON_WIDTH: Final = 240
 
 
 class BrokerNode:
-    """A RabbitMQ node that lives until `stop`, or as long as the process that started it.
+    """A RabbitMQ node that runs until `stop`, or until the process that started it ends.
 
-    Port 0 is a free one, chosen at the first start and kept for later ones. `extra_config` is lines of
-    `rabbitmq.conf` that win over ours. As a context manager it starts, and stops in good order.
-    Linux and macOS; when the guard is killed, only Linux takes the node down at once. One thread at a time.
+    Port 0 picks a free one at the first start, and keeps it. `extra_config` holds lines of `rabbitmq.conf`
+    that override ours. A context manager that starts the node, and stops it cleanly. For Linux and macOS;
+    only Linux ends the node at once when the guard is killed. Not thread-safe.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class BrokerNode:
 
     @property
     def info(self) -> NodeInfo:
-        """The node as it was started last; raises `BrokerNodeError` before the first start."""
+        """The node at its last start. Raises `BrokerNodeError` before the first one."""
         if self._info is None:
             raise BrokerNodeError(f"the node on {self.data_dir} was not started")
         return self._info
@@ -120,11 +120,11 @@ class BrokerNode:
         return self.info.pid
 
     def start(self, timeout: float = START_TIMEOUT) -> None:
-        """Start the node, and return when it accepts AMQP and management connections.
+        """Start the node, and return when it accepts AMQP, management and metrics connections.
 
-        A node that was started before comes back with its data on the same ports. Raises
-        `BrokerNodeError` when RabbitMQ is missing, a port is taken, a node runs on the folder already,
-        the node ends while it starts, or `timeout` seconds are over; none of its processes is left then.
+        A node that was started before keeps its data and ports. Raises `BrokerNodeError` when RabbitMQ is
+        missing, a port is in use, a node runs in the folder already, the node ends while it starts, or after
+        `timeout` seconds; then none of its processes is left.
         """
         deadline = time.monotonic() + timeout
         if self._guard and self._guard.ended:
@@ -149,14 +149,14 @@ class BrokerNode:
                 raise
 
     def stop(self) -> None:
-        """Stop the node in good order, or kill it when that takes over `broker_guard.STOP_TIMEOUT`.
+        """Stop the node cleanly, or kill it after `guard.STOP_TIMEOUT` seconds.
 
-        Returns when none of its processes is left. Does nothing when it does not run.
+        Returns when all its processes have ended. Does nothing when it is not running.
         """
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill RabbitMQ with SIGKILL, as a fault; returns when no process of the node is left."""
+        """Kill RabbitMQ with SIGKILL, to inject a fault; returns when all its processes have ended."""
         self._end(signal.SIGUSR1)
 
     def detach(self) -> None:
@@ -165,15 +165,15 @@ class BrokerNode:
             self._guard.detach()
 
     def wait(self) -> None:
-        """Block for as long as the node runs; then raise `BrokerNodeError`, for it ended by itself."""
+        """Block while the node runs, then raise `BrokerNodeError`, since it ended by itself."""
         if self._guard:
             self._guard.wait()
         raise BrokerNodeError(f"the node {self.info.safe_url} ended", f"its log is {self.info.log}")
 
     def ctl(self, *arguments: str) -> str:
-        """Run `rabbitmqctl -q` with `arguments` against this node, and return what it prints.
+        """Run `rabbitmqctl -q` against this node, and return its output.
 
-        Raises `BrokerNodeError` with its reason when it fails or takes longer than `CTL_TIMEOUT` seconds.
+        Raises `BrokerNodeError` when it fails, or takes longer than `CTL_TIMEOUT` seconds.
         """
         server_dir = find_server_dir(self._server_dir)
         try:
@@ -213,18 +213,18 @@ class BrokerNode:
 
 
 def running(data_dir: Path) -> NodeInfo | None:
-    """The node that runs on a data folder, started by whatever process; None when none does."""
+    """The node that runs in a data folder, whichever process started it; None without one."""
     while guard.is_locked(data_dir):
         if info := guard.read_info(data_dir):
             return info
-        time.sleep(POLL_INTERVAL)  # for a moment at its start, and at its end, nothing says where it is
+        time.sleep(POLL_INTERVAL)  # while a node starts or ends, there is no record yet, or none any more
     return None
 
 
 def stop_running(data_dir: Path) -> bool:
-    """Stop the node that runs on a data folder, in good order; False when none runs.
+    """Stop the node in a data folder cleanly, and wait for its end; False when none runs.
 
-    Returns when it is gone. Raises `BrokerNodeError` when the folder is another user's.
+    Raises `BrokerNodeError` when the folder belongs to another user.
     """
     info = running(data_dir)
     if info is None:
@@ -236,16 +236,16 @@ def stop_running(data_dir: Path) -> bool:
 
 
 def answers(info: NodeInfo) -> bool:
-    """Whether the node has completed its start: it lets an AMQP client in, serves management and metrics.
+    """Whether the node has started: it accepts AMQP, management and metrics connections.
 
-    A client that is refused for its name or password counts, since guest can be taken away.
+    A refused login counts as accepted, since the user guest can be deleted.
     """
     try:
         for port in (info.port, info.management_port, info.metrics_port):
             socket.create_connection((HOST, port), PROBE_TIMEOUT).close()
     except OSError:
         return False
-    import amqp  # here, since it takes longer to import than all the rest
+    import amqp  # here, since its import takes longer than all the rest
 
     timeouts = dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), PROBE_TIMEOUT)
     try:
@@ -258,15 +258,15 @@ def answers(info: NodeInfo) -> bool:
 
 
 def find_server_dir(server_dir: Path | None = None) -> Path:
-    """The folder of RabbitMQ's real scripts: `server_dir`, else from PATH or the usual folders.
+    """The folder of RabbitMQ's scripts: `server_dir`, else the first one on PATH or in the usual folders.
 
-    Debian's wrapper on PATH is passed over: it refuses ordinary users. Raises `BrokerNodeError`, whose
-    hint says how to install RabbitMQ.
+    Skips Debian's wrapper on PATH, which refuses ordinary users. Raises `BrokerNodeError` with a hint how to
+    install RabbitMQ.
     """
     on_path = os.environ.get("PATH", "").split(os.pathsep)
     for folder in [server_dir] if server_dir else map(Path, filter(None, [*on_path, *SERVER_DIRS])):
         script = (folder / "rabbitmq-server").resolve()
-        # Debian keeps the wrapper beside the real scripts and links to it: its own name is what tells.
+        # Debian keeps its wrapper beside the scripts and links to it: only the name distinguishes them.
         if script.name == "rabbitmq-server" and os.path.isfile(script.parent / "rabbitmq-env"):
             return script.parent
     where = f"in {server_dir}" if server_dir else "on PATH or in the usual folders"
@@ -290,7 +290,7 @@ def _write_config(info: NodeInfo, extra_config: str) -> None:
         f"prometheus.tcp.ip = {HOST}",
         f"prometheus.tcp.port = {info.metrics_port}",
         f"distribution.listener.interface = {HOST}",
-        # A full disk still raises the alarm, but a share of the memory's size would do so on laptops.
+        # Relative to the memory's size, the alarm would go off on laptops.
         "disk_free_limit.absolute = 50MB",
     )
     for name, text in {
@@ -309,8 +309,8 @@ def _write_config(info: NodeInfo, extra_config: str) -> None:
 
 
 def _discard_unfinished(info: NodeInfo) -> None:
-    # RabbitMQ 3.10 that is killed during its first start leaves tables half made, and never starts on
-    # them again. Only what such a start of ours has made is discarded; it has held no message.
+    # RabbitMQ 3.10 that is killed during its first start leaves incomplete tables, and never starts on them
+    # again. Only tables of such a start are deleted; they have held no message.
     mark, tables = info.data_dir / _UNFINISHED, info.data_dir / "mnesia"
     if mark.exists():
         shutil.rmtree(tables, ignore_errors=True)
@@ -327,14 +327,14 @@ def _claim_ports(
             reason = OSError()
             for candidate in [wanted] if wanted else random.sample(FREE_PORTS, len(FREE_PORTS)):
                 probe = held.enter_context(socket.socket())
-                # As RabbitMQ does, or old connections of the node before would be in the way.
+                # As RabbitMQ does, or old connections of the previous node would block the port.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
                     probe.bind((HOST, candidate))
                     probe.listen()
                     if not wanted:
-                        # RabbitMQ listens seconds later. The UDP port of the same number keeps others who
-                        # start a node from choosing it until then, and is not in RabbitMQ's way.
+                        # RabbitMQ listens seconds later. Until then the UDP port of the same number keeps
+                        # other starting nodes from choosing it, without blocking RabbitMQ.
                         mark = reserved.enter_context(socket.socket(type=socket.SOCK_DGRAM))
                         mark.bind((HOST, candidate))
                 except OSError as error:
@@ -342,8 +342,8 @@ def _claim_ports(
                 else:
                     return candidate
             taken = reason.errno == errno.EADDRINUSE
-            state = "is taken" if taken else f"cannot be used: {reason.strerror}"
-            hint = f"choose another one with {option}, or let a free one be chosen: {option} 0"
+            state = "is in use" if taken else f"cannot be used: {reason.strerror}"
+            hint = f"choose another port with {option}; {option} 0 picks a free one"
             raise BrokerNodeError(f"port {wanted or FREE_PORTS} on {HOST} {state}", hint)
 
         return (
@@ -361,7 +361,7 @@ def _lock(data_dir: Path) -> int:
         info = guard.read_info(data_dir)
         where = f" at {info.safe_url}" if info else ""
         hint = f"stop it with: proj broker stop --dir {shlex.quote(str(data_dir))}"
-        raise BrokerNodeError(f"a node runs already on {data_dir}{where}", hint)
+        raise BrokerNodeError(f"a node is already running in {data_dir}{where}", hint)
     return lock
 
 
@@ -369,15 +369,15 @@ def _reason(log: Path, start: int) -> str:
     with log.open("rb") as file:
         file.seek(start)
         text = file.read().decode("utf-8", "replace")
-    # The first error is the cause, or a heading such as `Exception during startup:` and then the cause; the
-    # last lines are an Erlang crash report. What fails before RabbitMQ has a logger has no level: then
-    # the last line tells most.
+    # The first error is the cause, or a heading such as `Exception during startup:` before the cause; the
+    # last lines are an Erlang crash report. Errors before RabbitMQ has a logger have no level: there the last
+    # line is the best.
     errors = [match[1].strip() for match in islice(_LOGGED_ERROR.finditer(text), 2)]
     if errors:
         reason = " ".join(errors if errors[0].endswith(":") else errors[:1])
     else:
         reason = (text.strip() or "its log is empty").splitlines()[-1].strip()
     if len(reason) > _REASON_WIDTH:
-        # Both ends are kept: what failed is at the front of the line, and why is often at its end.
+        # Both ends are kept: the line begins with what failed, and often ends with why.
         reason = f"{reason[: _REASON_WIDTH // 2]} … {reason[-_REASON_WIDTH // 2 :]}"
     return reason

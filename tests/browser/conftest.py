@@ -1,4 +1,4 @@
-"""A real browser for the session, and a Flower for each test that asks for one."""
+"""A real browser for these tests, and a Flower for each test that asks for one."""
 
 import os
 import shutil
@@ -42,7 +42,7 @@ def _find_chromium() -> Path:
     return CHROMIUM_ON_MACOS
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
     path = _find_chromium()
     with sync_playwright() as playwright:
@@ -83,7 +83,7 @@ FAILING_TASK = """
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def site(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """For the tests that only look: to start it takes seconds."""
     with Bundle(node, vhost="site", folder=tmp_path_factory.mktemp("site")) as bundle:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Self
 
+from tests import fork_server
 from tests.bundle import BIN, PATIENCE, Bundle, eventually
 
 #: What tests look for where no password may be.
@@ -42,7 +43,7 @@ class Flower:
         self.log = bundle.folder / f"flower-{next(_number)}.log"
         command = [str(BIN / "celery"), "-A", app, "flower", "--port=0", *options]
         with self.log.open("wb") as output:
-            self.process = subprocess.Popen(
+            self.process = fork_server.popen(
                 command,
                 cwd=bundle.folder,
                 env=bundle.env | (env or {}),

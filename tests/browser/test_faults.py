@@ -48,7 +48,7 @@ def test_what_the_user_chose_wins(bundle: Bundle, chosen: str) -> None:
         env={"FLOWER_READ_ONLY": "false"} if chosen == "environment" else None,
     )
     assert code == ExitCode.USAGE
-    assert line.startswith("Error: Flower needs a login when it is not read only")
+    assert line.startswith("Error: Flower needs a login when it is not read-only")
 
 
 def test_a_login_in_the_file_is_enough(bundle: Bundle, flower: Start) -> None:
@@ -85,7 +85,7 @@ def test_a_state_folder_that_cannot_be_written_is_named(bundle: Bundle) -> None:
     ("options", "problem"),
     [
         (["--basic-auht=anna:s3cret"], "Flower has no option --basic-auht (did you mean --basic-auth?)"),
-        (["--basic-auth", "anna:s3cret"], "an option of Flower has its value behind '='"),
+        (["--basic-auth", "anna:s3cret"], "options of Flower need '=' before the value"),
         (["--port=five"], "an option of Flower: invalid literal for int() with base 10: 'five'"),
     ],
 )
@@ -135,7 +135,7 @@ def test_a_broker_that_is_down_is_waited_for(bundle: Bundle, flower: Start) -> N
         port = place.getsockname()[1]
         url = bundle.url_at(port)
         monitor = flower("--state-save-interval=600000", env={"CELERY_BROKER_URL": url})
-        monitor.says("no events from the broker, trying again: [Errno 111] Connection refused")
+        monitor.says("no events from the broker, retrying: [Errno 111] Connection refused")
         assert monitor.get("/tasks").status == 200
 
         with Proxy(bundle.node.info.port, port):
@@ -144,7 +144,7 @@ def test_a_broker_that_is_down_is_waited_for(bundle: Bundle, flower: Start) -> N
             eventually("the worker is known", lambda: "w@host" in monitor.get("/workers?json=1").text)
 
         # By now one of Flower's threads waits for the broker, and would not let Python end.
-        again = "no events from the broker, trying again: [Errno 111]"
+        again = "no events from the broker, retrying: [Errno 111]"
         eventually("the broker is missed", lambda: monitor.text().count(again) == 2)
         monitor.process.terminate()
         monitor.says("it saves")

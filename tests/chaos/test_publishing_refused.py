@@ -53,7 +53,7 @@ def test_some_of_many_that_are_refused(bundle: Bundle) -> None:
     assert (done.returncode, done.stdout) == (69, "")
     enqueued, error = done.stderr.splitlines()
     found = ids(bundle)
-    assert enqueued == f"Of 50 messages {len(found)} are enqueued: {' '.join(found)}"
+    assert enqueued == f"{len(found)} of 50 messages are enqueued: {' '.join(found)}"
     assert "the queue is full" in error
 
 

@@ -183,7 +183,7 @@ def test_memory(own: Bundle) -> None:
 
     assert alarm["level"] == "error"
     assert close["level"] == "warning"
-    assert "every publish waits" in alarm["why"]
+    assert "every publish times out" in alarm["why"]
     follow(own, alarm)
     node_knows(own, lambda node: node["mem_limit"] > used * 1.2)
     assert "memory" not in [check for _, check in bad(doctor(own))]

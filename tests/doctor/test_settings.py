@@ -58,10 +58,10 @@ def test_passwords(bundle: Bundle) -> None:
     done = bundle.proj("doctor", "--json", env=env)
     found = json.loads(done.stdout)
 
-    about(found, "credentials", "'someone' at rabbit.invalid is one that is guessed first")
-    about(found, "credentials", "rabbit.invalid is reached over plain amqp")
-    about(found, "credentials", "rabbit2.invalid is reached over plain amqp")
-    about(found, "credentials", "rabbit.invalid is asked over plain http")
+    about(found, "credentials", "'someone' at rabbit.invalid is easily guessed")
+    about(found, "credentials", "rabbit.invalid is used over plain amqp")
+    about(found, "credentials", "rabbit2.invalid is used over plain amqp")
+    about(found, "credentials", "rabbit.invalid is used over plain http")
     assert about(found, "credentials", "no password for the database at store.invalid")["level"] == "info"
     assert "l0ngs3cret" not in done.stdout + done.stderr
     good = {

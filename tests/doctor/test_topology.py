@@ -39,7 +39,7 @@ def test_drifted_queue_with_messages_is_not_to_be_deleted(bundle: Bundle) -> Non
     bundle.publish({}, routing_key="proj.dead")
 
     finding = about(doctor(bundle), "queues", "proj.dead", "x-queue-type is classic, not quorum")
-    assert finding["fix"] == "move its 1 messages and declare it anew, as docs/migration.md says"
+    assert finding["fix"] == "move its 1 messages and declare it again, as in docs/migration.md"
 
 
 def test_what_is_unbound_or_gone_is_mended_by_a_worker(declared: Bundle) -> None:
@@ -62,8 +62,8 @@ def test_what_is_unbound_or_gone_is_mended_by_a_worker(declared: Bundle) -> None
 
     about(unbound, "bindings", "proj.dead is not bound")
     about(unbound, "bindings", "proj.tasks is not bound")
-    about(unbound, "delay_routes", "no way to proj")
-    about(gone, "exchanges", "proj.dead is not there")
+    about(unbound, "delay_routes", "not bound to proj")
+    about(gone, "exchanges", "proj.dead is missing")
     finding = about(gone, "delays", "celery_delayed_5")
     follow(declared, finding)
     finds(declared)

@@ -46,7 +46,7 @@ def test_workers(declared: Bundle) -> None:
     finds(declared, worker_warned, worker_warned, clock_warned)
 
     os.kill(worker.process.pid, signal.SIGSTOP)
-    about(doctor(declared), "present_workers", "1 workers consume, and none answers")
+    about(doctor(declared), "present_workers", "1 workers consume, but none answers")
 
 
 def test_broker_that_freezes_while_the_clocks_are_compared(own: Bundle) -> None:

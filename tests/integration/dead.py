@@ -100,7 +100,10 @@ def depth(bundle: Bundle) -> int:
 
 
 def await_count(bundle: Bundle, count: int) -> None:
-    eventually(f"{count} dead letters", lambda: bundle.depth("proj.dead") == count)
+    with bundle.channel() as channel:
+        eventually(
+            f"{count} dead letters", lambda: topology.look(channel, "proj.dead").message_count == count
+        )
 
 
 def take(bundle: Bundle, queue: str) -> list[amqp.Message]:

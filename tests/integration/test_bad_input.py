@@ -107,7 +107,7 @@ def test_queue_with_other_arguments(bundle: Bundle) -> None:
         (["add", "1", "2", "--countdown", "1e10"], 65, ["longer than the maximum of 268435455 s"]),
         (["add", "1", "2", "--eta", "2020-01-01"], 2, ["--eta", "2020-01-01", "is in the past"]),
         (["add", "1", "2", "--eta", "soon"], 2, ["--eta", "'soon' is not a time"]),
-        (["add", "1", "2", "--eta", "2999-01-01", "--countdown", "1"], 2, ["exclude each other"]),
+        (["add", "1", "2", "--eta", "2999-01-01", "--countdown", "1"], 2, ["cannot be combined"]),
         (["add", "1", "2", "--expires", "0"], 2, ["--expires", "0.0"]),
         (
             ["add", "1", "2", "--expires", "inf"],

@@ -72,7 +72,7 @@ def test_drop_without_yes_of_what_is_not_there(bundle: Bundle) -> None:
     done = bundle.proj("dead", "drop", "nobody")
 
     assert (done.returncode, done.stdout) == (65, "")
-    assert done.stderr == "Error: there is no such dead letter: nobody (see: proj dead list)\n"
+    assert done.stderr == "Error: no such dead letter: nobody (list them with: proj dead list)\n"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_stdout_that_is_full(bundle: Bundle, command: str, code: int) -> None:
     assert done.returncode == code
     *before, last = done.stderr.splitlines()
     assert last == "Error: stdout cannot be written: No space left on device"
-    assert not before if "count" not in command else before[-1].startswith("Of 3 messages 1 are enqueued")
+    assert not before if "count" not in command else before[-1].startswith("1 of 3 messages are enqueued")
 
 
 @pytest.mark.parametrize(

@@ -152,10 +152,10 @@ def start_status_stop(folder: Path) -> None:
         }
         code, stdout, stderr = cli_at_home(*arguments)
         assert (code, stdout) == (ExitCode.UNREACHABLE, "")
-        assert stderr.startswith("Error: a node runs already on")
+        assert stderr.startswith("Error: a node is already running in")
         assert stderr.count("\n") == 1
     finally:
         code, _, stderr = cli("stop", "--dir", folder)
-    assert (code, stderr) == (ExitCode.DONE, f"Stopped the node on {folder}.\n")
+    assert (code, stderr) == (ExitCode.DONE, f"Stopped the node in {folder}.\n")
     assert alive(found) == []
-    assert cli_at_home("stop", in_folder) == (ExitCode.DONE, "", f"No node runs on {folder}.\n")
+    assert cli_at_home("stop", in_folder) == (ExitCode.DONE, "", f"No node is running in {folder}.\n")

@@ -153,7 +153,7 @@ def test_taken_port_is_named(option: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         node = BrokerNode(tmp_path, **{option: taken})
-        with pytest.raises(BrokerNodeError, match=f"port {taken} on 127.0.0.1 is taken") as caught:
+        with pytest.raises(BrokerNodeError, match=f"port {taken} on 127.0.0.1 is in use") as caught:
             node.start()
     assert f"--{option.replace('_', '-')} 0" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -199,8 +199,8 @@ def test_ctrl_c_while_waiting_is_130(bundle: Bundle) -> None:
     """Ctrl-C ends the wait at any time of it, and not the message."""
     bundle.switch_off(
         "cli/interrupt.py",
-        "    def let_go() -> None:\n",
-        "    def let_go() -> None:\n        open('asked', 'w').close()\n",
+        "    def deliver() -> None:\n",
+        "    def deliver() -> None:\n        open('asked', 'w').close()\n",
     )
     process = bundle.start("enqueue", "add", "1", "2", "--wait")
     eventually("it has been asked whether to wait on", (bundle.folder / "asked").exists)
@@ -233,8 +233,8 @@ def test_ctrl_c_that_is_switched_off_stays_so(bundle: Bundle, first: str, code: 
     bundle.worker()
     bundle.switch_off(
         "cli/interrupt.py",
-        "    def let_go() -> None:\n",
-        "    def let_go() -> None:\n        signal.raise_signal(signal.SIGINT)\n",
+        "    def deliver() -> None:\n",
+        "    def deliver() -> None:\n        signal.raise_signal(signal.SIGINT)\n",
     )
     done = bundle.run("sh", "-c", f"{first}exec '{BIN}/proj' enqueue add 1 2 --wait")
 
@@ -254,7 +254,7 @@ def test_ctrl_c_while_a_result_is_read(bundle: Bundle) -> None:
 
     assert (done.returncode, done.stdout) == (130, "")
     (task_id,) = _ids(bundle)
-    said = f"The messages stay enqueued; look again with: proj result {task_id}\nInterrupted.\n"
+    said = f"The messages stay enqueued; see: proj result {task_id}\nInterrupted.\n"
     assert done.stderr == said
 
 

@@ -13,7 +13,7 @@ def test_drop_needs_yes(bundle: Bundle) -> None:
     done = bundle.proj("dead", "drop", "--all")
 
     assert (done.returncode, done.stdout) == (2, "")
-    assert "3 dead letters would be gone for good; say --yes" in done.stderr
+    assert "3 dead letters would be deleted permanently; confirm with --yes" in done.stderr
     assert bundle.depth("proj.dead") == 3
 
 

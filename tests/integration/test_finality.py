@@ -109,7 +109,7 @@ turn, problems = threading.Barrier(len(states)), []
 
 def run(number):
     try:
-        for n in range(100):
+        for n in range(40):
             turn.wait(60)
             write(f"c{n}", *states[(number + n) % len(states)])
     except Exception as error:
@@ -118,11 +118,11 @@ def run(number):
 threads = [threading.Thread(target=run, args=(number,)) for number in range(len(states))]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
-print(json.dumps([problems, [read(f"c{n}") for n in range(100)]]))
+print(json.dumps([problems, [read(f"c{n}") for n in range(40)]]))
 """,
     )
 
-    assert found == [[], [["FAILURE", 3]] * 100]
+    assert found == [[], [["FAILURE", 3]] * 40]
 
 
 def test_retry_is_stored_before_it_is_published(bundle: Bundle) -> None:
@@ -163,7 +163,7 @@ print(json.dumps(once_more.delay().get(timeout=90)))
 
 @pytest.mark.timeout(120)
 def test_tasks_that_retry_at_once_all_end(stored: Bundle) -> None:
-    """300 tasks that retry, on 8 slots: each ends with its last attempt, and the log has no error."""
+    """120 tasks that retry, on 8 slots: each ends with its last attempt, and the log has no error."""
     stored.add_task("""
         @app.task(bind=True, name="proj.tasks.again", max_retries=2)
         def again(self, end):
@@ -174,20 +174,20 @@ def test_tasks_that_retry_at_once_all_end(stored: Bundle) -> None:
     worker = stored.worker("--concurrency=8", "--without-gossip")
     stored.python("""
 from proj.tasks import again
-for n in range(300): again.apply_async((n % 2,), task_id=f"r{n}")
+for n in range(120): again.apply_async((n % 2,), task_id=f"r{n}")
 print(0)
 """)
 
     def states() -> list[list[Any]]:
-        found: list[list[Any]] = _call(stored, 'print(json.dumps([read(f"r{n}") for n in range(300)]))')
+        found: list[list[Any]] = _call(stored, 'print(json.dumps([read(f"r{n}") for n in range(120)]))')
         return found
 
     eventually(
         "all have ended",
-        lambda: worker.text().count(" succeeded in ") == 150 and stored.depth("proj.dead") == 150,
+        lambda: worker.text().count(" succeeded in ") == 60 and stored.depth("proj.dead") == 60,
         patience=3 * PATIENCE,
     )
-    assert states() == list(itertools.islice(itertools.cycle([["FAILURE", 2], ["SUCCESS", 2]]), 300))
+    assert states() == list(itertools.islice(itertools.cycle([["FAILURE", 2], ["SUCCESS", 2]]), 120))
     assert "is not stored" not in worker.text()
     assert "result store failed" not in worker.text()
     assert "UNIQUE" not in worker.text()

@@ -131,7 +131,7 @@ def test_killed_worker_is_not_live_at_once(bundle: Bundle) -> None:
     worker.kill()
 
     code, line = _health(bundle, "--live")
-    assert (code, line.endswith(f"is gone, its process {worker.process.pid} ended without a word")) == (
+    assert (code, line.endswith(f"was killed or crashed: its process {worker.process.pid} is gone")) == (
         69,
         True,
     )
@@ -359,11 +359,11 @@ def test_probe_imports_nothing_that_takes_time(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ([], 2, "Error: say what to look for: --live or --ready (see: proj health --help)\n"),
+        ([], 2, "Error: give either --live or --ready (see: proj health --help)\n"),
         (
             ["--live", "--ready"],
             2,
-            "Error: say what to look for: --live or --ready (see: proj health --help)\n",
+            "Error: give either --live or --ready (see: proj health --help)\n",
         ),
         (
             ["--alive"],

@@ -156,7 +156,7 @@ def test_delayed_messages_are_counted_in_one_row(bundle: Bundle) -> None:
 
     assert re.search(r"^delayed +3 ", done.stdout, re.MULTILINE)
     assert re.search(r"^proj\.tasks +0 ", done.stdout, re.MULTILINE)
-    assert "delayed: of all Celery applications" in done.stderr
+    assert "delayed: messages of all Celery applications" in done.stderr
 
 
 def test_dead_letters_say_how_long_the_oldest_lies(bundle: Bundle) -> None:
@@ -184,7 +184,7 @@ def test_dead_letters_that_another_program_reads_have_no_age(bundle: Bundle) -> 
         seen = look(bundle)
 
     assert (seen["queues"]["proj.dead"]["ready"], seen["queues"]["proj.dead"]["oldest"]) == (1, None)
-    assert "another program is looking at the dead letters" in " ".join(seen["problems"])
+    assert "another program is reading the dead letters" in " ".join(seen["problems"])
 
 
 def test_dead_letters_are_looked_at_anew_when_some_have_left(bundle: Bundle) -> None:
@@ -212,7 +212,7 @@ with depths.Reader(app, ["proj.dead"]) as reader:
     ages = [look(reader)[0], look(reader)[0]]
     dead_letters.drop(app, Wanted(ids={"first"}))
     ages.append(look(reader)[0])
-depths.reader._FEW = 0
+depths.reader._MAX_DEAD = 0
 with depths.Reader(app, ["proj.dead"]) as reader:
     many, problems = look(reader)
 print(json.dumps([seen, ages, many, problems]))
@@ -221,7 +221,7 @@ print(json.dumps([seen, ages, many, problems]))
     assert looks == [1, 1, 2, 2]
     assert None not in ages
     assert many is None
-    assert "there are more than 0 (see: proj dead list --limit 1)" in " ".join(problems)
+    assert "there are more than 0 messages (see: proj dead list --limit 1)" in " ".join(problems)
 
 
 def test_dead_letters_are_not_looked_at_when_that_would_declare(bundle: Bundle) -> None:
@@ -420,7 +420,7 @@ def test_broker_that_keeps_no_statistics_is_not_at_rest(no_statistics: None, bun
 
     row = seen["queues"]["proj.tasks"]
     assert [row[name] for name in COLUMNS] == ["proj.tasks", 1, None, 0, None, None, None, None]
-    assert "statistics switched off" in " ".join(seen["problems"])
+    assert "statistics of the management API" in " ".join(seen["problems"])
 
 
 def test_busy_queue_is_not_taken_for_an_empty_one(bundle: Bundle) -> None:

@@ -167,7 +167,7 @@ def test_message_that_is_too_large_stays_and_the_others_go_on(
 
     done = bundle.proj("dead", "redrive", "--all")
 
-    assert done.stderr == "7 redriven, 2 left: it is larger than the broker takes (2)\n"
+    assert done.stderr == "7 redriven, 2 left: it is larger than the broker accepts (2)\n"
     assert done.returncode == 69
     assert dead.ids(bundle) == ["id-2", "id-6"]
     sent = [message.properties["correlation_id"] for message in dead.take(bundle, "proj.tasks")]
@@ -327,7 +327,7 @@ def test_redrive_that_is_not_confirmed_is_75(bundle: Bundle) -> None:
     ("work", "said"),
     [
         ("redrive", "; no dead letter is lost (repeat"),
-        ("drop", " (repeat the command; up to 100 more may be gone)"),
+        ("drop", " (repeat the command; up to 100 more may be dropped)"),
     ],
 )
 def test_broker_that_goes_away_after_some_is_75(bundle: Bundle, work: str, said: str) -> None:

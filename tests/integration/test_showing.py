@@ -144,7 +144,7 @@ def test_bomb_does_not_fill_memory(shared: Bundle) -> None:
 
     shown = dead.show(shared, "bomb")
     assert shown["task"] == "proj.tasks.add"
-    assert shown["arguments"] == "(compressed as application/x-gzip, and longer than 1 MiB when unpacked)"
+    assert shown["arguments"] == "(compressed with application/x-gzip, over 1 MiB when decompressed)"
 
 
 def test_attempts_that_never_began_are_not_counted(shared: Bundle) -> None:

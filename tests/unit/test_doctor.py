@@ -29,8 +29,8 @@ def test_broker_that_the_promise_cannot_rest_on(product: str, version: str) -> N
     [
         ("3.10.8", ["priority", "without limit"]),
         ("3.13.7", ["priority", "without limit"]),
-        ("4.0.5", ["21st return"]),
-        ("4.3.5", ["21st return", "transient"]),
+        ("4.0.5", ["21st requeue"]),
+        ("4.3.5", ["21st requeue", "transient"]),
     ],
 )
 def test_traps_of_each_version(version: str, words: list[str]) -> None:
@@ -78,5 +78,5 @@ def test_consumer_timeout_that_is_believed_in(monkeypatch: pytest.MonkeyPatch) -
     finding = limits(monkeypatch, configured=lambda _: 1_600_000)
     assert (finding.level, finding.what) == (
         "warning",
-        "PROJ_CONSUMER_TIMEOUT says 1800 s, and the broker waits 1600 s",
+        "PROJ_CONSUMER_TIMEOUT is 1800 s, but the broker's consumer_timeout is 1600 s",
     )

@@ -49,7 +49,7 @@ def test_promise_decides(standing_clock: float) -> None:
     assert _judge(_beat()) == (True, "live: worker w1@host beat 0.0 s ago")
     assert _judge(late) == (
         False,
-        "not live: worker w1@host beat 9.0 s ago, and was to beat again within 5.0 s",
+        "not live: worker w1@host beat 9.0 s ago, but was due to beat again within 5.0 s",
     )
 
 
@@ -82,7 +82,7 @@ def test_number_of_a_process_is_not_the_process() -> None:
 
     assert verdict == (
         False,
-        f"not live: worker w1@host is gone, its process {os.getpid()} ended without a word",
+        f"not live: worker w1@host was killed or crashed: its process {os.getpid()} is gone",
     )
 
 

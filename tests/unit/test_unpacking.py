@@ -29,7 +29,7 @@ def test_bomb_is_unpacked_to_the_limit_only(method: str) -> None:
     packed, name = compression.compress(b"\0" * 100 * LIMIT, method)
     tracemalloc.start()
     try:
-        with pytest.raises(NotUnpacked, match="longer than 1 MiB"):
+        with pytest.raises(NotUnpacked, match="over 1 MiB"):
             unpack(packed, name)
         assert tracemalloc.get_traced_memory()[1] < 16 * LIMIT
     finally:
@@ -42,7 +42,7 @@ def test_header_that_asks_for_memory_is_refused() -> None:
     small = lzma.compress(b"x", filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 2**20}])
     assert unpack(small, "xz") == b"x"
     packed = lzma.LZMACompressor(filters=filters)
-    with pytest.raises(NotUnpacked, match="and is not: Memory usage limit"):
+    with pytest.raises(NotUnpacked, match="but is not: Memory usage limit"):
         unpack(packed.compress(b"x") + packed.flush(), "xz")
 
 
