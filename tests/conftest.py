@@ -15,6 +15,7 @@ from proj.private_node.node import BrokerNode, find_server_dir
 from tests import ports
 from tests.bundle import Bundle, vhost_of
 from tests.missing import missing
+from tests.vhosts import VirtualHosts
 
 #: No test talks to a broker that it did not start: a process that is told of none gets this one.
 NO_BROKER_URL = "amqp://a-test-that-needs-a-broker-asks-for-a-bundle.invalid"
@@ -77,9 +78,19 @@ def node(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
     node.kill()
 
 
+@pytest.fixture(scope="session")
+def vhosts(node: BrokerNode) -> VirtualHosts:
+    return VirtualHosts(node, "used")
+
+
 @pytest.fixture
-def bundle(node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bundle]:
-    with Bundle(node, vhost=vhost_of(request), folder=tmp_path) as bundle:
+def bundle(request: pytest.FixtureRequest, node: BrokerNode, tmp_path: Path) -> Iterator[Bundle]:
+    """In a new virtual host; with the mark `used_vhost`, in one that has the topology and no message."""
+    if request.node.get_closest_marker("used_vhost"):
+        lent = request.getfixturevalue("vhosts").lend(tmp_path)
+    else:
+        lent = Bundle(node, vhost=vhost_of(request), folder=tmp_path)
+    with lent as bundle:
         yield bundle
 
 

@@ -10,6 +10,8 @@ import pytest
 from tests.bundle import BIN, PATIENCE, Bundle
 from tests.integration import dead
 
+pytestmark = pytest.mark.used_vhost
+
 #: Runs command lines in one process, and prints of each its arguments, its exit code and the lines of stderr.
 _RUN_ALL = """
 import contextlib, io, itertools, json, sys

@@ -19,6 +19,8 @@ from proj.private_node import node
 from tests.bundle import COMMAND_TIMEOUT
 from tests.integration.node_processes import STOPPED, alive, left, logged_since, processes
 
+pytestmark = pytest.mark.used_vhost
+
 REPOSITORY = Path(__file__).parents[2]
 
 #: No other node is in the way of one that is told this.

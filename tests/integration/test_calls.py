@@ -1,6 +1,10 @@
 """Calls that people make, between a program of theirs, a broker and a worker."""
 
+import pytest
+
 from tests.bundle import Bundle
+
+pytestmark = pytest.mark.used_vhost
 
 TASKS = """
     from collections.abc import Iterable

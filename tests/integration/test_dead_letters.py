@@ -15,6 +15,8 @@ from tests.bundle import Bundle, eventually
 from tests.integration import dead
 from tests.refusal import refuses
 
+pytestmark = pytest.mark.used_vhost
+
 #: Seconds that a command may take besides waiting, on a machine that is busy, and slow.
 STARTING = 40
 

@@ -1,9 +1,13 @@
 """`proj dead drop`: dead letters that nobody wants any more."""
 
+import pytest
+
 from proj import dead_letters
 from proj.dead_letters import publisher
 from tests.bundle import Bundle
 from tests.integration import dead
+
+pytestmark = pytest.mark.used_vhost
 
 
 def test_drop_needs_yes(bundle: Bundle) -> None:

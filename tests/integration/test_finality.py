@@ -8,6 +8,8 @@ import pytest
 
 from tests.bundle import PATIENCE, Bundle, eventually
 
+pytestmark = pytest.mark.used_vhost
+
 #: Each of them (state, redrives, retries), and what is stored after both were written, in either order.
 PAIRS: list[tuple[tuple[str, int, int], tuple[str, int, int]]] = [
     (("RETRY", 0, 0), ("SUCCESS", 0, 1)),

@@ -3,8 +3,12 @@
 import json
 from typing import Any
 
+import pytest
+
 from tests.bundle import Bundle
 from tests.refusal import refuses
+
+pytestmark = pytest.mark.used_vhost
 
 TASKS = """
     from celery.exceptions import Ignore

@@ -16,6 +16,8 @@ from tests.chaos.proxy import Proxy
 from tests.integration import dead
 from tests.integration.logged import MOODY, PRINTS, Shared
 
+pytestmark = pytest.mark.used_vhost
+
 JSON = {"PROJ_LOG_FORMAT": "json"}
 
 

@@ -8,6 +8,8 @@ from proj.private_node.node import BrokerNode
 from tests.bundle import GATED_TASK, Bundle, Worker, eventually
 from tests.integration import dead
 
+pytestmark = pytest.mark.used_vhost
+
 
 def test_shutdown_ends_tasks_and_is_no_error(bundle: Bundle) -> None:
     """`control shutdown` is SIGTERM: the last task ends, the worker is live meanwhile, and it is no error."""

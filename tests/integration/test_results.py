@@ -13,6 +13,8 @@ from tests.bundle import Bundle, Worker, eventually
 from tests.integration import stores
 from tests.integration.stores import Database, Fault
 
+pytestmark = pytest.mark.used_vhost
+
 #: A result of so many letters does not fit into the store of `_impatient`.
 TOO_MANY = 1_000_000
 

@@ -11,6 +11,8 @@ from proj.private_node.node import BrokerNode
 from tests.bundle import Bundle, eventually, vhost_of
 from tests.integration import dead
 
+pytestmark = pytest.mark.used_vhost
+
 #: Tasks whose results and failures Python's `json`, or Celery, cannot carry as they are.
 TASKS = """
     import json, math, subprocess

@@ -1,6 +1,10 @@
 """Hostile values at `.delay()`: each arrives as it was given, or is refused before it is sent."""
 
+import pytest
+
 from tests.bundle import Bundle
+
+pytestmark = pytest.mark.used_vhost
 
 #: Says what it got, so exactly that a float, a truth value and a whole number are told apart.
 TASK = """
