@@ -1,8 +1,18 @@
 .DEFAULT_GOAL := help
 PYTHON_IN_VENV := .venv/bin/python
 
-# Tests mostly wait. Each process has its own RabbitMQ.
+# Tests mostly wait. Each process has its own RabbitMQ. A process begins with neighbouring tests, so that few processes
+# make what the tests of a module share; idle ones take over tests at the end.
 TEST_PROCESSES := 4
+
+# What `make test` runs.
+TESTS := tests
+
+# Those that depend on the release of RabbitMQ or Python.
+RELEASE_TESTS := tests/unit tests/integration tests/chaos tests/doctor tests/browser/test_metrics.py
+
+# If it is set, each process compiles all tests again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## Show these targets.
@@ -19,11 +29,11 @@ demo: setup ## Run the demo, one minute: tasks go through RabbitMQ, a worker is 
 .PHONY: test
 test: ## Run all tests, against a private RabbitMQ on free ports.
 	@scripts/setup tests
-	@$(PYTHON_IN_VENV) -m pytest --numprocesses=$(TEST_PROCESSES)
+	@$(PYTHON_IN_VENV) -m pytest --numprocesses=$(TEST_PROCESSES) --dist=worksteal $(TESTS)
 
 .PHONY: test-trixie
-test-trixie: setup ## Run all tests in a chroot with Debian 13 and RabbitMQ 4 (needs root on Debian).
-	@scripts/on-debian trixie make test
+test-trixie: setup ## Run the tests that depend on RabbitMQ or Python in a chroot with Debian 13 (needs root on Debian).
+	@scripts/on-debian trixie make test TESTS="$(RELEASE_TESTS)"
 
 .PHONY: check
 check: setup ## Lint, check imports and types, and run all tests.
