@@ -58,10 +58,6 @@ bench: setup ## Measure start-up times, and how soon another worker takes over a
 	@$(PYTHON_IN_VENV) benchmarks/startup.py
 	@$(PYTHON_IN_VENV) benchmarks/takeover.py
 
-.PHONY: help-text
-help-text: setup ## Write anew what `proj --help` prints.
-	@$(PYTHON_IN_VENV) -m proj -h > proj/cli/help.txt
-
 .PHONY: definitions
 definitions: setup ## Generate deploy/rabbitmq/definitions.json from proj/queues.py.
 	@$(PYTHON_IN_VENV) scripts/definitions

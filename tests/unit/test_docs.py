@@ -2,14 +2,12 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import click
 import pytest
 
 from proj import config
-from proj.cli import help_text
 from proj.cli.main import COMMANDS, proj
 from proj.dead_letters.reasons import Reason
 from proj.errors import ExitCode
@@ -41,13 +39,6 @@ def _blocks() -> list[str]:
         for block in re.findall(r"```(?:console|sh)\n(.*?)```", README, re.DOTALL)
         for line in block.splitlines()
     ]
-
-
-def test_help_text_is_what_click_makes() -> None:
-    """The text that is kept ready is the text that the commands would make."""
-    done = subprocess.run([sys.executable, "-m", "proj", "-h"], capture_output=True, text=True, check=True)
-
-    assert help_text.read() == done.stdout, "run: make help-text"
 
 
 def test_list_of_commands_says_what_each_says_of_itself() -> None:

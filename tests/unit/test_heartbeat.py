@@ -8,14 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import click
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from proj import config, state_dir
-from proj.cli import health_text
-from proj.cli.health import health
 from proj.errors import ConfigError
 from proj.health import heartbeat
 from proj.health.heartbeat import READY, Heartbeat
@@ -190,53 +185,6 @@ def test_leftover_that_cannot_be_cleared_away_hinders_no_other(
     heartbeat.clear_leftovers(str(tmp_path))
 
     assert not leftover.exists()
-
-
-@given(
-    st.lists(
-        st.sampled_from(
-            [
-                "--live",
-                "--ready",
-                "--json",
-                "--worker",
-                "--worker=w",
-                "--worker=",
-                "w1@host",
-                "-h",
-                "--",
-                "-x",
-                "",
-            ]
-        ),
-        max_size=5,
-    )
-)
-def test_probe_reads_its_words_as_click_does(words: list[str]) -> None:
-    """What the probe takes for right, click takes for the same; and it takes nothing that click refuses."""
-    options = health_text.parse(words)
-    if options is not None:
-        assert health.make_context("health", list(words)).params == options
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--live"],
-        ["--json", "--ready"],
-        ["--live", "--worker", "w1@host"],
-        ["--worker=w1", "--live", "--json"],
-    ],
-)
-def test_probe_reads_what_is_right_itself(words: list[str]) -> None:
-    """Else it would be right, and slow."""
-    assert health_text.parse(words) is not None
-
-
-def test_every_option_is_known_to_the_probe() -> None:
-    """An option that is added to the command is added to what reads it fast."""
-    names = {param.name for param in health.params if isinstance(param, click.Option)}
-    assert names == set(health_text.parse(["--live"]) or ())
 
 
 ENV_FILE = "export PROJ_STATE_DIR='file folder' # and more\nAMQP_HOST=h\n"
