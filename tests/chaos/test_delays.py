@@ -14,6 +14,7 @@ from proj import queues
 from proj.private_node.node import BrokerNode
 from tests.bundle import PATIENCE, Bundle, Worker, eventually, vhost_of
 from tests.chaos.publisher import Publisher
+from tests.erlang import evaluate
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_delays_that_end_while_the_broker_is_down(own: Bundle) -> None:
 def test_delayed_message_waits_for_a_queue_that_is_gone(own: Bundle) -> None:
     """When the work queue is missing as the delay ends, the message is kept until there is one again."""
     # Milliseconds after which the broker tries again, for queues that are declared from now on.
-    own.node.ctl("eval", "application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 1000).")
+    evaluate(own.node, "application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 1000)")
     own.declare()
     own.management("DELETE", f"queues/{quote(own.vhost)}/proj.tasks")
     key = calculate_routing_key(2, queues.DEFAULT_QUEUE)
