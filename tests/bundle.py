@@ -37,6 +37,7 @@ PATIENCE = 120
 #: Seconds that a command may take.
 COMMAND_TIMEOUT = 300
 
+
 #: A task that lasts until its gate, a file, is there.
 GATED_TASK = """
     @app.task(name="proj.tasks.gated")

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import quote
 
-from tests.bundle import COMMAND_TIMEOUT, Bundle
+from tests import fork_server
+from tests.bundle import COMMAND_TIMEOUT, Bundle, eventually
+from tests.erlang import evaluate
 
 #: Seconds that a publish may take in the tests where something keeps it waiting.
 TIMEOUT = 4
@@ -57,7 +59,7 @@ class Publisher:
 
     def __init__(self, bundle: Bundle, **env: str) -> None:
         self._limit = float((bundle.env | env)["PROJ_PUBLISH_TIMEOUT"])
-        self._process = subprocess.Popen(
+        self._process = fork_server.popen(
             [sys.executable, "-c", _PROGRAM],
             cwd=bundle.folder,
             env=bundle.env | env,
@@ -128,6 +130,20 @@ def hurry(bundle: Bundle) -> None:
     """From now on a publish may take `TIMEOUT`; to declare what it needs, before, all the time it takes."""
     bundle.declare()
     bundle.env["PROJ_PUBLISH_TIMEOUT"] = str(TIMEOUT)
+
+
+def limit(bundle: Bundle) -> str:
+    """Let the work queue have room for one message; the path of the policy in the management API."""
+    path = f"policies/{quote(bundle.vhost)}/full"
+    policy = {"pattern": "^proj\\.tasks$", "definition": {"max-length": 1}, "apply-to": "queues"}
+    bundle.management("PUT", path, policy)
+    # The management API would report it up to 5 s late.
+    named = (
+        f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{bundle.vhost}">>, queue, <<"proj.tasks">>)),'
+        ' rabbit_policy:name(Q) =:= <<"full">>.'
+    )
+    eventually("the policy applies", lambda: evaluate(bundle.node, named).strip() == "true")
+    return path
 
 
 @contextmanager

@@ -10,11 +10,8 @@ import pytest
 
 from proj.private_node.node import BrokerNode
 from tests.alarm import alarm
-from tests.bundle import BIN, Bundle, eventually
-from tests.chaos.publisher import SLACK, user
-
-#: Seconds that each publish may take here; long enough for all callers to connect at the same time.
-TIMEOUT = 10
+from tests.bundle import Bundle, eventually
+from tests.chaos.publisher import SLACK, limit, user
 
 #: Each caller in a thread of its own, all at the same time. `traced` executes a task as a worker does.
 _PROGRAM = """
@@ -129,6 +126,8 @@ class Fault:
     kind: str
     words: str
     exit_code: int
+    #: Seconds that a publish may take: long enough for all callers to connect at the same time.
+    timeout: int = 30
     before: str = "app.conf.broker_pool_limit = 50"
 
 
@@ -147,11 +146,10 @@ def no_queue(bundle: Bundle) -> Iterator[None]:
 
 @contextmanager
 def full_queue(bundle: Bundle) -> Iterator[None]:
-    policy = {"pattern": "^proj\\.tasks$", "definition": {"max-length": 1}, "apply-to": "queues"}
-    bundle.management("PUT", f"policies/{quote(bundle.vhost)}/full", policy)
-    eventually("the policy applies", lambda: bundle.of_vhost("queues", "/proj.tasks").get("policy"))
+    policy = limit(bundle)
     eventually("it is full", lambda: "queue is full" in bundle.proj("enqueue", "add", "1", "2").stderr)
     yield
+    bundle.management("DELETE", policy)
 
 
 def no_confirm(bundle: Bundle) -> AbstractContextManager[None]:
@@ -162,13 +160,14 @@ FAULTS = {
     "nothing": Fault(nothing, "confirmed", "", 0),
     "no queue": Fault(no_queue, "BrokerRefused", "no queue takes the message", 69),
     "full queue": Fault(full_queue, "BrokerRefused", "the queue is full", 69),
-    "no confirm": Fault(no_confirm, "OutcomeUnknown", "did not confirm message", 75),
+    "no confirm": Fault(no_confirm, "OutcomeUnknown", "did not confirm message", 75, timeout=5),
     "no connection": Fault(
         nothing,
         "BrokerUnreachable",
         "all 10 connections to the broker are in use",
         0,
-        "held = [app.pool.acquire() for _ in range(app.conf.broker_pool_limit)]",
+        timeout=2,
+        before="held = [app.pool.acquire() for _ in range(app.conf.broker_pool_limit)]",
     ),
 }
 
@@ -183,20 +182,22 @@ class Ends:
     limits: list[Any]
 
 
+@pytest.fixture(scope="module")
+def shared(own_node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    with Bundle(own_node, vhost="callers", folder=tmp_path_factory.mktemp("callers")) as bundle:
+        yield bundle
+
+
 @pytest.fixture(scope="module", params=FAULTS)
-def ends(
-    request: pytest.FixtureRequest, own_node: BrokerNode, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Ends]:
-    fault = FAULTS[request.param]
-    vhost = f"callers-{request.param.replace(' ', '-')}"
-    with Bundle(own_node, vhost=vhost, folder=tmp_path_factory.mktemp("callers")) as bundle:
-        bundle.declare()
-        bundle.env["PROJ_PUBLISH_TIMEOUT"] = str(TIMEOUT)
-        with fault.happens(bundle):
-            ended = bundle.python(_PROGRAM.format(before=fault.before, limit=TIMEOUT + SLACK))
-            command = bundle.run(BIN / "celery", "-A", "proj", "call", "proj.tasks.add", "--args=[1, 2]")
-        published = bundle.peek("proj.tasks") if fault.happens is nothing else []
-        yield Ends(fault, ended, command, [each["properties"]["headers"]["timelimit"] for each in published])
+def ends(request: pytest.FixtureRequest, shared: Bundle) -> Ends:
+    bundle, fault = shared, FAULTS[request.param]
+    bundle.declare()
+    bundle.env |= {"PROJ_PUBLISH_TIMEOUT": str(fault.timeout), "CELERY_BROKER_URL": bundle.url}
+    with fault.happens(bundle):
+        ended = bundle.python(_PROGRAM.format(before=fault.before, limit=fault.timeout + SLACK))
+        command = bundle.celery("call", "proj.tasks.add", "--args=[1, 2]")
+    published = bundle.peek("proj.tasks") if fault.kind == "confirmed" else []
+    return Ends(fault, ended, command, [each["properties"]["headers"]["timelimit"] for each in published])
 
 
 @pytest.mark.parametrize("caller", CALLERS)
@@ -208,14 +209,14 @@ def test_publish_of_each_caller(ends: Ends, caller: str) -> None:
         return
     assert kind == ends.fault.kind, text
     assert ends.fault.words in text
-    assert seconds < TIMEOUT + SLACK
+    assert seconds < ends.fault.timeout + SLACK
 
 
 def test_limits_are_those_of_the_worker(ends: Ends) -> None:
     """No message carries the time limits of its publisher's settings, whoever published it."""
     none = ["undefined", "undefined"]  # as the management API writes it
     assert all(limits == none for limits in ends.limits)
-    assert ends.limits or ends.fault.happens is not nothing
+    assert ends.limits or ends.fault.kind != "confirmed"
 
 
 def test_celery_call(ends: Ends) -> None:
@@ -232,9 +233,9 @@ def test_celery_call(ends: Ends) -> None:
         assert done.stderr == ""
 
 
-def test_celery_call_of_arguments_that_json_cannot_carry(bundle: Bundle) -> None:
+def test_celery_call_of_arguments_that_json_cannot_carry(shared: Bundle) -> None:
     """What is wrong with the message itself is one line too."""
-    done = bundle.run(BIN / "celery", "-A", "proj", "call", "proj.tasks.add", "--args=[NaN, 2]")
+    done = shared.celery("call", "proj.tasks.add", "--args=[NaN, 2]")
     assert (done.returncode, done.stdout) == (65, "")
     assert done.stderr.startswith("Error: proj.tasks.add: JSON cannot carry argument 0")
     assert done.stderr.count("\n") == 1

@@ -13,7 +13,7 @@ from proj import queues
 from proj.private_node.node import BrokerNode
 from proj.rabbitmq import topology
 from tests.alarm import alarm
-from tests.bundle import BIN, GATED_TASK, Bundle, Worker, eventually
+from tests.bundle import GATED_TASK, Bundle, Worker, eventually
 
 #: Seconds that no test waits for.
 LATER: Final = 3600
@@ -174,10 +174,7 @@ def test_rate_limit_of_a_running_worker(bundle: Bundle, worker: Worker) -> None:
     """`celery control rate_limit` is obeyed as well, and so is its end."""
 
     def limit(rate: str) -> None:
-        done = bundle.run(
-            BIN / "celery", "-A", "proj", "control", "--timeout=5", "rate_limit", "proj.tasks.add", rate
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        bundle.control(worker, "rate_limit", "proj.tasks.add", rate)
 
     limit("1/h")
     _publish(bundle, "limited-1", "limited-2", "limited-3")

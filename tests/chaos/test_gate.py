@@ -14,7 +14,7 @@ import pytest
 
 from proj import queues
 from proj.private_node.node import BrokerNode
-from tests.bundle import BIN, PATIENCE, Bundle, Worker, eventually, vhost_of
+from tests.bundle import PATIENCE, Bundle, Worker, eventually, vhost_of
 from tests.integration import dead
 
 ADD: Final = {"task": "proj.tasks.add", "lang": "py", "retries": 0}
@@ -250,7 +250,7 @@ def test_revocation_that_cannot_be_stored_is_not_acknowledged(
         bundle.declare()
         bundle.env["CELERY_RESULT_BACKEND"] = "db+postgresql://nobody:nothing@127.0.0.1:1/nowhere"
         worker = bundle.worker().ready()
-        bundle.run(BIN / "celery", "-A", "proj", "control", "--timeout=10", "revoke", "it")
+        bundle.control(worker, "revoke", "it")
         with bundle.channel() as channel:
             _publish(channel, GOOD, {"id": "it"})
 

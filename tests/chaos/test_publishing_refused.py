@@ -5,20 +5,13 @@ from urllib.parse import quote
 import pytest
 
 from tests.bundle import Bundle, eventually
-from tests.chaos.publisher import MAX_SIZE, Outcome, Publisher, check, ids, user
-
-
-def _limit(bundle: Bundle) -> None:
-    """Let the queue have room for one message."""
-    policy = {"pattern": "^proj\\.tasks$", "definition": {"max-length": 1}, "apply-to": "queues"}
-    bundle.management("PUT", f"policies/{quote(bundle.vhost)}/full", policy)
-    eventually("the policy applies", lambda: bundle.of_vhost("queues", "/proj.tasks").get("policy"))
+from tests.chaos.publisher import MAX_SIZE, Outcome, Publisher, check, ids, limit, user
 
 
 def _fill(bundle: Bundle, publisher: Publisher) -> Outcome:
     """Publish to a queue with room for one until something else than a confirm comes; or 20 times."""
     check(publisher.publish(), "confirmed")
-    _limit(bundle)
+    limit(bundle)
     for number in range(20):
         outcome = publisher.publish(task_id=str(number))
         if outcome.kind != "confirmed":
@@ -46,7 +39,7 @@ def test_queue_that_is_full(bundle: Bundle) -> None:
 def test_some_of_many_that_are_refused(bundle: Bundle) -> None:
     """The command says which messages it has enqueued before, where it has not printed their ids."""
     bundle.declare()
-    _limit(bundle)
+    limit(bundle)
 
     done = bundle.proj("enqueue", "add", "1", "2", "--count", "50", "--wait")
 
