@@ -140,9 +140,9 @@ def limit(bundle: Bundle) -> str:
     # The management API would report it up to 5 s late.
     named = (
         f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{bundle.vhost}">>, queue, <<"proj.tasks">>)),'
-        ' rabbit_policy:name(Q) =:= <<"full">>.'
+        ' rabbit_policy:name(Q) =:= <<"full">>'
     )
-    eventually("the policy applies", lambda: evaluate(bundle.node, named).strip() == "true")
+    eventually("the policy applies", lambda: evaluate(bundle.node, named) == "true")
     return path
 
 
