@@ -36,7 +36,7 @@ _CUT: Final = {"exception": 20, "arguments": 12, "task": 16, "reason": 14, "id":
 _WIDTH: Final = 200
 
 
-def _choosing(command: Callable[..., Any]) -> Callable[..., Any]:
+def _filter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     task = click.option("--task", metavar="NAME", help="Only dead letters of this task.")
     reason = click.option(
         "--reason", type=click.Choice([*map(str, REASONS)]), help="Only dead letters with this reason."
@@ -44,7 +44,7 @@ def _choosing(command: Callable[..., Any]) -> Callable[..., Any]:
     return task(reason(command))
 
 
-def _acting(command: Callable[..., Any]) -> Callable[..., Any]:
+def _action_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--dry-run", is_flag=True, help="Change nothing; print how many would be affected."),
         click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N dead letters."),
@@ -52,7 +52,7 @@ def _acting(command: Callable[..., Any]) -> Callable[..., Any]:
         click.argument("ids", nargs=-1, metavar="[ID]..."),
     ):
         command = option(command)
-    return _choosing(command)
+    return _filter_options(command)
 
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per dead letter.")
@@ -60,7 +60,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 
 @click.group()
 def dead() -> None:
-    """Look at dead letters, redrive them, or drop them.
+    """List, show, redrive or drop dead letters.
 
     Listing and showing change nothing. Only one program can read the dead letters at a time.
 
@@ -69,7 +69,7 @@ def dead() -> None:
 
 
 @dead.command("list")
-@_choosing
+@_filter_options
 @click.option("--limit", type=click.IntRange(min=1), default=50, metavar="N", help="At most N dead letters.")
 @_json_option
 def list_(task: str | None, reason: str | None, limit: int, as_json: bool) -> None:
@@ -125,7 +125,7 @@ def show(letter_id: str, as_json: bool) -> None:
 
 
 @dead.command()
-@_acting
+@_action_options
 def redrive(ids: tuple[str, ...], everything: bool, dry_run: bool, **choice: Any) -> None:
     """Send dead letters back to their queues.
 
@@ -137,7 +137,7 @@ def redrive(ids: tuple[str, ...], everything: bool, dry_run: bool, **choice: Any
     from proj import dead_letters
     from proj.logs import formats
 
-    _check(ids, everything)
+    _check_choice(ids, everything)
     formats.write_events(proj.app.settings)
     report = dead_letters.redrive(
         proj.app,
@@ -148,16 +148,18 @@ def redrive(ids: tuple[str, ...], everything: bool, dry_run: bool, **choice: Any
     )
     left = ", ".join(f"{why} ({count})" for why, count in sorted(report.left.items()))
     word = "would be redriven" if dry_run else "redriven"
-    _say(f"{report.done} {word}" + (f", {report.left.total()} left: {left}" if left else ""), ids, report)
+    _print_summary(
+        f"{report.done} {word}" + (f", {report.left.total()} left: {left}" if left else ""), ids, report
+    )
     if report.undeliverable:
         raise click.exceptions.Exit(ExitCode.UNREACHABLE)
     if report.left:
         raise click.exceptions.Exit(ExitCode.BAD_DATA)
-    _check_all_met(ids, report, choice["limit"])
+    _check_all_found(ids, report, choice["limit"])
 
 
 @dead.command()
-@_acting
+@_action_options
 @click.option("--yes", is_flag=True, help="Confirm the deletion; otherwise only count.")
 def drop(ids: tuple[str, ...], everything: bool, dry_run: bool, yes: bool, **choice: Any) -> None:
     """Delete dead letters permanently.
@@ -167,23 +169,23 @@ def drop(ids: tuple[str, ...], everything: bool, dry_run: bool, yes: bool, **cho
     from proj import dead_letters
     from proj.logs import formats
 
-    _check(ids, everything)
+    _check_choice(ids, everything)
     formats.write_events(proj.app.settings)
-    looking = dry_run or not yes
+    count_only = dry_run or not yes
     report = dead_letters.drop(
         proj.app,
         _wanted(ids, **choice),
         choice["limit"],
-        dry_run=looking,
+        dry_run=count_only,
         progress=partial(progress_bar, "dropping"),
     )
     if report.done and not (dry_run or yes):
         raise click.UsageError(f"{report.done} dead letters would be deleted permanently; confirm with --yes")
-    _say(f"{report.done} {'would be dropped' if looking else 'dropped'}", ids, report)
-    _check_all_met(ids, report, choice["limit"])
+    _print_summary(f"{report.done} {'would be dropped' if count_only else 'dropped'}", ids, report)
+    _check_all_found(ids, report, choice["limit"])
 
 
-def _check(ids: tuple[str, ...], everything: bool) -> None:
+def _check_choice(ids: tuple[str, ...], everything: bool) -> None:
     if bool(ids) == everything:
         raise click.UsageError("give either ids or --all")
 
@@ -194,12 +196,12 @@ def _wanted(ids: tuple[str, ...], task: str | None, reason: str | None, **_: Any
     return Wanted(set(ids) if ids else None, task, reason)
 
 
-def _say(text: str, ids: tuple[str, ...], report: "Report") -> None:
+def _print_summary(text: str, ids: tuple[str, ...], report: "Report") -> None:
     if report.ids or not ids:  # otherwise the error about unknown ids says it all
         click.echo(text, err=True)
 
 
-def _check_all_met(ids: tuple[str, ...], report: "Report", limit: int | None) -> None:
+def _check_all_found(ids: tuple[str, ...], report: "Report", limit: int | None) -> None:
     if limit is not None and report.done >= limit:
         return  # reading stopped at the limit
     missing = [each for each in dict.fromkeys(ids) if each not in report.ids]

@@ -29,7 +29,7 @@ _INDENT: Final = 11
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list of findings.")
 def doctor(as_json: bool) -> None:
-    """Find what is in the way of the promise, and say how to mend it.
+    """Check the installation, and suggest a fix for each problem.
 
     Checks the broker, topology, settings, result store and workers, and changes nothing. Checks that cannot
     be made are listed with the reason.

@@ -83,7 +83,7 @@ def _publish_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group()
 def enqueue() -> None:
-    """Enqueue a task, and return when the broker has confirmed it.
+    """Enqueue a task and wait for the broker's confirm.
 
     Prints the message id, or with --wait the result.
 
@@ -169,11 +169,11 @@ def _enqueue(
     if wait and found.ignore_result:
         raise click.UsageError(f"--wait needs a result, and {name} ignores its results (ignore_result=True)")
     failed_before = _failure(task_id) if wait and task_id is not None else None
-    said = {option: value for option, value in options.items() if value is not None}
+    given = {option: value for option, value in options.items() if value is not None}
     ids: list[str] = []
     try:
         for _ in range(count):
-            ids.append(found.apply_async(draw_args(), kwargs, task_id=task_id, **said).id)
+            ids.append(found.apply_async(draw_args(), kwargs, task_id=task_id, **given).id)
             if not wait:
                 _print_id(ids[-1], name, as_json)
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from proj.health import report
 @click.option("--worker", metavar="NAME", help="Only this worker, w1@host or w1.  [default: all running]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def health(live: bool, ready: bool, worker: str | None, as_json: bool) -> None:
-    """Tell a supervisor whether the workers here are live, or ready.
+    """Check that this machine's workers are live or ready, for supervisors.
 
     Reads the heartbeat files that the workers' event loops write into the state folder; contacts neither
     broker nor worker. While the broker is down, workers are live and not ready.

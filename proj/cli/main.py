@@ -14,12 +14,12 @@ from proj.logs.printable import error_line
 
 #: Each command with its module and its line in `proj --help`, which then needs no import of the module.
 COMMANDS: Final = {
-    "enqueue": ("proj.cli.enqueue", "Enqueue a task, and return when the broker has confirmed it."),
+    "enqueue": ("proj.cli.enqueue", "Enqueue a task and wait for the broker's confirm."),
     "result": ("proj.cli.result", "Show how a task ended."),
-    "queues": ("proj.cli.queues", "Show how full the queues are, and how fast they move."),
-    "dead": ("proj.cli.dead", "Look at dead letters, redrive them, or drop them."),
-    "doctor": ("proj.cli.doctor", "Find what is in the way of the promise, and say how to mend it."),
-    "health": ("proj.cli.health", "Tell a supervisor whether the workers here are live, or ready."),
+    "queues": ("proj.cli.queues", "Show the length and message rates of queues."),
+    "dead": ("proj.cli.dead", "List, show, redrive or drop dead letters."),
+    "doctor": ("proj.cli.doctor", "Check the installation, and suggest a fix for each problem."),
+    "health": ("proj.cli.health", "Check that this machine's workers are live or ready, for supervisors."),
     "broker": ("proj.cli.broker", "Run a private RabbitMQ node, for development and tests."),
 }
 
@@ -109,7 +109,7 @@ def _error_text(error: Exception) -> str:
 @click.version_option(package_name="proj")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
 def proj(debug: bool) -> None:
-    """Hand time-consuming tasks to workers through RabbitMQ; what was accepted is never lost.
+    """Run slow tasks in background workers, through RabbitMQ. An accepted task is never lost.
 
-    Workers run with: celery -A proj worker
+    Start a worker with: celery -A proj worker
     """

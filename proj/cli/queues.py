@@ -46,7 +46,7 @@ _SOURCES: Final = {
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with --watch one per refresh.")
 @click.pass_context
 def queues(ctx: click.Context, names: tuple[str, ...], watch: bool, interval: float, as_json: bool) -> None:
-    """Show how full the queues are, and how fast they move.
+    """Show the length and message rates of queues.
 
     Without names: the work queues, the delayed messages of all Celery applications in the virtual host, and
     the dead-letter queue. Unknown numbers are "-", null in JSON. A missing queue of ours is not an error: the

@@ -93,7 +93,7 @@ class Publisher:
         return kept
 
 
-class Rehearsal:
+class DryRun:
     """Predicts which letters have no queue to go to, without sending any."""
 
     def __init__(self, open_channel: Callable[[], Any]) -> None:

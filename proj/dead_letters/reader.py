@@ -111,7 +111,7 @@ def redrive(
 
     def sender(reader: _Reader) -> Send:
         if dry_run:
-            return publisher.Rehearsal(reader.channel).send
+            return publisher.DryRun(reader.channel).send
         return publisher.Publisher(reader.channel, reader.answer_timeout).send
 
     return _work(app, wanted, limit, dry_run, progress, sender, events.REDRIVEN)

@@ -87,7 +87,7 @@ class Declared:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _OldestDead:
     """A cached reading of the oldest dead letter: the queue's length, its death, and the time of reading."""
 
     ready: int
@@ -105,7 +105,7 @@ class Reader:
         self._names = tuple(dict.fromkeys(names)) or ours(self._topology)
         self._broker = app.connection_for_read()
         self._management = Management.from_settings(app.settings)
-        self._dead: _Look | None = None
+        self._dead: _OldestDead | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -181,7 +181,7 @@ class Reader:
         now, look = datetime.now(UTC), self._dead
         # Dead letters arrive at the end, so the oldest stays the same while the queue does not shrink.
         if look is None or ready < look.ready or (now - look.at).total_seconds() > _DEAD_AGE_TTL:
-            look = self._dead = _Look(ready, self._first_death(ready), now)
+            look = self._dead = _OldestDead(ready, self._first_death(ready), now)
         return max(0.0, (now - look.died).total_seconds())
 
     def _first_death(self, ready: int) -> datetime:

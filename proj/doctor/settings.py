@@ -62,13 +62,13 @@ def publishing(subject: Subject) -> Iterator[Finding]:
 def tasks(subject: Subject) -> Iterator[Finding]:
     """Check that the options of the tasks keep the promise."""
     own = own_tasks(subject.app)
-    careless = [
+    unsafe = [
         warning(f"task {name} sets {option}={not wanted}", why, f"remove {option} from its @app.task(…)")
         for name, task in own.items()
         for option, (wanted, why) in _TASK_OPTIONS.items()
         if bool(getattr(task, option)) != wanted
     ]
-    yield from careless or [ok(f"all {len(own)} tasks are acknowledged only after they have ended")]
+    yield from unsafe or [ok(f"all {len(own)} tasks are acknowledged only after they have ended")]
 
 
 def time_limits(subject: Subject) -> Iterator[Finding]:
@@ -177,7 +177,7 @@ def credentials(subject: Subject) -> Iterator[Finding]:
     is_local = cache(_is_loopback)
     doubts: list[Finding] = []
     for url in subject.settings.broker_url.split(";"):
-        doubts += _doubts_of_broker(urlsplit(url), is_local)
+        doubts += _broker_doubts(urlsplit(url), is_local)
     management = urlsplit(subject.management.url)
     if management.scheme == "http" and not is_local(management.hostname):
         doubts.append(
@@ -187,11 +187,11 @@ def credentials(subject: Subject) -> Iterator[Finding]:
                 "let it listen with TLS, and set PROJ_MANAGEMENT_URL to https://…",
             )
         )
-    doubts += _doubts_of_database(subject.settings.result_backend, is_local)
+    doubts += _database_doubts(subject.settings.result_backend, is_local)
     yield from doubts or [ok("no password is sent in clear text to another machine, or easily guessed")]
 
 
-def _doubts_of_broker(url: SplitResult, is_local: _IsLocal) -> Iterator[Finding]:
+def _broker_doubts(url: SplitResult, is_local: _IsLocal) -> Iterator[Finding]:
     host = url.hostname or "localhost"
     if is_local(host):
         return
@@ -210,7 +210,7 @@ def _doubts_of_broker(url: SplitResult, is_local: _IsLocal) -> Iterator[Finding]
         )
 
 
-def _doubts_of_database(url: str, is_local: _IsLocal) -> Iterator[Finding]:
+def _database_doubts(url: str, is_local: _IsLocal) -> Iterator[Finding]:
     database = urlsplit(url.removeprefix("db+"))
     if database.scheme.startswith("postgresql") and not database.password and not is_local(database.hostname):
         yield info(

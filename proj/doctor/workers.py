@@ -41,8 +41,8 @@ def present_workers(subject: Subject) -> Iterator[Finding]:
         name: stats.get("pool", {}).get("max-concurrency", "?") for name, stats in sorted(answers.items())
     }
     yield ok("workers running (slots): " + ", ".join(f"{name} ({count})" for name, count in slots.items()))
-    yield from _old_code(subject, list(answers))
-    yield from _scattered(subject, list(answers))
+    yield from _missing_tasks(subject, list(answers))
+    yield from _remote_workers(subject, list(answers))
 
 
 def worker_clocks(subject: Subject) -> Iterator[Finding]:
@@ -75,12 +75,12 @@ def _unconsumed(found: dict[str, Any | None], *, running: bool) -> Iterator[Find
         messages = f"{count} message{'s' if count > 1 else ''}" if count else "no message"
         yield warning(
             f"queue {name} has {messages} and no consumer",
-            "what is in it waits until a worker consumes it",
+            "its messages wait until a worker consumes it",
             f"start one with: celery -A proj worker -Q {name} --loglevel=INFO",
         )
 
 
-def _old_code(subject: Subject, names: list[str]) -> Iterator[Finding]:
+def _missing_tasks(subject: Subject, names: list[str]) -> Iterator[Finding]:
     """Warn of workers that lack a task that is registered here."""
     with subject.channel():
         known = RemoteControl(subject.app, subject.broker).ask("registered", names)
@@ -95,7 +95,7 @@ def _old_code(subject: Subject, names: list[str]) -> Iterator[Finding]:
             )
 
 
-def _scattered(subject: Subject, names: list[str]) -> Iterator[Finding]:
+def _remote_workers(subject: Subject, names: list[str]) -> Iterator[Finding]:
     """Warn of workers on other machines when the result store is an SQLite file."""
     if not subject.settings.result_backend.startswith("db+sqlite"):
         return

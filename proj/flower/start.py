@@ -48,7 +48,7 @@ def install(settings: Settings) -> None:
     # Its warnings say in four lines that no worker answered, which the page of the workers shows.
     logging.getLogger("flower.inspector").setLevel(logging.ERROR)
     # Flower 2.2.0 has no extension point for these two; `test_flower_alone` tells when they can go.
-    command.Flower = _Checked
+    command.Flower = _SafeFlower
     command.flower.callback = _with_one_line_errors(command.flower.callback)
 
 
@@ -71,7 +71,7 @@ def defaults(settings: Settings) -> dict[str, Any]:
     }
 
 
-class _Checked(MonitorApp):
+class _SafeFlower(MonitorApp):
     """The application, which refuses to start with unsafe options."""
 
     def __init__(self, options: Any, **settings: Any) -> None:
