@@ -48,8 +48,8 @@ TRAPS: Final = (
         (3, 10),
         priorities.KNOWN_SINCE,
         "this version ignores the priority of messages in quorum queues",
-        "a message with a priority is accepted, and served in its turn",
-        "4.0 and later serve priorities above 4 first; a queue of its own for urgent tasks works everywhere",
+        "messages are delivered in order, whatever their priority",
+        "use RabbitMQ 4.0 or later, or a separate queue for urgent tasks",
     ),
     Trap(
         (3, 10),
@@ -83,7 +83,7 @@ def reachable(subject: Subject) -> Iterator[Finding]:
         yield error(problem.message, "no task can be enqueued or executed", problem.hint)
         return
     broker = subject.broker
-    where = f"{broker.hostname}:{broker.port}, virtual host {broker.virtual_host!r}"
+    where = f"{broker.hostname}:{broker.port}, virtual host {broker.virtual_host!r},"
     yield ok(f"the broker at {where} accepts user {broker.userid!r}")
 
 

@@ -58,7 +58,7 @@ def worker_clocks(subject: Subject) -> Iterator[Finding]:
 
 
 def _look(subject: Subject, queue: str) -> Any | None:
-    """What the broker has of a queue; None when there is no such queue."""
+    """The queue on the broker; None when it is missing."""
     with subject.channel() as channel:
         try:
             return topology.look(channel, queue)
@@ -67,7 +67,7 @@ def _look(subject: Subject, queue: str) -> Any | None:
 
 
 def _unconsumed(found: dict[str, Any | None], *, running: bool) -> Iterator[Finding]:
-    """Queues with messages and no consumer, and without messages where workers run."""
+    """Warn of queues that have messages or running workers, but no consumer."""
     for name, look in found.items():
         count = look.message_count if look else 0
         if (look and look.consumer_count) or not (count or running):
