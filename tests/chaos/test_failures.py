@@ -11,8 +11,6 @@ import pytest
 from tests.bundle import PATIENCE, Bundle, Worker, eventually
 from tests.integration import dead
 
-pytestmark = pytest.mark.used_vhost
-
 #: A task that does as it is told; each attempt leaves a line in a file, whatever becomes of it.
 SCRIPTED = """
     @app.task(name="proj.tasks.scripted", pydantic=True, bind=True)

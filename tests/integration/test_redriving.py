@@ -14,8 +14,6 @@ from tests.alarm import alarm
 from tests.bundle import Bundle, eventually
 from tests.integration import dead
 
-pytestmark = pytest.mark.used_vhost
-
 #: A time that is over.
 LONG_AGO = "2020-01-01T00:00:00+00:00"
 
