@@ -13,10 +13,10 @@ from proj.health import report
 @click.option("--worker", metavar="NAME", help="Only this worker, w1@host or w1.  [default: all running]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def health(live: bool, ready: bool, worker: str | None, as_json: bool) -> None:
-    """Check that this machine's workers are live or ready, for supervisors.
+    """Check that this machine's workers are live or ready.
 
-    Reads the heartbeat files that the workers' event loops write into the state folder; contacts neither
-    broker nor worker. While the broker is down, workers are live and not ready.
+    A probe for supervisors. Reads the heartbeat files that the workers' event loops write into the state
+    folder; contacts neither broker nor worker. While the broker is down, workers are live and not ready.
 
     The exit code is 0 when all running workers pass, 69 when one fails or none runs.
 

@@ -19,12 +19,15 @@ COMMANDS: Final = {
     "queues": ("proj.cli.queues", "Show the length and message rates of queues."),
     "dead": ("proj.cli.dead", "List, show, redrive or drop dead letters."),
     "doctor": ("proj.cli.doctor", "Check the installation, and suggest a fix for each problem."),
-    "health": ("proj.cli.health", "Check that this machine's workers are live or ready, for supervisors."),
+    "health": ("proj.cli.health", "Check that this machine's workers are live or ready."),
     "broker": ("proj.cli.broker", "Run a private RabbitMQ node, for development and tests."),
 }
 
 #: The variable that click's shell completion sets.
 _COMPLETE: Final = "_PROJ_COMPLETE"
+
+#: Raised by click 8.2 and later for a group without a command; its message is the group's help.
+_NO_COMMAND: Final[Any] = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
 class _Commands(click.Group):
@@ -67,6 +70,9 @@ class _Commands(click.Group):
                 self.invoke(ctx)
         except click.exceptions.Exit as end:
             sys.exit(end.exit_code)
+        except _NO_COMMAND as error:
+            click.echo(error.format_message(), err=True)
+            sys.exit(ExitCode.USAGE)
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "proj"
             _print_error(f"{error.format_message().rstrip('.')} (see: {command} --help)")

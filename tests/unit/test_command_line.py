@@ -40,6 +40,14 @@ def test_slip_names_the_nearest(args: list[str], words: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"Error: {words}\n")
 
 
+@pytest.mark.parametrize("args", [[], ["dead"]])
+def test_group_without_a_command_prints_its_help(args: list[str]) -> None:
+    """As it is laid out, not as an error of one line."""
+    done = _run(*args)
+
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", _run(*args, "--help").stdout)
+
+
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
