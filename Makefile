@@ -62,6 +62,10 @@ bench: setup ## Measure start-up times, and how soon another worker takes over a
 definitions: setup ## Generate deploy/rabbitmq/definitions.json from proj/queues.py.
 	@$(PYTHON_IN_VENV) scripts/definitions
 
+.PHONY: upstream
+upstream: setup ## Update docs/upstream.md, the uses of other projects' private parts.
+	@$(PYTHON_IN_VENV) scripts/upstream
+
 .PHONY: screenshot
 screenshot: ## Update the documentation's pictures of the demo and of Flower.
 	@scripts/setup tests

@@ -187,6 +187,7 @@ class _CheckedTasks(TaskRegistry):
         if not isinstance(task, self._app.Task):
             # Its own base takes precedence.
             kind = type(task)
+            # upstream: not reported; remove when Celery registers shared tasks with the application's base
             task.__class__ = type(kind.__name__, (kind, self._app.Task), {"__module__": kind.__module__})
         super().__setitem__(name, task)
 

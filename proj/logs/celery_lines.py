@@ -15,6 +15,7 @@ from celery.worker.consumer import consumer
 
 from proj.logs import events
 
+# upstream: not reported; remove when Celery's log records carry the fields of their message
 #: Templates of `celery.app.trace`; their one argument is a mapping.
 _OF_TASKS: Final = {
     trace.LOG_SUCCESS.strip(): events.SUCCEEDED,

@@ -123,6 +123,7 @@ def keep_from_children(app: Celery) -> None:
         # Not closed, since that would close them for the parent too.
         pools.connections.clear()
         pools.producers.clear()
+        # upstream: not reported; remove when Celery forgets its pools after `os.fork` too
         app._after_fork()
 
     os.register_at_fork(after_in_child=forget)
@@ -133,6 +134,7 @@ class _CuttableConnection(transport.Connection):
 
     def connect(self, callback: Any = None) -> Any:
         # Kombu does the same, after the handshake.
+        # upstream: not reported; remove when py-amqp closes its socket after each error in a handshake
         self.client._connection = self
         try:
             return super().connect(callback)
@@ -163,6 +165,7 @@ def _look_up(host: str) -> None:
 
 def _shut(connection: Connection) -> None:
     # As Celery does (celery.utils.threads): the public attributes would connect again.
+    # upstream: not reported; remove when kombu has a public way to a live connection's socket
     wire = getattr(connection._connection, "_transport", None)
     sock = getattr(wire, "sock", None)
     if sock is not None:

@@ -33,6 +33,7 @@ class Connection(pyamqp.Connection):
 
     def Transport(self, *args: Any, **options: Any) -> Any:  # noqa: N802  (py-amqp's name)
         wire = super().Transport(*args, **options)
+        # upstream: not reported; remove when py-amqp ends a read at its timeout anywhere in a frame
         read = wire._read
         # `initial` lets a timeout end the read. Bytes that were read before are kept in any case.
         wire._read = lambda size, initial=False: read(size, True)
@@ -76,4 +77,5 @@ kombu.transport.TRANSPORT_ALIASES |= {
     "amqps": f"{__name__}:{Transport.__name__}",
 }
 # Kombu caches what it has found, in case a program used a scheme before it imported this module.
+# upstream: not reported; remove when kombu looks up a scheme's alias each time
 kombu.transport._transport_cache.clear()

@@ -159,8 +159,8 @@ class Request(request.Request):
             self.say(logging.INFO, events.REVOKED, "revoked")
         return revoked
 
+    # upstream: not reported; remove when Celery stores a revocation before it acknowledges, and says so
     def _announce_revoked(self, *args: Any) -> None:
-        # upstream: not reported; remove when Celery stores a revocation before it acknowledges, and says so
         try:
             self._end = End.REVOKED
             super()._announce_revoked(*args)
