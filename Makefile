@@ -9,7 +9,8 @@ TEST_PROCESSES := 4
 TESTS := tests
 
 # Those that depend on the release of RabbitMQ or Python.
-RELEASE_TESTS := tests/unit tests/integration tests/chaos tests/doctor tests/browser/test_metrics.py
+RELEASE_TESTS := tests/unit tests/enqueue tests/worker tests/dead_letters tests/rabbitmq tests/depths tests/doctor \
+	tests/private_node tests/application/test_security.py tests/flower/test_metrics.py
 
 # If it is set, each process compiles all tests again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -70,7 +71,7 @@ upstream: setup ## Update docs/upstream.md, the uses of other projects' private 
 screenshot: ## Update the documentation's pictures of the demo and of Flower.
 	@scripts/setup tests
 	@$(PYTHON_IN_VENV) examples/demo.py --deadline=300 --picture=docs/demo.svg
-	@$(PYTHON_IN_VENV) -m pytest -q tests/browser/test_pages.py --screenshots=docs
+	@$(PYTHON_IN_VENV) -m pytest -q tests/flower/test_pages.py --screenshots=docs
 
 .PHONY: pin
 pin: ## Update requirements.txt (needs uv).

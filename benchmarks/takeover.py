@@ -16,7 +16,7 @@ time.tzset()
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from proj.private_node.node import BrokerNode  # noqa: E402  after the path is set
-from tests.bundle import Bundle  # noqa: E402
+from tests.lib.bundle import Bundle  # noqa: E402
 
 #: Number of kills.
 ROUNDS = 6

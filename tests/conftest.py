@@ -12,10 +12,13 @@ import pytest
 from proj.errors import BrokerNodeError
 from proj.private_node import node as private_node
 from proj.private_node.node import BrokerNode, find_server_dir
-from tests import ports
-from tests.bundle import Bundle, vhost_of
-from tests.missing import missing
-from tests.vhosts import VirtualHosts
+from tests.lib import ports
+from tests.lib.bundle import Bundle, vhost_of
+from tests.lib.missing import missing
+from tests.lib.vhosts import VirtualHosts
+
+#: Fixtures of many rooms.
+pytest_plugins = ("tests.lib.databases", "tests.lib.faults")
 
 #: No test talks to a broker that it did not start: a process that is told of none gets this one.
 NO_BROKER_URL = "amqp://a-test-that-needs-a-broker-asks-for-a-bundle.invalid"

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.bundle import eventually
-from tests.containers import stack
-from tests.containers.stack import Stack
+from tests.lib import stack
+from tests.lib.bundle import eventually
+from tests.lib.stack import Stack
 
 pytestmark = pytest.mark.timeout(3 * stack.LONG)
 

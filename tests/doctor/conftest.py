@@ -8,9 +8,9 @@ from urllib.parse import quote
 import pytest
 
 from proj.private_node.node import BrokerNode
-from tests.alarm import SET_MEMORY
-from tests.bundle import Bundle, eventually, vhost_of
-from tests.erlang import evaluate, quick_ticks
+from tests.lib.alarm import SET_MEMORY
+from tests.lib.bundle import Bundle, eventually, vhost_of
+from tests.lib.erlang import evaluate, quick_ticks
 
 
 @pytest.fixture

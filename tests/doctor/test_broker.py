@@ -20,11 +20,11 @@ from urllib.parse import quote, urlsplit
 import psutil
 import pytest
 
-from tests.alarm import SET_DISK, SET_MEMORY
-from tests.bundle import MANAGEMENT_OFF, PATIENCE, Bundle, eventually
-from tests.doctor.findings import Findings, about, bad, doctor, finds, follow, known_policies
-from tests.erlang import evaluate
-from tests.serving import serving
+from tests.lib.alarm import SET_DISK, SET_MEMORY
+from tests.lib.bundle import MANAGEMENT_OFF, PATIENCE, Bundle, eventually
+from tests.lib.erlang import evaluate
+from tests.lib.findings import Findings, about, bad, doctor, finds, follow, known_policies
+from tests.lib.serving import serving
 
 
 def test_broker_that_is_out_of_reach(bundle: Bundle) -> None:

@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from tests.bundle import Bundle, eventually
-from tests.doctor.findings import LIMIT, SLACK, about, examine_after, finds, follow, results
+from tests.lib.bundle import Bundle, eventually
+from tests.lib.findings import LIMIT, SLACK, about, examine_after, finds, follow, results
 
 
 def seen_on_broker(bundle: Bundle) -> list[Any]:

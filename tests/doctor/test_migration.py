@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 from proj import queues
 from proj.private_node.node import BrokerNode
-from tests.bundle import COMMAND_TIMEOUT, Bundle, eventually
-from tests.doctor.findings import about, doctor, finds
-from tests.missing import missing
+from tests.lib.bundle import COMMAND_TIMEOUT, Bundle, eventually
+from tests.lib.findings import about, doctor, finds
+from tests.lib.missing import missing
 
 DOC = Path(__file__).parents[2] / "docs/migration.md"
 

@@ -4,8 +4,8 @@ import re
 from typing import Any
 from urllib.parse import quote
 
-from tests.bundle import Bundle, eventually
-from tests.doctor.findings import Findings, doctor, finds, follow, known_policies
+from tests.lib.bundle import Bundle, eventually
+from tests.lib.findings import Findings, doctor, finds, follow, known_policies
 
 HARMFUL = {
     "expires": 86_400_000,

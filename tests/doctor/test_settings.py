@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from proj import queues
-from tests.bundle import Bundle
-from tests.doctor.findings import about, bad, doctor, finds, results
+from tests.lib.bundle import Bundle
+from tests.lib.findings import about, bad, doctor, finds, results
 
 
 def test_settings_that_break_the_promise(declared: Bundle) -> None:

@@ -5,8 +5,8 @@ from kombu.transport.native_delayed_delivery import declare_native_delayed_deliv
 
 from proj import queues
 from proj.rabbitmq import topology
-from tests.bundle import MANAGEMENT_OFF, Bundle
-from tests.doctor.findings import about, doctor, finds, follow
+from tests.lib.bundle import MANAGEMENT_OFF, Bundle
+from tests.lib.findings import about, doctor, finds, follow
 
 
 def test_drifted_queue_and_exchange(bundle: Bundle) -> None:

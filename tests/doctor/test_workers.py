@@ -4,8 +4,8 @@ import os
 import re
 import signal
 
-from tests.bundle import Bundle
-from tests.doctor.findings import LIMIT, SLACK, about, bad, control, doctor, examine_after, finds
+from tests.lib.bundle import Bundle
+from tests.lib.findings import LIMIT, SLACK, about, bad, control, doctor, examine_after, finds
 
 #: Acts once, when workers are about to be asked for a heartbeat over a connection that stands.
 BEFORE_HEARTBEATS = """

@@ -14,7 +14,7 @@ import pytest
 
 from proj import config
 from proj.private_node.node import ADVANCED_CONFIG
-from tests.serving import serving
+from tests.lib.serving import serving
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = (ROOT / "docker-compose.yml").read_text()

@@ -1,0 +1,383 @@
+"""Looking at dead letters of every kind with `proj dead list` and `show`: nothing changes."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+import amqp
+import pytest
+
+from tests.lib import dead
+from tests.lib.bundle import Bundle, eventually
+from tests.lib.refusal import refuses
+
+pytestmark = pytest.mark.used_vhost
+
+#: Seconds that a command may take besides waiting, on a machine that is busy, and slow.
+STARTING = 40
+
+
+def _without_counts(message: dict[str, Any]) -> dict[str, Any]:
+    """What `show` says, but for the broker's own count of how often it was handed out."""
+    headers = {name: value for name, value in message["headers"].items() if name != "x-delivery-count"}
+    return message | {"headers": headers}
+
+
+def test_no_dead_letters_are_an_empty_list(bundle: Bundle) -> None:
+    """A broker that knows nothing of us gets the topology, and has no dead letters."""
+    done = bundle.proj("dead", "list")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "No dead letters.\n")
+    assert bundle.has("proj.dead")
+
+
+def test_list_says_why_in_words(bundle: Bundle) -> None:
+    """A line has the id, task, arguments, reason, attempts and times; `--json` has the same keys."""
+    dead.expire(bundle, 1)
+
+    lines = bundle.proj("dead", "list").stdout.splitlines()
+    (row,) = dead.rows(bundle)
+    assert lines[0].split() == list(row)
+    assert (row["id"], row["task"], row["arguments"]) == ("id-0", "proj.tasks.add", "1, 2")
+    assert row["reason"] == "expired: no worker took it in time"
+    assert (row["attempts"], row["redrives"], row["exception"]) == (0, 0, None)
+    assert row["first"] == row["last"]
+    assert row["last"].endswith("Z")
+    for value in ("id-0", "proj.tasks.add", "1, 2", row["reason"], row["last"]):
+        assert value in lines[1]
+
+
+def test_list_that_may_go_on_says_so(bundle: Bundle) -> None:
+    """With as many as were asked for, there may be more."""
+    dead.expire(bundle, 2)
+
+    assert bundle.proj("dead", "list", "--limit", "2").stderr.startswith("Only the first 2 are listed;")
+    assert bundle.proj("dead", "list", "--limit", "3").stderr == ""
+
+
+def test_list_is_cut_to_the_width_of_the_terminal(bundle: Bundle) -> None:
+    """Arguments give way, and are there in full in the JSON."""
+    dead.publish_task(bundle, "long", "x" * 500, 2, expiration="0")
+    dead.await_count(bundle, 1)
+
+    head, line = bundle.proj("dead", "list", env={"COLUMNS": "150"}).stdout.splitlines()
+    assert max(len(head), len(line)) <= 150
+    assert "xxxxxxxxxx…  expired" in line
+    assert dead.rows(bundle)[0]["arguments"] == f'"{"x" * 500}", 2'
+
+
+def test_failed_task_has_its_exception(bundle: Bundle) -> None:
+    """What a worker rejected is listed with its exception, and shown with its traceback."""
+    bundle.worker()
+    dead.publish_task(bundle, "wrong", "a", 2)
+    dead.await_count(bundle, 1)
+
+    (row,) = eventually("the failure is stored", lambda: [r for r in dead.rows(bundle) if r["exception"]])
+    assert row["reason"] == "rejected: a worker could not execute it"
+    assert row["attempts"] == 0  # its arguments were refused
+    assert row["exception"].startswith("BadArguments: ")
+    shown = bundle.proj("dead", "show", "wrong")
+    assert "traceback   Traceback (most recent call last)" in shown.stdout
+    assert "x-death" in shown.stdout
+
+
+def test_message_that_kills_its_workers_is_told(bundle: Bundle) -> None:
+    """The delivery limit is a reason of its own, with the number of deliveries."""
+    dead.publish_task(bundle, "killer", 1, 2)
+    deliveries = 0
+    with bundle.channel() as channel:
+        while dead.depth(bundle) == 0:
+            if message := channel.basic_get("proj.tasks"):
+                deliveries += 1
+                channel.basic_reject(message.delivery_tag, requeue=True)
+
+    (row,) = dead.rows(bundle)
+    assert row["reason"] == f"delivery_limit: requeued {deliveries} times; it may kill its workers"
+    assert row["attempts"] == deliveries
+
+
+def test_limit_of_a_foreign_queue_is_not_told(bundle: Bundle) -> None:
+    """How often another queue gives a message back is not known, and no number is made up."""
+    arguments = {"x-queue-type": "quorum", "x-delivery-limit": 1, "x-dead-letter-exchange": "proj.dead"}
+    with bundle.channel() as channel:
+        channel.queue_declare("strict", durable=True, auto_delete=False, arguments=arguments)
+        dead.publish_task(bundle, "killer", 1, queue="strict")
+        while dead.depth(bundle) == 0:
+            if message := channel.basic_get("strict"):
+                channel.basic_reject(message.delivery_tag, requeue=True)
+
+    (row,) = dead.rows(bundle)
+    assert row["reason"] == "delivery_limit: requeued too often; it may kill its workers"
+    assert row["attempts"] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "properties", "listed_id"),
+    [
+        (b"\xff not JSON", {}, "-"),
+        (b"", {"correlation_id": "mine"}, "mine"),
+        (b"[1, 2]", {"application_headers": {"id": 5, "task": ["x"]}}, "-"),
+        (b"{}", {"application_headers": {"id": "half", "task": "proj.tasks.add"}}, "half"),
+        (b"[[], {}, {}]", {"application_headers": {"x-death": "none", "id": "odd"}}, "odd"),
+        (b"x", {"application_headers": {"x-death": [{"queue": "q" * 300, "reason": 7}]}}, "-"),
+        (b"[" * 100_000, {"content_type": "application/json", "correlation_id": "deep"}, "deep"),
+    ],
+    ids=["bytes", "empty", "headers", "body", "death", "long", "nested"],
+)
+def test_what_is_no_celery_message_is_listed(
+    bundle: Bundle, body: bytes, properties: dict[str, Any], listed_id: str
+) -> None:
+    """Whatever someone puts into the dead-letter queue by hand is listed, shown, and never redriven."""
+    dead.publish(bundle, body, "proj.dead", **properties)
+    dead.await_count(bundle, 1)
+
+    (row,) = dead.rows(bundle)
+    assert row["id"] == listed_id
+    assert row["task"] == "not a Celery message"
+    assert row["reason"] == "unknown: published to this queue by hand"
+    assert bundle.proj("dead", "list").returncode == 0
+    assert bundle.proj("dead", "show", listed_id).returncode == 0
+    done = bundle.proj("dead", "redrive", "--all")
+    assert done.returncode == 65
+    assert done.stderr == "0 redriven, 1 left: its queue is unknown, and it is not a Celery message (1)\n"
+    assert bundle.depth("proj.dead") == 1
+
+
+def test_id_of_any_length_leaves_the_list_readable(bundle: Bundle) -> None:
+    """One that our publishers would take is whole; a longer one does not push the rest out of sight."""
+    for task_id in ("x" * 100_000, "y" * 155):
+        headers = {"id": task_id, "task": "proj.tasks.add"}
+        dead.publish(bundle, [[1, 2], {}, {}], "proj.dead", application_headers=headers)
+    dead.await_count(bundle, 2)
+
+    lines = bundle.proj("dead", "list").stdout.splitlines()
+
+    assert max(map(len, lines)) < 400
+    assert "y" * 155 in lines[-1]
+
+
+@pytest.mark.parametrize("what", dead.UNREADABLE)
+def test_properties_that_python_does_not_read_hide_no_dead_letter(bundle: Bundle, what: str) -> None:
+    """A text that is no UTF-8, or a time beyond the calendar, is shown, and does not hide the others."""
+    dead.publish_unreadable(bundle, what, "proj.dead")
+    dead.publish_task(bundle, "next", 1, 2, queue="proj.dead")
+    dead.await_count(bundle, 2)
+
+    assert dead.ids(bundle) == ["it", "next"]
+    assert dead.show(bundle, "it")["arguments"] == "1, 2"
+    assert bundle.proj("dead", "redrive", "it").returncode == 0
+
+    (message,) = dead.take(bundle, "proj.tasks")
+    assert message.properties["application_headers"]["id"] == "it"
+
+
+def test_header_whose_name_is_no_text(bundle: Bundle) -> None:
+    """A header's name in Latin-1 is shown, and goes back byte by byte."""
+    dead.publish_task(bundle, "it", 1, queue="proj.dead", headers={b"caf\xe9": "au lait"})
+    dead.await_count(bundle, 1)
+
+    assert "au lait" in dead.show(bundle, "it")["headers"].values()
+    assert bundle.proj("dead", "redrive", "it").returncode == 0
+
+    (message,) = dead.take(bundle, "proj.tasks")
+    assert message.properties["application_headers"][b"caf\xe9"] == "au lait"
+
+
+def test_message_cannot_steer_the_terminal(bundle: Bundle) -> None:
+    """Escape sequences in a message are printed as text."""
+    dead.publish_task(bundle, "\x1b[2Jid", 1, task="\x1b]0;task\x07", queue="proj.dead")
+    dead.await_count(bundle, 1)
+
+    for command in (["list"], ["show", "\x1b[2Jid"]):
+        done = bundle.proj("dead", *command)
+        assert done.returncode == 0, done.stderr
+        assert "\x1b" not in done.stdout
+    assert "\x1b" not in bundle.proj("result", "\x1b[2Jid").stdout
+
+
+def test_looking_changes_nothing_however_often(bundle: Bundle) -> None:
+    """After 20 looks of every kind each message is there, unchanged, in its place."""
+    ids = dead.expire(bundle, 30)
+    before = [_without_counts(dead.show(bundle, task_id)) for task_id in (ids[0], ids[-1])]
+
+    limits = [1 + number * 7 % 40 for number in range(20)]
+    looks = bundle.python(f"""
+import json
+from proj import app
+from proj.dead_letters import Wanted, listing
+print(json.dumps([[letter.id for letter in listing(app, Wanted(), limit)] for limit in {limits}]))
+""")
+    assert looks == [ids[:limit] for limit in limits]
+    assert bundle.depth("proj.dead") == 30
+    assert bundle.proj("dead", "redrive", "--all", "--dry-run").stderr == "30 would be redriven\n"
+    assert bundle.proj("dead", "drop", "--all", "--dry-run").stderr == "30 would be dropped\n"
+    assert bundle.proj("dead", "list", "--task", "nothing").returncode == 0
+
+    assert dead.ids(bundle) == ids
+    assert [_without_counts(dead.show(bundle, task_id)) for task_id in (ids[0], ids[-1])] == before
+
+
+def test_looking_without_reading_on_turns_the_order(bundle: Bundle) -> None:
+    """The control for the test above: the broker itself does not keep the order."""
+    ids = dead.expire(bundle, 9)
+
+    turned = bundle.python("""
+import json
+from proj import app, dead_letters
+from proj.dead_letters.reader import _Reader
+_Reader._read_before = property(lambda self: False, lambda self, value: None)
+looks = [[letter.id for letter in dead_letters.listing(app, dead_letters.Wanted(), 3)] for _ in range(2)]
+dead_letters.listing(app, dead_letters.Wanted(), 2)
+print(json.dumps([letter.id for letter in dead_letters.listing(app, dead_letters.Wanted(), 9)]))
+""")
+
+    assert sorted(turned) == ids
+    assert turned != ids
+
+
+def test_list_reads_no_more_than_it_shows(bundle: Bundle) -> None:
+    """Of 500 dead letters a list of 50 takes 50, and a few more for each time that it is repeated."""
+    dead.expire_many(bundle, 500)
+
+    assert len(dead.rows(bundle)) == 50
+    assert sum(bool(message.delivery_info["redelivered"]) for message in _take_all(bundle)) == 50
+
+
+def test_repeated_lists_read_little_more(bundle: Bundle) -> None:
+    """Ten lists of 50 take fewer than 70 of 500 dead letters."""
+    dead.expire_many(bundle, 500)
+
+    lengths = bundle.python("""
+import json
+from proj import app
+from proj.dead_letters import Wanted, listing
+print(json.dumps([len(listing(app, Wanted(), 50)) for _ in range(10)]))
+""")
+    assert lengths == [50] * 10
+    assert sum(bool(message.delivery_info["redelivered"]) for message in _take_all(bundle)) < 70
+
+
+def _take_all(bundle: Bundle) -> list[amqp.Message]:
+    messages = dead.take(bundle, "proj.dead")
+    assert len(messages) == 500
+    return messages
+
+
+@pytest.mark.parametrize("command", [["list"], ["redrive", "--all"], ["drop", "--all", "--yes"]])
+def test_one_program_at_a_time(bundle: Bundle, command: list[str]) -> None:
+    """While one looks, another is told so and sees nothing, instead of half."""
+    ids = dead.expire(bundle, 4)
+    code = """
+import sys
+from proj import app
+from proj.dead_letters.reader import _reading
+with _reading(app) as reader:
+    print(len(next(reader.chunks(2))), flush=True)
+    sys.stdin.read()
+"""
+    looking = subprocess.Popen(
+        [sys.executable, "-c", code], env=bundle.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with looking:
+        assert looking.stdout is not None
+        assert looking.stdout.readline() == b"2\n"
+        done = bundle.proj("dead", *command)
+        looking.communicate(timeout=90)
+
+    assert (done.returncode, done.stdout) == (69, "")
+    assert done.stderr == (
+        "Error: another program is reading the dead letters (try again when it has ended)\n"
+    )
+    assert dead.ids(bundle) == ids
+
+
+def test_foreign_consumer_is_told(bundle: Bundle) -> None:
+    """A program of someone else that consumes the queue would take half of it, so nothing is read."""
+    dead.expire(bundle, 4)
+    with bundle.channel() as channel:
+        channel.basic_qos(0, 1, False)
+        channel.basic_consume("proj.dead")
+        done = bundle.proj("dead", "list")
+
+    assert done.returncode == 69
+    assert "another program is reading" in done.stderr
+
+
+def test_look_that_is_killed_loses_nothing(bundle: Bundle) -> None:
+    """A program that is killed while it looks gives everything back."""
+    ids = dead.expire(bundle, 4)
+
+    killed = dead.killed_at(bundle, "give_back", "dead_letters.listing(app, dead_letters.Wanted(), 3)")
+
+    assert killed.returncode == -signal.SIGKILL
+    dead.await_count(bundle, 4)
+    assert sorted(dead.ids(bundle)) == ids
+
+
+def test_filters_choose(bundle: Bundle) -> None:
+    """`--task` and `--reason` choose, in order, and `--limit` ends the list."""
+    ids = dead.expire(bundle, 3)
+    dead.publish_task(bundle, "tasks", "text", task="proj.tasks.sleep_dots", queue="proj.dead")
+    dead.await_count(bundle, 4)
+
+    assert dead.ids(bundle, "--task", "proj.tasks.add") == ids
+    assert dead.ids(bundle, "--task", "proj.tasks.add", "--limit", "2") == ids[:2]
+    assert dead.ids(bundle, "--reason", "expired") == ids
+    assert dead.ids(bundle, "--reason", "unknown") == ["tasks"]
+    assert dead.ids(bundle, "--reason", "maxlen") == []
+    assert bundle.proj("dead", "list", "--reason", "nonsense").returncode == 2
+
+
+def test_result_store_that_is_down_does_not_hide_dead_letters(bundle: Bundle) -> None:
+    """The list is complete but for the exceptions, and says so."""
+    dead.publish_task(bundle, "failed", 1, 2)
+    with bundle.channel() as channel:
+        message = eventually("the message", lambda: channel.basic_get("proj.tasks"))
+        channel.basic_reject(message.delivery_tag, requeue=False)
+    dead.await_count(bundle, 1)
+
+    store = {"CELERY_RESULT_BACKEND": "db+sqlite:////proc/nowhere/results"}
+    done = bundle.proj("dead", "list", "--json", env=store)
+
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["reason"].startswith("rejected")
+    assert done.stderr.startswith("Exceptions are missing: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_unknown_id_is_65(bundle: Bundle) -> None:
+    """An id that no dead letter has is named, in one line."""
+    dead.expire(bundle, 1)
+
+    for command in (["show", "nobody"], ["redrive", "nobody"], ["drop", "nobody", "--yes"]):
+        done = bundle.proj("dead", *command)
+        assert (done.returncode, done.stdout) == (65, "")
+        assert done.stderr.startswith("Error: no such dead letter: nobody ")
+        assert done.stderr.count("\n") == 1
+    assert bundle.depth("proj.dead") == 1
+
+
+def test_node_that_is_down_or_mute_is_passed_over(bundle: Bundle) -> None:
+    """Of several nodes the first that answers is asked, in bounded time."""
+    ids = dead.expire(bundle, 2)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        nodes = f"amqp://127.0.0.1:1//;amqp://127.0.0.1:{mute.getsockname()[1]}//"
+        bundle.env["CELERY_BROKER_URL"] = f"{nodes};{bundle.url}"
+        assert dead.ids(bundle) == ids
+
+        began = time.monotonic()
+        done = bundle.proj("dead", "list", env={"CELERY_BROKER_URL": nodes, "PROJ_PUBLISH_TIMEOUT": "2"})
+        assert time.monotonic() - began < 2 + STARTING
+        assert (done.returncode, done.stdout) == (69, "")
+        assert "does not answer in time" in done.stderr
+
+
+def test_broker_that_is_down_is_69(bundle: Bundle) -> None:
+    """Every command ends with one line when no broker answers."""
+    said, url = "Error: no broker answers at 127.0.0.1:1 ", "amqp://guest:s3cret@127.0.0.1:1//"
+    for command in (["list"], ["show", "x"], ["redrive", "--all"], ["drop", "--all", "--yes"]):
+        refuses(bundle, 69, said, command=("dead", *command), CELERY_BROKER_URL=url)

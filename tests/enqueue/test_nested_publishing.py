@@ -1,0 +1,122 @@
+"""A publish in a signal handler or a finalizer, while its own thread publishes, ends in time too."""
+
+from typing import Any
+
+import pytest
+
+from tests.lib.alarm import alarm
+from tests.lib.bundle import Bundle
+from tests.lib.proxy import Network, Proxy
+from tests.lib.publisher import SLACK, TIMEOUT
+
+#: How a publish ends; what is wrong with a task is not among it.
+OUTCOMES = {"confirmed", "BrokerUnreachable", "BrokerRefused", "OutcomeUnknown"}
+
+#: `interrupt` publishes a second time in the thread that publishes, as a signal handler or as a finalizer.
+_PROGRAM = """
+import faulthandler, gc, json, queue, signal, time
+faulthandler.dump_traceback_later({limit}, exit=True)
+from celery.signals import before_task_publish
+from proj import errors
+from proj.tasks import add
+
+ended = {{}}
+
+def call(which):
+    began = time.monotonic()
+    try:
+        ended[which] = "confirmed", add.delay(1, 2).id, time.monotonic() - began
+    except errors.ProjError as error:
+        ended[which] = type(error).__name__, str(error), time.monotonic() - began
+
+class Cycle:
+    def __init__(self):
+        self.itself = self
+    def __del__(self):
+        call("nested")
+
+signal.signal(signal.SIGALRM, lambda *_: call("nested"))
+
+def by_signal():
+    signal.raise_signal(signal.SIGALRM)
+
+def by_finalizer():
+    Cycle()
+    gc.collect()
+
+once = [True]
+
+def interrupt():
+    if once:
+        once.pop()
+        {how}()
+
+{when}
+call("outer")
+print(json.dumps(ended))
+"""
+
+#: Where a thread that publishes holds a lock that it cannot take twice.
+LOCKS = {
+    "of the pool": """
+get = queue.LifoQueue._get
+def interrupted(self):
+    interrupt()
+    return get(self)
+queue.LifoQueue._get = interrupted
+""",
+    "of Celery's signals": """
+before_task_publish.connect(lambda **_: None, weak=False)
+before_task_publish.use_caching = False
+before_task_publish._clear_dead_receivers = interrupt
+""",
+}
+
+
+def _ended(bundle: Bundle, how: str, when: str) -> dict[str, Any]:
+    limit = 2 * (TIMEOUT + SLACK)
+    ended = bundle.python(_PROGRAM.format(how=how, when=when, limit=limit))
+    assert ended.keys() == {"nested", "outer"}
+    for kind, text, _ in ended.values():
+        assert kind in OUTCOMES, text
+    assert ended["nested"][2] < TIMEOUT + SLACK
+    return dict(ended)
+
+
+@pytest.mark.parametrize("how", ["by_signal", "by_finalizer"])
+@pytest.mark.parametrize("lock", LOCKS)
+def test_lock_that_the_thread_holds(bundle: Bundle, lock: str, how: str) -> None:
+    """The nested publish waits for it until its deadline and no longer, and says that it may still come."""
+    bundle.declare()
+    bundle.env["PROJ_PUBLISH_TIMEOUT"] = "2"
+
+    ended = _ended(bundle, how, LOCKS[lock])
+
+    kind, text, _ = ended["nested"]
+    assert kind == "OutcomeUnknown"
+    assert "was published during another publish of its thread" in text
+
+
+@pytest.mark.parametrize("network", [Network.WORKS, Network.SLOW])
+def test_signal_handler_that_publishes(bundle: Bundle, proxy: Proxy, network: Network) -> None:
+    """Where no lock is in the way, it has a connection of its own: both messages are in the queue."""
+    bundle.env["PROJ_PUBLISH_TIMEOUT"] = "30"
+    proxy.network, proxy.delay = network, 0.1
+    # When the connection stands, and the message is about to be sent.
+    when = "before_task_publish.connect(lambda **_: interrupt(), weak=False)"
+    if network is Network.SLOW:
+        when = "signal.setitimer(signal.ITIMER_REAL, 0.5)"
+
+    ended = _ended(bundle, "by_signal", when)
+
+    assert {kind for kind, _, _ in ended.values()} == {"confirmed"}
+    assert bundle.depth("proj.tasks") == 2
+
+
+def test_signal_handler_that_publishes_in_an_alarm(own: Bundle) -> None:
+    """Both outcomes are unknown, each in its own time."""
+    with alarm(own.node, "memory"):
+        ended = _ended(own, "by_signal", "signal.setitimer(signal.ITIMER_REAL, 2)")
+
+    for kind, text, _ in ended.values():
+        assert (kind, "did not confirm message" in text) == ("OutcomeUnknown", True)

@@ -1,0 +1,203 @@
+"""Publishing never lies: a message is confirmed or refused, or its outcome is told to be unknown, in time."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from urllib.parse import quote
+
+import kombu
+import psutil
+import pytest
+from amqp.exceptions import AccessRefused
+
+from proj import queues
+from proj.private_node.node import BrokerNode
+from proj.rabbitmq import topology
+from tests.lib.alarm import alarm
+from tests.lib.bundle import Bundle, eventually
+from tests.lib.publisher import ID, REPEAT, Publisher, check, headers, ids, user
+
+# --- The broker does not listen
+
+
+@contextmanager
+def freeze(node: BrokerNode) -> Iterator[None]:
+    os.kill(node.pid, signal.SIGSTOP)
+    try:
+        process = psutil.Process(node.pid)
+        eventually("the broker is frozen", lambda: process.status() == psutil.STATUS_STOPPED)
+        yield
+    finally:
+        os.kill(node.pid, signal.SIGCONT)
+
+
+FAULTS: dict[str, Callable[[BrokerNode], AbstractContextManager[None]]] = {
+    "memory": partial(alarm, kind="memory"),
+    "disk": partial(alarm, kind="disk"),
+    "frozen": freeze,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("countdown", [None, 3600], ids=["now", "delayed"])
+def test_broker_that_does_not_listen(own: Bundle, fault: str, countdown: int | None) -> None:
+    """A used connection and a fresh one both end in time; what may have arrived is never called refused."""
+    with Publisher(own) as used, Publisher(own) as fresh:
+        check(used.publish(task_id="before", countdown=countdown), "confirmed")
+
+        with FAULTS[fault](own.node):
+            over_used = used.publish(task_id="used", countdown=countdown)
+            over_fresh = fresh.publish(task_id="fresh", countdown=countdown)
+
+        # A frozen broker does not even greet, nor answers what a delayed message needs: nothing was sent.
+        unsent = fault == "frozen"
+        check(over_used, "BrokerUnreachable" if unsent and countdown else "OutcomeUnknown")
+        check(over_fresh, "BrokerUnreachable" if unsent else "OutcomeUnknown")
+        if over_used.kind == "OutcomeUnknown":
+            check(over_used, "OutcomeUnknown", "did not confirm message used", "--id used is safe")
+        in_alarm = "since its memory or disk alarm is on"
+        assert [in_alarm in outcome.text for outcome in (over_used, over_fresh)] == [not unsent] * 2
+        check(used.publish(task_id="after", countdown=countdown), "confirmed")
+
+    # The broker may come to read what it was sent while nobody waits any more.
+    queue = "proj.tasks" if countdown is None else queues.DELAY_QUEUES[countdown.bit_length() - 1]
+    found = ids(own, queue)
+    outcomes = {"used": over_used, "fresh": over_fresh}
+    unknown = {task_id for task_id, outcome in outcomes.items() if outcome.kind == "OutcomeUnknown"}
+    assert {"before", "after"} <= set(found) <= {"before", "after"} | unknown
+    assert len(found) == len(set(found))
+
+
+def test_command_says_that_the_outcome_is_unknown(own: Bundle) -> None:
+    """`proj enqueue` ends with 75, and repeats safely with the same id: marked, it is not executed twice."""
+    command = ("enqueue", "add", "1", "2", "--id", "mine")
+    with alarm(own.node, "memory"):
+        done = own.proj(*command)
+    assert (done.returncode, done.stdout) == (75, ""), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "to repeat it with --id mine is safe" in done.stderr
+
+    assert own.proj(*command).returncode == 0
+
+    assert {(header[ID], header[REPEAT]) for header in headers(own)} == {("mine", True)}
+
+
+# --- The topology goes away behind a producer that has declared it
+
+
+@pytest.mark.parametrize(
+    ("gone", "kind"), [("proj.tasks", "queues"), ("proj", "exchanges"), ("proj.dead", "exchanges")]
+)
+@pytest.mark.parametrize("countdown", [None, 1], ids=["now", "delayed"])
+def test_deleted_behind_a_producer(bundle: Bundle, gone: str, kind: str, countdown: int | None) -> None:
+    """A queue or an exchange that was deleted is declared anew, and the message is in the queue."""
+    with Publisher(bundle) as publisher:
+        check(publisher.publish(), "confirmed")
+        if countdown:
+            check(publisher.publish(countdown=3600), "confirmed")
+        bundle.management("DELETE", f"{kind}/{quote(bundle.vhost)}/{gone}")
+        assert gone not in {each["name"] for each in bundle.of_vhost(kind)}
+
+        check(publisher.publish(task_id="mine", countdown=countdown), "confirmed")
+        if gone != "proj.dead":
+            check(publisher.publish(task_id="next"), "confirmed")
+
+    # Not by looking at them again and again: each look is a delivery, of which a message has six.
+    expected = 1 + (gone != "proj.tasks") + (gone != "proj.dead")
+    eventually("all are in the queue", lambda: bundle.depth("proj.tasks") == expected)
+    assert ids(bundle).count("mine") == 1
+
+
+def test_declaring_delays_leaves_no_channel_open(bundle: Bundle) -> None:
+    """Whether they are missing, in place, or refused: RabbitMQ has room for 2047 channels a connection."""
+
+    def declare() -> None:
+        with kombu.Connection(bundle.env["CELERY_BROKER_URL"]) as connection:
+            before = set(connection.connection.channels)
+            try:
+                topology.declare_delays(connection, queues.Topology())
+            finally:
+                assert set(connection.connection.channels) == before
+
+    with user(bundle), pytest.raises(AccessRefused):
+        declare()
+    bundle.env["CELERY_BROKER_URL"] = bundle.url
+    assert bundle.proj("enqueue", "add", "1", "2").returncode == 0
+    declare()
+    assert bundle.has("celery_delayed_27")
+    declare()
+
+
+def test_producer_of_the_caller(bundle: Bundle) -> None:
+    """A producer that is passed, as Celery's beat does, works again after its connection was lost."""
+    code = """
+from proj import app
+from proj.tasks import add
+with app.connection_for_write() as connection:
+    producer = app.amqp.Producer(connection, auto_declare=False)
+    add.apply_async((1, 1), producer=producer)
+    connection.connection.sock.shutdown(2)
+    add.apply_async((2, 2), producer=producer)
+    add.apply_async((3, 3), connection=connection)
+add.apply_async((4, 4), producer=None, connection=None)
+print("true")
+"""
+    assert bundle.python(code) is True
+    assert bundle.depth("proj.tasks") == 4
+
+
+def test_process_that_is_forked_has_a_connection_of_its_own(bundle: Bundle) -> None:
+    """Two processes on one connection would take each other's confirms; the parent's stays as it is."""
+    code = """
+import json, os
+from proj import app
+from proj.tasks import add
+def port():
+    with app.pool.acquire() as connection:
+        return connection.connection.sock.getsockname()[1]
+add.delay(1, 1)
+before, (read, write) = port(), os.pipe()
+if not os.fork():
+    add.delay(2, 2)
+    os.write(write, str(port()).encode())
+    os._exit(0)
+os.wait()
+add.delay(3, 3)
+print(json.dumps([before, int(os.read(read, 5)), port()]))
+"""
+    before, of_child, after = bundle.python(code)
+
+    assert of_child != before
+    assert after == before
+    assert bundle.depth("proj.tasks") == 3
+
+
+# --- What is published again with the same id
+
+
+def test_message_whose_id_is_given_may_be_a_repeat(bundle: Bundle) -> None:
+    """An id that the caller gave is marked, one that was made is not; the caller's headers are kept."""
+    with Publisher(bundle) as publisher:
+        check(publisher.publish(), "confirmed")
+        check(publisher.publish(task_id="mine", headers={"theirs": "kept"}), "confirmed")
+    made, given = headers(bundle)
+    assert REPEAT not in made
+    assert (given[ID], given[REPEAT], given["theirs"]) == ("mine", True, "kept")
+
+
+def test_task_that_is_tried_again_is_a_repeat(bundle: Bundle) -> None:
+    """`Task.retry` publishes the same id once more, and marks it."""
+    bundle.add_task(
+        """
+        @app.task(name="test.again", bind=True)
+        def again(self):
+            if not self.request.retries:
+                raise self.retry(countdown=0)
+            return bool(self.request.get("x-proj-repeat"))
+        """
+    )
+    bundle.worker()
+    code = "from proj import tasks, results; print(str(tasks.again.delay().get(timeout=90)).lower())"
+    assert bundle.python(code) is True

@@ -1,0 +1,446 @@
+"""What a test works with: a virtual host, folders, programs that know of nothing else, and waiting."""
+
+import base64
+import importlib.util
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import kombu
+import psutil
+import pytest
+
+import proj
+from proj import queues
+from proj.private_node.node import BrokerNode
+from proj.rabbitmq import topology
+from tests.lib import fork_server
+
+#: Seconds that a condition may take before the test gives up: a busy machine is slow, a fault is for ever.
+PATIENCE = 120
+
+#: Seconds that a command may take.
+COMMAND_TIMEOUT = 300
+
+
+#: A task that lasts until its gate, a file, is there.
+GATED_TASK = """
+    @app.task(name="proj.tasks.gated")
+    def gated(gate: str) -> None:
+        from pathlib import Path
+        log.info("Received %r", gate)
+        while not Path(gate).exists():
+            time.sleep(0.05)
+        log.info("Done after %r", gate)
+"""
+
+#: The address of a management API that is off.
+MANAGEMENT_OFF = {"PROJ_MANAGEMENT_URL": "http://127.0.0.1:1"}
+
+#: Where the console scripts of this environment are.
+BIN = Path(sys.executable).parent
+
+#: The package under test.
+PACKAGE = Path(proj.__file__).parent
+
+T = TypeVar("T")
+
+
+def eventually(
+    what: str, condition: Callable[[], T], patience: float = PATIENCE, *, seen: Callable[[], str] = str
+) -> T:
+    """The first true value of `condition`; fails the test when there is none, for `what` did not happen.
+
+    `seen` gives what there is to see then.
+    """
+    deadline, pause = time.monotonic() + patience, 0.01
+    while True:
+        asked = time.monotonic()
+        if value := condition():
+            return value
+        now = time.monotonic()
+        if now > deadline:
+            raise AssertionError(f"not within {patience} s: {what}\n{seen()}")
+        # Many a look costs milliseconds of the processor that it waits for; that of a program, hundreds.
+        pause = min(0.1, pause * 1.3)
+        time.sleep(max(pause, min(0.5, 2 * (now - asked))))
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """A line of a worker's log about one task."""
+
+    at: float
+    process: str
+    task: str
+    id: str
+    text: str
+
+
+class Worker:
+    """A `celery -A proj worker` of its own, and what it logs."""
+
+    _LINE = re.compile(r"\[([\d-]+ [\d:]+),(\d+): \w+/([\w-]+)\] (?:Task )?([\w.]+)\[([^\]]+)\]:? (.*)")
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self.log = log
+
+    def text(self) -> str:
+        return self.log.read_text("utf-8", "replace")
+
+    def lines(self, containing: str = "") -> list[LogLine]:
+        found = []
+        for match in self._LINE.finditer(self.text()):
+            day, millis, process, task, task_id, text = match.groups()
+            at = time.mktime(time.strptime(day, "%Y-%m-%d %H:%M:%S")) + int(millis) / 1000
+            if containing in text:
+                found.append(LogLine(at, process, task, task_id, text))
+        return found
+
+    def says(self, text: str, patience: float = PATIENCE) -> None:
+        def said() -> bool:
+            if text in self.text():
+                return True
+            if self.process.poll() is not None and text not in self.text():
+                raise AssertionError(f"the worker ended without saying {text!r}:\n{self.text()}")
+            return False
+
+        eventually(f"the worker says {text!r}", said, patience, seen=self.text)
+
+    def ready(self) -> Self:
+        self.says(" ready.")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The name by which others reach it, once it is ready."""
+        found = re.search(r"(\w[\w.-]*@\S+) ready\.", self.ready().text())
+        assert found, self.text()
+        return found[1]
+
+    def started(self, task_id: str) -> LogLine:
+        """The line that its `sleep_dots` task wrote at its start."""
+        return eventually(
+            f"task {task_id} starts",
+            lambda: [line for line in self.lines("Received ") if line.id == task_id],
+            seen=self.text,
+        )[-1]
+
+    def kill(self) -> None:
+        """SIGKILL the worker, as the system does when memory runs out, and prove that it is gone."""
+        self.process.kill()
+        assert self.ends() == -signal.SIGKILL
+
+    def terminate(self) -> int:
+        """SIGTERM the worker; its exit code, once its tasks have ended."""
+        self.process.terminate()
+        return self.ends()
+
+    def ends(self) -> int:
+        """Its exit code, once it has ended by itself."""
+        return self.process.wait(PATIENCE)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            children = self.children()
+            self.process.kill()
+            self.process.wait(PATIENCE)
+            for child in children:
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+
+    def children(self) -> list[psutil.Process]:
+        """The processes that execute its tasks."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+def vhost_of(request: pytest.FixtureRequest) -> str:
+    """The name of a virtual host for this test alone."""
+    return re.sub(r"\W+", "-", request.node.name)
+
+
+def _write(path: Path, code: str) -> None:
+    """Write a module, and take away what is compiled: Python sees no change of the same second and size."""
+    path.write_text(code)
+    Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)
+
+
+class Bundle:
+    """A virtual host of the session's RabbitMQ, a state folder, and the programs of the project in them."""
+
+    def __init__(self, node: BrokerNode, vhost: str, folder: Path) -> None:
+        self.node = node
+        self.vhost = vhost
+        self.folder = folder
+        self.url = self.url_at(node.info.port)
+        self.env = os.environ | {
+            "CELERY_BROKER_URL": self.url,
+            "PROJ_MANAGEMENT_URL": node.management_url,
+            "PROJ_STATE_DIR": str(folder / "state"),
+            # Longer than by default: nobody waits here, and to declare 28 quorum queues on a busy machine
+            # takes seconds.
+            "PROJ_PUBLISH_TIMEOUT": "30",
+            # Where a worker that is killed leaves what it cannot clear away.
+            "TMPDIR": str(folder),
+            "TZ": "UTC",
+            "COLUMNS": "200",
+        }
+        self._cleanup = ExitStack()
+
+    def url_at(self, port: int) -> str:
+        """The URL of the virtual host at another port, where something stands before the broker."""
+        return f"amqp://guest:guest@127.0.0.1:{port}/{quote(self.vhost, safe='')}"
+
+    def __enter__(self) -> Self:
+        self.management("PUT", f"vhosts/{quote(self.vhost, safe='')}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The virtual host stays until the node ends: to delete its queues would take seconds.
+        self._cleanup.close()
+
+    # --- Programs
+
+    def proj(self, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """Run `proj` to its end."""
+        return self._forked_to_its_end([str(BIN / "proj"), *args], env)
+
+    def start(self, *args: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start `proj`, which is ended with the test."""
+        process = self._forked([str(BIN / "proj"), *args], env)
+        self._cleanup.enter_context(process)
+        self._cleanup.callback(process.kill)
+        return process
+
+    def enqueue(self, *args: str) -> None:
+        """Run `proj enqueue`, which must not fail."""
+        done = self.proj("enqueue", *args)
+        assert done.returncode == 0, done.stderr
+
+    def proj_on_terminal(self, *args: str) -> tuple[subprocess.CompletedProcess[bytes], bytes]:
+        """Run the console script with a terminal as its stderr; the second is what that was sent."""
+        ours, theirs = pty.openpty()
+        drawn = bytearray()
+
+        def read() -> None:
+            # Linux raises at the end of a terminal.
+            with suppress(OSError):
+                while chunk := os.read(ours, 65536):
+                    drawn.extend(chunk)
+
+        # Meanwhile: a terminal that nobody reads is full after some seconds of a progress bar.
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            done = subprocess.run(
+                [BIN / "proj", *args],
+                cwd=self.folder,
+                env=self.env | {"TERM": "xterm"},
+                stdout=subprocess.PIPE,
+                stderr=theirs,
+                timeout=COMMAND_TIMEOUT,
+            )
+        finally:
+            os.close(theirs)
+            reader.join()
+            os.close(ours)
+        return done, bytes(drawn)
+
+    def python(self, code: str, *, forked: bool = True) -> Any:
+        """Run Python code of a user in a process of its own; what it prints last is taken for JSON.
+
+        Not `forked`, it has imported nothing before.
+        """
+        command = [sys.executable, "-c", code]
+        done = self._forked_to_its_end(command) if forked else self.run(*command)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def run(
+        self, *command: str | Path, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.env | (env or {}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT,
+        )
+
+    def _forked(self, command: list[str], env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        return fork_server.popen(
+            command,
+            cwd=self.folder,
+            env=self.env | (env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def _forked_to_its_end(
+        self, command: list[str], env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        with self._forked(command, env) as process:
+            try:
+                out, err = process.communicate(timeout=COMMAND_TIMEOUT)
+            except BaseException:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def copy_of_the_project(self) -> Path:
+        """A copy of the package that the bundle's programs use from now on, to be changed."""
+        copy = self.folder / "copy"
+        if not copy.exists():
+            # With what is compiled, since the times stay; but not with what is half written.
+            shutil.copytree(PACKAGE, copy / "proj", ignore=shutil.ignore_patterns("*.pyc.*"))
+            self.env["PYTHONPATH"] = str(copy)
+        return copy
+
+    def add_task(self, code: str) -> None:
+        """Add a task to the copy's `proj/tasks.py`, as a user would."""
+        path = self.copy_of_the_project() / "proj/tasks.py"
+        _write(path, path.read_text() + "\n\n" + textwrap.dedent(code))
+
+    def switch_off(self, file: str, protection: str, instead: str) -> None:
+        """Take a protection out of the copy, for a control that must then lose something."""
+        path = self.copy_of_the_project() / "proj" / file
+        text = path.read_text()
+        assert text.count(protection) == 1, f"{protection!r} is not once in {file}"
+        _write(path, text.replace(protection, instead))
+
+    def heal(self) -> None:
+        """Put the protections back into the copy; tasks that were added stay."""
+        copy = self.copy_of_the_project() / "proj"
+        for path in PACKAGE.rglob("*.py"):
+            if path.name != "tasks.py":
+                _write(copy / path.relative_to(PACKAGE), path.read_text())
+
+    def celery(self, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """Run `celery -A proj` to its end."""
+        return self._forked_to_its_end([str(BIN / "celery"), "-A", "proj", *args], env)
+
+    def control(self, worker: Worker, *command: str) -> str:
+        """What `celery control` prints of the one worker's answer: it waits for no others."""
+        where = f"--destination={worker.name}"
+        done = self.celery("control", f"--timeout={PATIENCE}", where, *command)
+        assert (done.returncode, "Error" in done.stderr) == (0, False), done.stderr
+        return done.stdout
+
+    def worker(
+        self,
+        *options: str,
+        env: dict[str, str] | None = None,
+        log: str = "worker.log",
+        mingle: bool = False,
+    ) -> Worker:
+        """Start a worker of one slot, which is ended with the test.
+
+        Without `mingle` it does not wait a second for its neighbours' answers, with each connection.
+        """
+        path = self.folder / log
+        program = str(BIN / "celery")
+        with path.open("wb") as output:
+            process = fork_server.popen(
+                [program, "-A", "proj", "worker", "--loglevel=INFO", "--concurrency=1", *options]
+                + ([] if mingle else ["--without-mingle"]),
+                cwd=self.folder,
+                env=self.env | (env or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        worker = Worker(process, path)
+        self._cleanup.callback(worker.stop)
+        return worker
+
+    # --- The broker, as it sees itself
+
+    def management(self, method: str, path: str, body: Any = None) -> Any:
+        request = urllib.request.Request(
+            f"{self.node.management_url}/api/{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={
+                "Authorization": "Basic " + base64.b64encode(b"guest:guest").decode(),
+                "Content-Type": "application/json",
+            },
+        )
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+            return json.loads(response.read() or "null")
+
+    def of_vhost(self, kind: str, rest: str = "") -> Any:
+        return self.management("GET", f"{kind}/{quote(self.vhost, safe='')}{rest}")
+
+    def declare(self) -> None:
+        """Declare the topology, the delays among it, as a worker does."""
+        with kombu.Connection(self.url) as connection:
+            topology.declare(connection.default_channel, queues.Topology())
+            topology.declare_delays(connection, queues.Topology())
+
+    @contextmanager
+    def channel(self) -> Iterator[Any]:
+        with kombu.Connection(self.url) as connection, connection.channel() as channel:
+            yield channel
+
+    def publish(self, body: object, **options: Any) -> None:
+        """Publish what our publishing would not make, and return when it is in its queue.
+
+        The confirm is waited for: a quorum queue may lose what its publisher goes away from before that.
+        """
+        with kombu.Connection(self.url, transport_options={"confirm_publish": True}) as connection:
+            kombu.Producer(connection).publish(body, mandatory=True, **options)
+
+    def has(self, queue: str) -> bool:
+        return any(known["name"] == queue for known in self.of_vhost("queues"))
+
+    def depth(self, queue: str) -> int:
+        """Messages that are ready in the queue now; the management API would tell up to 5 s late."""
+        with self.channel() as channel:
+            return int(topology.look(channel, queue).message_count)
+
+    def kept(self, queue: str) -> int:
+        """Messages in the queue once no worker is left, those among them that one held."""
+        with self.channel() as channel:
+            eventually(f"nobody takes from {queue}", lambda: not topology.look(channel, queue).consumer_count)
+            return int(topology.look(channel, queue).message_count)
+
+    def unacknowledged(self, queue: str) -> int:
+        """Messages that workers hold, as the management API tells it: up to 5 s late, so ask repeatedly."""
+        return int(self.of_vhost("queues", f"/{quote(queue, safe='')}").get("messages_unacknowledged", -1))
+
+    def peek(self, queue: str) -> list[Any]:
+        """The messages of the queue as the broker holds them; they are there again when this returns.
+
+        For a message it is a delivery, and of the work queue the sixth makes it a dead letter.
+        """
+        path = f"queues/{quote(self.vhost, safe='')}/{quote(queue, safe='')}/get"
+        body = {"count": 100, "ackmode": "ack_requeue_true", "encoding": "auto"}
+        messages = list(self.management("POST", path, body))
+
+        def back() -> bool:
+            with self.channel() as channel:
+                state = topology.look(channel, queue)
+            return bool(state.consumer_count or state.message_count >= len(messages))
+
+        eventually(f"the messages are back in {queue}", back)
+        return messages

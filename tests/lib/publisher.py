@@ -1,0 +1,160 @@
+"""A program that publishes when it is told to, over one connection, and says how each publish ended."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+from urllib.parse import quote
+
+from tests.lib import fork_server
+from tests.lib.bundle import COMMAND_TIMEOUT, Bundle, eventually
+from tests.lib.erlang import evaluate
+
+#: Seconds that a publish may take in the tests where something keeps it waiting.
+TIMEOUT = 4
+
+#: Seconds that it may take beyond: a busy machine is slow, and what is not bounded never ends.
+SLACK = 20
+
+#: What the messages of a test are asked for by, and what they are marked with.
+ID, REPEAT = "id", "x-proj-repeat"
+
+#: Bytes of a message that the fixture `own_node` takes.
+MAX_SIZE = 1_000_000
+
+#: Reads one publish a line, and answers with one line.
+_PROGRAM = """
+import json, sys, time
+from proj import errors
+from proj.enqueue import enqueue
+for line in sys.stdin:
+    task, args, size, options = json.loads(line)
+    began = time.monotonic()
+    try:
+        ended = "confirmed", enqueue(task, args or ["." * size], **options).id
+    except errors.ProjError as error:
+        ended = type(error).__name__, str(error)
+    print(json.dumps([*ended, time.monotonic() - began]), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a publish ended: `confirmed`, or the name of the error; the id, or the error's line; seconds.
+
+    `limit` is how many seconds it was allowed to take.
+    """
+
+    kind: str
+    text: str
+    seconds: float
+    limit: float
+
+
+class Publisher:
+    """A process that publishes with the bundle's settings, and with those of `env`."""
+
+    def __init__(self, bundle: Bundle, **env: str) -> None:
+        self._limit = float((bundle.env | env)["PROJ_PUBLISH_TIMEOUT"])
+        self._process = fork_server.popen(
+            [sys.executable, "-c", _PROGRAM],
+            cwd=bundle.folder,
+            env=bundle.env | env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Not in good order: it would say good-bye to a broker that may be frozen.
+        self._process.kill()
+        self._process.communicate(timeout=COMMAND_TIMEOUT)
+
+    def publish(
+        self, *args: Any, task: str = "proj.tasks.sleep_dots", size: int = 1, **options: Any
+    ) -> Outcome:
+        """Publish the task with these arguments, or with one text of `size` letters."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([task, args, size, options]) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "the publisher died; its last words are above"
+        kind, text, seconds = json.loads(answer)
+        return Outcome(kind, text, seconds, self._limit)
+
+
+def delay_after(bundle: Bundle, before: str) -> Outcome:
+    """How `.delay()` ends in a program that has run these lines before, and may take `TIMEOUT`."""
+    program = f"""
+import json, time
+{before}
+from proj import errors
+from proj.tasks import add
+began = time.monotonic()
+try:
+    ended = "confirmed", add.delay(1, 2).id
+except errors.ProjError as error:
+    ended = type(error).__name__, str(error)
+print(json.dumps([*ended, time.monotonic() - began]))
+"""
+    kind, text, seconds = bundle.python(program)
+    return Outcome(kind, text, seconds, TIMEOUT)
+
+
+def check(outcome: Outcome, kind: str, *words: str) -> None:
+    """The publish ended in this way, said so in one line, and in time."""
+    assert outcome.kind == kind, outcome
+    assert outcome.seconds < outcome.limit + SLACK
+    assert "\n" not in outcome.text
+    for word in words:
+        assert word in outcome.text
+
+
+def headers(bundle: Bundle, queue: str = "proj.tasks") -> list[Any]:
+    """The headers of the messages in the queue, in their order."""
+    return [message["properties"]["headers"] for message in bundle.peek(queue)]
+
+
+def ids(bundle: Bundle, queue: str = "proj.tasks") -> list[str]:
+    return [header[ID] for header in headers(bundle, queue)]
+
+
+def hurry(bundle: Bundle) -> None:
+    """From now on a publish may take `TIMEOUT`; to declare what it needs, before, all the time it takes."""
+    bundle.declare()
+    bundle.env["PROJ_PUBLISH_TIMEOUT"] = str(TIMEOUT)
+
+
+def limit(bundle: Bundle) -> str:
+    """Let the work queue have room for one message; the path of the policy in the management API."""
+    path = f"policies/{quote(bundle.vhost)}/full"
+    policy = {"pattern": "^proj\\.tasks$", "definition": {"max-length": 1}, "apply-to": "queues"}
+    bundle.management("PUT", path, policy)
+    # The management API would report it up to 5 s late.
+    named = (
+        f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{bundle.vhost}">>, queue, <<"proj.tasks">>)),'
+        ' rabbit_policy:name(Q) =:= <<"full">>'
+    )
+    eventually("the policy applies", lambda: evaluate(bundle.node, named) == "true")
+    return path
+
+
+@contextmanager
+def user(bundle: Bundle, **rights: str) -> Iterator[None]:
+    """The bundle's programs are a user who has these rights, and no others."""
+    user = f"user-{bundle.vhost}"
+    bundle.management("PUT", f"users/{quote(user)}", {"password": "s3cret", "tags": ""})
+    none = {"configure": "^$", "write": "^$", "read": "^$"}
+    bundle.management("PUT", f"permissions/{quote(bundle.vhost)}/{quote(user)}", none | rights)
+    bundle.env["CELERY_BROKER_URL"] = bundle.url.replace("guest:guest", f"{user}:s3cret")
+    try:
+        yield
+    finally:
+        bundle.management("DELETE", f"users/{quote(user)}")

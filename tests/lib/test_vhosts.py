@@ -1,0 +1,99 @@
+"""Tests get virtual hosts that others have used; what these left must never meet them."""
+
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+from proj.private_node.node import BrokerNode
+from tests.lib import dead
+from tests.lib.bundle import Bundle, eventually
+from tests.lib.vhosts import REST, VirtualHosts, declared
+
+
+def _rests(vhosts: VirtualHosts) -> None:
+    eventually("it has rested", lambda: any(map(vhosts.is_rested, list(vhosts.resting))))
+
+
+def test_virtual_host_is_lent_again_without_its_messages(node: BrokerNode, tmp_path: Path) -> None:
+    """Messages that wait, that were given back by a lost consumer, or that are delayed, are gone."""
+    vhosts = VirtualHosts(node, "again")
+    with vhosts.lend(tmp_path) as bundle:
+        first = bundle.vhost
+        dead.publish_task(bundle, "dead", 1, 2, expiration="0")
+        dead.await_count(bundle, 1)
+        bundle.enqueue("add", "1", "2", "--count", "3")
+        bundle.enqueue("add", "1", "2", "--countdown", "3000")
+        with bundle.channel() as channel:
+            assert channel.basic_get("proj.tasks")
+
+    began = time.monotonic()
+    _rests(vhosts)
+    assert time.monotonic() - began > REST
+    with vhosts.lend(tmp_path) as bundle:
+        assert bundle.vhost == first
+        assert {name: bundle.depth(name) for name in ("proj.tasks", "proj.dead", "celery_delayed_11")} == {
+            "proj.tasks": 0,
+            "proj.dead": 0,
+            "celery_delayed_11": 0,
+        }
+
+
+def _queue(bundle: Bundle) -> None:
+    with bundle.channel() as channel:
+        channel.queue_declare("more", durable=True, auto_delete=False)
+
+
+def _no_queue(bundle: Bundle) -> None:
+    with bundle.channel() as channel:
+        channel.queue_delete("celery_delayed_3")
+
+
+def _binding(bundle: Bundle) -> None:
+    with bundle.channel() as channel:
+        channel.queue_bind("proj.dead", "proj", "more")
+
+
+def _rights(bundle: Bundle) -> None:
+    rights = {"configure": "", "write": ".*", "read": ".*"}
+    bundle.management("PUT", f"permissions/{quote(bundle.vhost)}/guest", rights)
+
+
+def _policy(bundle: Bundle) -> None:
+    policy = {"pattern": "x", "definition": {"max-length": 1}}
+    bundle.management("PUT", f"policies/{quote(bundle.vhost)}/more", policy)
+
+
+def _operator_policy(bundle: Bundle) -> None:
+    policy = {"pattern": "x", "definition": {"max-length": 1}}
+    bundle.management("PUT", f"operator-policies/{quote(bundle.vhost)}/more", policy)
+
+
+def _limit(bundle: Bundle) -> None:
+    bundle.management("PUT", f"vhost-limits/{quote(bundle.vhost)}/max-connections", {"value": 1000})
+
+
+def test_changed_virtual_host_is_lent_to_nobody(node: BrokerNode, tmp_path: Path) -> None:
+    """Whatever a test adds, takes away or configures is noticed."""
+    vhosts = VirtualHosts(node, "changed")
+    with vhosts.lend(tmp_path) as bundle:
+        seen = [declared(bundle)]
+        for change in (_queue, _no_queue, _binding, _rights, _policy, _operator_policy, _limit):
+            change(bundle)
+            assert declared(bundle) not in seen, change.__name__
+            seen.append(declared(bundle))
+
+    assert vhosts.resting == []
+
+
+def test_virtual_host_that_a_program_is_connected_to_is_lent_to_nobody(
+    node: BrokerNode, tmp_path: Path
+) -> None:
+    """What was published after the test's end would be the next one's."""
+    vhosts = VirtualHosts(node, "connected")
+    with vhosts.lend(tmp_path) as bundle:
+        pass
+    with bundle.channel():
+        eventually("the broker counts it", lambda: bundle.of_vhost("vhosts", "/connections"))
+        eventually(
+            "it is given up", lambda: not any(map(vhosts.is_rested, vhosts.resting)) and not vhosts.resting
+        )

@@ -1,0 +1,177 @@
+"""A delayed message is held by the broker: not too short, through a crash, and at no worker's expense."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import quote
+
+import amqp
+import pytest
+from kombu.transport.native_delayed_delivery import calculate_routing_key
+
+from proj import queues
+from proj.private_node.node import BrokerNode
+from tests.lib.bundle import PATIENCE, Bundle, Worker, eventually, vhost_of
+from tests.lib.erlang import evaluate
+from tests.lib.publisher import Publisher
+
+
+@pytest.fixture
+def own(rabbitmq: None, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bundle]:
+    """A bundle on a node of the test's own, which it may kill."""
+    node = BrokerNode(tmp_path / "node")
+    node.start()
+    try:
+        with Bundle(node, vhost=vhost_of(request), folder=tmp_path) as bundle:
+            yield bundle
+    finally:
+        node.kill()
+
+
+def enqueue(bundle: Bundle, task_id: str, *options: str) -> float:
+    """Enqueue a sum, and return when that began: what the shortest delay counts from."""
+    began = time.time()
+    bundle.enqueue("add", "1", "2", "--id", task_id, *options)
+    return began
+
+
+def executed(worker: Worker, task_id: str) -> float:
+    """When the worker said the task's result; its clock is this one, in milliseconds."""
+    worker.says(f"[{task_id}]: Result of 1 + 2 is 3")
+    (line,) = [line for line in worker.lines("Result of") if line.id == task_id]
+    return line.at
+
+
+def test_delayed_message_survives_a_crash_of_the_broker(own: Bundle) -> None:
+    """The broker is killed while it holds the message: it is executed all the same, and not too early."""
+    # A queue that was declared in the very second of the crash may come back without a leader (3.10).
+    with Publisher(own) as publisher:
+        assert publisher.publish(task_id="first", countdown=1).kind == "confirmed"
+        eventually("the delay queues work", lambda: own.depth("proj.tasks") == 1)
+        # The broker takes about as long to come back, so the room for a busy machine costs nothing.
+        began, delay = time.time(), 10
+        later = publisher.publish(1, 2, task="proj.tasks.add", task_id="later", countdown=delay)
+        assert later.kind == "confirmed"
+
+    own.node.kill()
+    assert time.time() < began + delay
+    own.node.start()
+
+    assert executed(own.worker(), "later") >= began + delay
+
+
+def test_delays_that_end_while_the_broker_is_down(own: Bundle) -> None:
+    """One in each delay queue: all go on soon after its start, also what it met before its exchanges."""
+    own.declare()
+    seconds = 12
+    with own.channel() as channel:
+        for level, exchange in enumerate(queues.DELAY_QUEUES):
+            # The queues' own delays are up to four years; the message of the first is over after one second.
+            message = amqp.Message(str(level), delivery_mode=2, expiration=f"{seconds}000")
+            key = calculate_routing_key(2**level, queues.DEFAULT_QUEUE)
+            channel.basic_publish_confirm(message, exchange, key, timeout=PATIENCE)
+    published = time.time()
+    # A queue that was declared in the very second of the crash may come back without a leader (3.10).
+    eventually("a delay is over", lambda: own.depth("proj.tasks"))
+
+    own.node.kill()
+    assert time.time() < published + seconds
+    eventually("all delays are over", lambda: time.time() > published + seconds)
+    own.node.start()
+
+    levels = {str(level) for level, _ in enumerate(queues.DELAY_QUEUES)}
+    # One may come twice, whose arrival was not on the disk yet.
+    eventually("all have gone on", lambda: own.depth("proj.tasks") >= len(levels), 2 * PATIENCE)
+    eventually("each of them", lambda: {message["payload"] for message in own.peek("proj.tasks")} == levels)
+
+
+def test_delayed_message_waits_for_a_queue_that_is_gone(own: Bundle) -> None:
+    """When the work queue is missing as the delay ends, the message is kept until there is one again."""
+    # Milliseconds after which the broker tries again, for queues that are declared from now on.
+    evaluate(own.node, "application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 1000)")
+    own.declare()
+    own.management("DELETE", f"queues/{quote(own.vhost)}/proj.tasks")
+    key = calculate_routing_key(2, queues.DEFAULT_QUEUE)
+    own.publish({}, exchange="celery_delayed_27", routing_key=key, headers={"id": "early"})
+    confirmed = time.time()
+    eventually("its delay is over", lambda: time.time() > confirmed + 3)
+    assert not own.has("proj.tasks")
+
+    # Declares the queue, and binds it to the end of all delays.
+    enqueue(own, "next", "--countdown", "1")
+
+    # One may come twice, whose arrival was not told in that second.
+    eventually("both arrive", lambda: own.depth("proj.tasks") >= 2)
+    found = {message["properties"]["headers"]["id"] for message in own.peek("proj.tasks")}
+    assert found == {"early", "next"}
+
+
+def test_delayed_messages_hold_no_slot(bundle: Bundle) -> None:
+    """A worker of one slot works on while three messages wait, of which it does not even know."""
+    worker = bundle.worker().ready()
+    # All by one program: what a command takes to start must not be longer than the delay.
+    began = time.time()
+    bundle.python(
+        "from proj.tasks import add\n"
+        "for number in range(3): add.apply_async((1, 2), task_id=f'late-{number}', countdown=4)\n"
+        "add.apply_async((1, 2), task_id='now')\n"
+        "print(0)"
+    )
+    due = {f"late-{number}": began + 4 for number in range(3)}
+
+    done_now = executed(worker, "now")
+
+    for task_id, moment in due.items():
+        assert executed(worker, task_id) > done_now
+        (received,) = [line for line in worker.lines("received") if line.id == task_id]
+        assert received.at >= moment
+
+
+@pytest.mark.parametrize("countdown", [0.2, 1, 1.5, 3])
+def test_countdown_is_not_too_short(bundle: Bundle, countdown: float) -> None:
+    """Whole seconds, a fraction rounded up, on a broker that no worker has touched."""
+    began = enqueue(bundle, "later", "--countdown", str(countdown))
+    assert executed(bundle.worker(), "later") >= began + countdown
+
+
+@pytest.mark.parametrize("zone", ["", "+00:00", "+05:30"])
+def test_eta_is_not_too_early(bundle: Bundle, zone: str) -> None:
+    """The moment that was given, in its zone, or in UTC without one."""
+    moment = datetime.now(UTC) + timedelta(seconds=15.25)
+    offset = timedelta(hours=5, minutes=30) if zone == "+05:30" else timedelta()
+    enqueue(bundle, "later", "--eta", f"{(moment + offset).replace(tzinfo=None).isoformat()}{zone}")
+    # Rounding to whole milliseconds is the log's.
+    assert executed(bundle.worker(), "later") >= moment.timestamp() - 0.001
+
+
+def test_delays_end_in_their_order(bundle: Bundle) -> None:
+    """What was published last and waits least is executed first: accurate to the second."""
+    with Publisher(bundle) as publisher:
+        # The first one declares the delay queues, which takes a second or two.
+        for countdown in (60, 13, 9, 5, 1):
+            assert publisher.publish(task_id=f"after-{countdown}", countdown=countdown).kind == "confirmed"
+    worker = bundle.worker()
+    worker.says("after-13]: Done")
+    assert [line.id for line in worker.lines("Done after")] == ["after-1", "after-5", "after-9", "after-13"]
+    assert [line.id for line in worker.lines("received")][-1] == "after-13"
+
+
+def test_long_delay_is_in_the_queue_of_its_highest_bit(bundle: Bundle) -> None:
+    """An hour is 2^11 seconds and some: the broker's queue of that level has the message, durably."""
+    enqueue(bundle, "later", "--countdown", "3600")
+
+    (message,) = bundle.peek("celery_delayed_11")
+
+    assert message["properties"]["headers"]["id"] == "later"
+    assert message["properties"]["delivery_mode"] == 2
+    assert bundle.depth("proj.tasks") == 0
+
+
+def test_many_delayed_messages_over_one_connection(bundle: Bundle) -> None:
+    """What a delayed publish declares leaves no channel open: RabbitMQ has room for 2047 a connection."""
+    with Publisher(bundle) as publisher:
+        for _ in range(20):
+            assert publisher.publish(countdown=3600).kind == "confirmed"
+        channels = eventually("the broker tells", lambda: bundle.of_vhost("vhosts", "/channels"))
+    assert len(channels) == 1

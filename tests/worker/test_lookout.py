@@ -1,0 +1,204 @@
+"""Ends that the broker made: a worker stores them, and whoever waits is answered."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from proj import queues
+from tests.lib import dead, stores
+from tests.lib.bundle import Bundle, eventually
+
+
+def _reach_delivery_limit(bundle: Bundle, task_id: str) -> None:
+    """Make a dead letter of a message by giving it back, as workers do that are lost."""
+    before = dead.depth(bundle)
+    dead.publish_task(bundle, task_id, 1, 2)
+    with bundle.channel() as channel:
+        for _ in range(queues.DELIVERY_LIMIT + 1):
+            message = eventually("it is delivered", lambda: channel.basic_get("proj.tasks"))
+            channel.basic_reject(message.delivery_tag, requeue=True)
+    dead.await_count(bundle, before + 1)
+
+
+def _expire(bundle: Bundle, task_id: str) -> None:
+    before = dead.depth(bundle)
+    dead.publish_task(bundle, task_id, 1, 2, expiration="0")
+    dead.await_count(bundle, before + 1)
+
+
+def _store(bundle: Bundle, states: dict[str, str]) -> None:
+    bundle.python(f"""
+from proj import app
+for task_id, state in {states}.items():
+    value = Exception("of before") if state == "FAILURE" else None
+    app.backend.store_result(task_id, value, state)
+print(1)
+""")
+
+
+def _stored(bundle: Bundle, what: str, task_id: str) -> Any:
+    """A column of the stored result, without a process for each look; None when there is none."""
+    with suppress(sqlite3.OperationalError), closing(sqlite3.connect(stores.file(bundle))) as database:
+        query = f"SELECT {what} FROM celery_taskmeta WHERE task_id = ?"
+        found = database.execute(query, [task_id]).fetchone()
+        return found and found[0]
+
+
+def _outcome(bundle: Bundle, task_id: str) -> Any:
+    return json.loads(bundle.proj("result", task_id, "--json").stdout)
+
+
+def _ends(bundle: Bundle, task_id: str) -> Any:
+    def ended() -> bool:
+        return _stored(bundle, "status", task_id) in {"SUCCESS", "FAILURE", "REVOKED"}
+
+    eventually(f"the end of {task_id} is stored", ended)
+    return _outcome(bundle, task_id)
+
+
+@pytest.mark.parametrize(("end", "reason"), [(_reach_delivery_limit, "delivery limit"), (_expire, "expired")])
+def test_wait_ends_for_what_the_broker_made_a_dead_letter(
+    bundle: Bundle, end: Callable[[Bundle, str], None], reason: str
+) -> None:
+    """With exit code 1, the reason, and the command that shows the dead letter; which stays as it is."""
+    end(bundle, "it")
+    waiting = bundle.start("result", "it")
+    assert waiting.wait(60) == 75  # nothing is stored yet
+    bundle.worker()
+
+    outcome = _ends(bundle, "it")
+
+    assert (outcome["state"], outcome["task"]) == ("FAILURE", "proj.tasks.add")
+    assert outcome["error"] == f"DeadLettered: {reason} (see: proj dead show it)"
+    (row,) = dead.rows(bundle)
+    assert row["id"] == "it"
+    assert row["reason"].startswith(reason.replace(" ", "_"))
+
+
+def test_whoever_waits_is_answered(bundle: Bundle) -> None:
+    """`proj enqueue --wait` on a message that expires in its queue, and `.get()` on the same one."""
+    waiting = bundle.start("enqueue", "add", "1", "2", "--expires", "0.5", "--id", "it", "--wait")
+    eventually("it is a dead letter", lambda: bundle.has("proj.dead") and bundle.depth("proj.dead"))
+    bundle.worker()
+
+    out, err = waiting.communicate(timeout=120)
+
+    assert (waiting.returncode, out) == (1, "")
+    assert err == "Error: proj.tasks.add[it] failed: DeadLettered: expired (see: proj dead show it)\n"
+    assert (
+        bundle.python("""
+from proj import app
+from proj.worker.lookout import DeadLettered
+try:
+    app.AsyncResult("it").get(timeout=60)
+except DeadLettered as error:
+    import json
+    print(json.dumps(str(error)))
+""")
+        == "expired (see: proj dead show it)"
+    )
+
+
+def test_stored_end_stands(bundle: Bundle) -> None:
+    """A success or a revocation stays; a failure of before the message was sent again does not."""
+    states = {"done": "SUCCESS", "revoked": "REVOKED", "failed": "FAILURE", "retried": "RETRY"}
+    _store(bundle, states)
+    eventually("a second has gone by", lambda: _is_past(bundle))
+    for task_id in ("done", "revoked", "failed", "retried", "last"):
+        _expire(bundle, task_id)
+    order = dead.ids(bundle)
+    bundle.worker()
+
+    _ends(bundle, "last")
+
+    assert _outcome(bundle, "done")["state"] == "SUCCESS"
+    assert _outcome(bundle, "revoked")["state"] == "REVOKED"
+    assert _outcome(bundle, "failed")["error"].startswith("DeadLettered: expired")
+    assert _outcome(bundle, "retried")["error"].startswith("DeadLettered: expired")
+    assert dead.ids(bundle) == order
+
+
+def _is_past(bundle: Bundle) -> bool:
+    """Whether the second of the stored failure is over: of a death, the broker tells no more than that."""
+    finished = datetime.fromisoformat(_stored(bundle, "date_done", "failed")).replace(tzinfo=UTC)
+    return (datetime.now(UTC) - finished).total_seconds() > 2
+
+
+def test_redriven_message_ends_again(bundle: Bundle) -> None:
+    """The end that was stored for the dead letter gives way to that of the next attempt."""
+    _expire(bundle, "it")
+    bundle.worker()
+    _ends(bundle, "it")
+
+    assert bundle.proj("dead", "redrive", "it").returncode == 0
+
+    eventually("it succeeds", lambda: _stored(bundle, "status", "it") == "SUCCESS")
+    assert _outcome(bundle, "it")["result"] == 3
+
+
+@pytest.mark.parametrize("gone", ["unbound", "deleted"])
+def test_dead_letters_stay_in_their_queue_without_the_dead_letter_queue(bundle: Bundle, gone: str) -> None:
+    """The control for a second queue on the exchange: the broker would be content with that one."""
+    dead.depth(bundle)  # declares
+    bindings = bundle.of_vhost("bindings")
+    bound = [each["destination"] for each in bindings if each["source"] == "proj.dead"]
+    assert bound == ["proj.dead"]
+    with bundle.channel() as channel:
+        if gone == "unbound":
+            channel.queue_unbind("proj.dead", "proj.dead", "#")
+        else:
+            channel.queue_delete("proj.dead")
+    with bundle.channel() as channel:
+        message = dead._task_message("it", 1, 2, expiration="0")
+        dead._send(channel, [message], "proj.tasks")
+
+        def expired() -> bool:
+            return bool(channel.queue_declare("proj.tasks", passive=True).message_count == 0)
+
+        eventually("it is no task any more", expired)
+
+    with bundle.channel() as channel:
+        queues.dead_queue(channel).declare()
+
+    dead.await_count(bundle, 1)
+    assert dead.ids(bundle) == ["it"]
+
+
+def _connections(bundle: Bundle) -> Any:
+    return bundle.management("GET", f"vhosts/{bundle.vhost}/connections")
+
+
+def test_people_wait_for_a_worker_that_looks(bundle: Bundle) -> None:
+    """A look that is under way holds `proj dead list` up, and does not end it."""
+    _expire(bundle, "it")
+    with bundle.channel() as channel:
+        channel.queue_declare(queues.DEAD_READER, exclusive=True, durable=False, auto_delete=True)
+        listing = bundle.start("dead", "list", "--json")
+        eventually("it asks", lambda: len(_connections(bundle)) >= 2)
+
+    out, err = listing.communicate(timeout=60)
+
+    assert (listing.returncode, err) == (0, "")
+    assert '"it"' in out
+
+
+def test_worker_without_the_right_says_so_once(bundle: Bundle) -> None:
+    """And works."""
+    user = f"narrow-{bundle.vhost}"
+    bundle.declare()
+    bundle.management("PUT", f"users/{user}", {"password": "x", "tags": ""})
+    own = r"pidbox$|^celeryev|^proj\.tasks$"
+    rights = {"configure": own, "write": ".*", "read": rf"{own}|^proj$"}
+    bundle.management("PUT", f"permissions/{bundle.vhost}/{user}", rights)
+    _expire(bundle, "it")
+    worker = bundle.worker(env={"CELERY_BROKER_URL": bundle.url.replace("guest:guest", f"{user}:x")})
+
+    worker.says("Dead letters cannot be read")
+
+    assert bundle.proj("enqueue", "add", "1", "2", "--wait").stdout == "3\n"
+    assert worker.text().count("Dead letters cannot be read") == 1

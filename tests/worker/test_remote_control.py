@@ -1,0 +1,128 @@
+"""What workers do when they are told to: `celery control`, and what becomes of messages then."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from proj.private_node.node import BrokerNode
+from tests.lib import dead
+from tests.lib.bundle import GATED_TASK, Bundle, Worker, eventually
+
+pytestmark = pytest.mark.used_vhost
+
+
+def test_shutdown_ends_tasks_and_is_no_error(bundle: Bundle) -> None:
+    """`control shutdown` is SIGTERM: the last task ends, the worker is live meanwhile, and it is no error."""
+    bundle.add_task(GATED_TASK)
+    worker = bundle.worker()
+    gate = bundle.folder / "gate"
+    bundle.enqueue("task", "proj.tasks.gated", f'"{gate}"', "--id", "last")
+    eventually("the task starts", lambda: "[last]: Received" in worker.text(), seen=worker.text)
+
+    assert "OK" in bundle.control(worker, "shutdown")
+    eventually("the worker shuts down", lambda: "Got shutdown from remote" in worker.text())
+    assert bundle.proj("health", "--ready").stdout.endswith(" is stopping\n")
+    assert bundle.proj("health", "--live").returncode == 0
+    gate.touch()
+    assert worker.ends() == 0
+    assert bundle.proj("result", "last").returncode == 0
+
+
+def test_shutdown_is_bounded(bundle: Bundle) -> None:
+    """A task that outlives the grace period is given back."""
+    worker = bundle.worker(env={"PROJ_SHUTDOWN_GRACE": "0.2"})
+    bundle.enqueue("sleep-dots", "600", "--id", "long")
+    worker.started("long")
+
+    bundle.control(worker, "shutdown")
+    worker.ends()
+    assert bundle.kept("proj.tasks") == 1
+
+
+def _revoked(bundle: Bundle) -> Worker:
+    """A delayed message and a dead letter that were revoked; the worker that comes then never heard of it."""
+    dead.publish_task(bundle, "letter", 1, 2, expiration="0")
+    first = bundle.worker()
+    # So that it takes none of them itself, however late the revocation is.
+    assert "OK" in bundle.control(first, "cancel_consumer", "proj.tasks")
+    dead.await_count(bundle, 1)
+    bundle.enqueue("add", "1", "2", "--id", "delayed", "--countdown", "1")
+    bundle.control(first, "revoke", "delayed", "letter")
+    for task_id in ("delayed", "letter"):
+        assert '"state": "REVOKED"' in bundle.proj("result", task_id, "--json").stdout
+    first.kill()
+    return bundle.worker(log="next.log")
+
+
+def test_revocation_outlives_workers(bundle: Bundle) -> None:
+    """It is stored, and a worker acknowledges the message without executing it; a redrive overrides it."""
+    bundle.declare()
+    worker = _revoked(bundle)
+    worker.says("[delayed] received")
+    worker.says("[delayed] ignored")
+
+    assert bundle.proj("dead", "redrive", "letter").returncode == 0
+    worker.says("[letter] succeeded")
+
+    assert worker.terminate() == 0
+    assert bundle.kept("proj.tasks") == bundle.depth("proj.dead") == 0
+    assert '"state": "REVOKED"' in bundle.proj("result", "delayed", "--json").stdout
+    assert "[delayed] succeeded" not in worker.text()
+
+
+def test_revocation_that_nobody_looks_for(bundle: Bundle) -> None:
+    """Control: without the look, the message is executed."""
+    bundle.declare()
+    bundle.switch_off("worker/task.py", "        revocation.check(self)\n", "")
+    _revoked(bundle).says("[delayed] succeeded")
+
+
+@pytest.fixture(scope="module")
+def shared(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    with Bundle(node, vhost="remote-control", folder=tmp_path_factory.mktemp("shared")) as bundle:
+        bundle.switch_off("results/patience.py", "\nPATIENCE: Final = 2", "\nPATIENCE: Final = 0.2")
+        yield bundle
+
+
+@pytest.fixture(scope="module")
+def worker(shared: Bundle) -> Worker:
+    """One worker for what leaves it as it was."""
+    return shared.worker()
+
+
+def test_revocation_replaces_no_end(shared: Bundle, worker: Worker) -> None:
+    """What has ended stays as it ended."""
+    assert shared.proj("enqueue", "add", "1", "2", "--id", "done", "--wait").stdout == "3\n"
+
+    shared.control(worker, "revoke", "done")
+    assert shared.proj("result", "done").returncode == 0
+
+
+def test_what_would_lose_messages_is_refused(shared: Bundle, worker: Worker) -> None:
+    """A time limit that the broker does not wait for, and a queue whose dead letters would go nowhere."""
+    for command, answer in (
+        (("time_limit", "proj.tasks.add", "10", "1800"), "consumer_timeout, got 1800 and 1800"),
+        (("time_limit", "proj.tasks.add", "5000"), "below the broker's consumer_timeout"),
+        (("time_limit", "proj.tasks.add", "nan"), "a number of seconds, got nan"),
+        (
+            ("add_consumer", "other"),
+            "there is no queue 'other' (known queues: proj.tasks; PROJ_QUEUES adds more)",
+        ),
+    ):
+        assert answer in shared.control(worker, *command)
+    assert not shared.has("other")
+
+    assert "OK" in shared.control(worker, "time_limit", "proj.tasks.add", "10", "20")
+    assert "OK" in shared.control(worker, "cancel_consumer", "proj.tasks")
+    assert "OK" in shared.control(worker, "add_consumer", "proj.tasks")
+    assert shared.proj("enqueue", "add", "1", "2", "--wait", "--timeout", "60").stdout == "3\n"
+    assert worker.process.poll() is None
+
+
+def test_revocation_that_cannot_be_stored_is_an_answer(shared: Bundle, worker: Worker) -> None:
+    """Whoever revokes hears that it holds for as long as the workers run, and the worker goes on."""
+    worker.ready()
+    (shared.folder / "state/results.sqlite3").write_text("no database")
+
+    answer = shared.control(worker, "revoke", "it")
+    assert "revoked only until the workers end: the result store cannot be" in answer

@@ -1,0 +1,104 @@
+"""Deploys: a worker that is told to end finishes what it has, in its time, and gives back the rest."""
+
+import collections
+import json
+import os
+from functools import partial
+
+import pytest
+
+from proj.health import heartbeat
+from tests.lib.bundle import Bundle, Worker, eventually
+
+#: A task of a fraction of a second, which leaves its number in a file each time it is executed.
+NAP = """
+    @app.task(name="proj.tasks.nap", pydantic=True)
+    def nap(number: int) -> int:
+        time.sleep(0.6)
+        with open("naps", "a") as file:
+            file.write(f"{number} ")
+        return number
+"""
+
+
+def test_sigterm_lets_the_running_task_end_and_takes_no_new_one(bundle: Bundle) -> None:
+    """The running task is finished and acknowledged; what waits stays in the queue for others."""
+    for task_id in ("first", "second", "third"):
+        bundle.enqueue("sleep-dots", "3", "--id", task_id)
+    worker = bundle.worker()
+    worker.started("first")
+
+    assert worker.terminate() == 0
+
+    assert [line.id for line in worker.lines("Done after")] == ["first"]
+    eventually("the others are back", lambda: bundle.depth("proj.tasks") == 2)
+    assert [message["properties"]["headers"]["id"] for message in bundle.peek("proj.tasks")] == [
+        "second",
+        "third",
+    ]
+    assert json.loads(bundle.proj("result", "first", "--json").stdout)["result"] == 3
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_what_is_not_done_when_the_grace_is_over_is_given_back(bundle: Bundle, pool: str) -> None:
+    """Another worker executes a task that is too long; the first leaves no file that says that it runs."""
+    worker = bundle.worker("--pool", pool, "--pidfile=pid", env={"PROJ_SHUTDOWN_GRACE": "1"}).ready()
+    heartbeats = bundle.folder / "state" / heartbeat.FOLDER
+    assert os.listdir(heartbeats)
+    assert (bundle.folder / "pid").exists()
+    bundle.enqueue("sleep-dots", "600", "--id", "long")
+    worker.started("long")
+
+    assert worker.terminate() == 0
+
+    eventually("the message is back", lambda: bundle.depth("proj.tasks") == 1)
+    assert bundle.depth("proj.dead") == 0
+    assert "Traceback" not in worker.text()
+    assert os.listdir(heartbeats) == []
+    assert not (bundle.folder / "pid").exists()
+    assert json.loads(bundle.proj("result", "long", "--json").stdout)["state"] != "FAILURE"
+    bundle.worker(log="next.log").started("long")
+
+
+def test_rolling_restart_under_load_loses_nothing_and_repeats_nothing(bundle: Bundle) -> None:
+    """Two workers are replaced one after the other while tasks wait: each task is executed exactly once."""
+    bundle.add_task(NAP)
+    workers = [bundle.worker(log=f"old{n}.log").ready() for n in range(2)]
+    new: list[Worker] = []
+    total, part = 30, 15
+    naps = bundle.folder / "naps"
+
+    for n, worker in enumerate(workers):
+        bundle.python(f"""
+from proj.tasks import nap
+for number in range({n * part}, {(n + 1) * part}): nap.delay(number)
+print(0)
+""")
+        eventually("it is at work", partial(worker.lines, "received"))
+        assert bundle.depth("proj.tasks"), "no task waits"
+        assert worker.terminate() == 0
+        new.append(bundle.worker(log=f"new{n}.log").ready())
+
+    def executed() -> collections.Counter[str]:
+        return collections.Counter(naps.read_text().split())
+
+    eventually("all are executed", lambda: len(executed()) == total)
+    assert set(executed().values()) == {1}
+    assert [worker.terminate() for worker in new] == [0, 0]
+    assert bundle.kept("proj.tasks") == 0
+    assert bundle.depth("proj.dead") == 0
+
+
+def test_task_that_may_take_longer_than_the_broker_waits_is_refused_at_the_start(bundle: Bundle) -> None:
+    """The broker would end the worker's channel in the middle of it; the line says which two settings."""
+    bundle.add_task("""
+        @app.task(name="proj.tasks.long", time_limit=1800)
+        def long() -> None: ...
+    """)
+
+    worker = bundle.worker()
+
+    assert worker.ends() == 2
+    for part in ("time_limit of proj.tasks.long", "consumer_timeout", "1800", "PROJ_CONSUMER_TIMEOUT"):
+        assert part in worker.text()
+    assert "Traceback" not in worker.text()

@@ -1,0 +1,238 @@
+"""What workers do with work: who gets it, who gets it again, and when a worker gives up."""
+
+import functools
+import signal
+
+import psutil
+
+from tests.lib.bundle import GATED_TASK, PATIENCE, Bundle, eventually
+from tests.lib.ports import free_port
+from tests.lib.proxy import Proxy
+
+#: Tasks that take no time, behind one that does not end.
+SHORT = 8
+
+
+def test_no_worker_idles_while_a_task_is_ready(bundle: Bundle) -> None:
+    """Two workers of one slot, one of them at a long task: the other executes all that there is."""
+    assert _waiting_behind_a_long_task(bundle) == 0
+
+
+def test_prefetching_worker_lets_the_other_idle(bundle: Bundle) -> None:
+    """The control for the test above: with four messages a slot, some wait behind the long task."""
+    assert _waiting_behind_a_long_task(bundle, "--prefetch-multiplier=4") > 0
+
+
+def _waiting_behind_a_long_task(bundle: Bundle, *options: str) -> int:
+    """How many short tasks a worker holds that executes a long one, when the other has no more to do."""
+    bundle.add_task(GATED_TASK)
+    gate = bundle.folder / "gate"
+    workers = [bundle.worker(*options, log=f"{n}.log").ready() for n in "ab"]
+    bundle.python(f"""
+from proj.tasks import add, gated
+gated.delay({str(gate)!r})
+for n in range({SHORT}): add.delay(n, n)
+print(0)
+""")
+    (busy,) = eventually(
+        "one is busy", lambda: [worker for worker in workers if worker.lines(f"Received {str(gate)!r}")]
+    )
+    (other,) = (worker for worker in workers if worker is not busy)
+
+    def held() -> int:
+        return len(busy.lines("received")) - 1
+
+    eventually("the other has no more to do", lambda: held() + len(other.lines("Result of")) == SHORT)
+    waiting = held()
+    gate.touch()
+    eventually("all is done", lambda: len(busy.lines("Result of")) == waiting)
+    return waiting
+
+
+def test_task_of_a_killed_worker_is_executed_by_the_other(bundle: Bundle) -> None:
+    """SIGKILL in the middle of a task: the other worker starts the same message, from its beginning.
+
+    The process that executes the task ends with its worker, so nothing is executed twice at once.
+    """
+    victim = bundle.worker(log="victim.log").ready()
+    bundle.enqueue("sleep-dots", "600", "--id", "survivor")
+    victim.started("survivor")
+    other = bundle.worker(log="other.log").ready()
+    pool = victim.children()
+    assert pool
+
+    victim.kill()
+
+    other.started("survivor")
+    assert not victim.lines("Done after")
+    assert psutil.wait_procs(pool, PATIENCE)[1] == []
+
+
+def test_task_of_a_worker_that_is_silent_is_executed_by_the_other(bundle: Bundle) -> None:
+    """As when its machine is gone, and no connection is closed: the broker misses its heartbeats."""
+    bundle.switch_off(
+        "celeryconfig.py", '"task_acks_late": True,', '"task_acks_late": True, "broker_heartbeat": 2,'
+    )
+    victim = bundle.worker(log="victim.log").ready()
+    bundle.enqueue("sleep-dots", "600", "--id", "survivor")
+    victim.started("survivor")
+    other = bundle.worker(log="other.log").ready()
+
+    victim.process.send_signal(signal.SIGSTOP)
+
+    other.started("survivor")
+    assert psutil.Process(victim.process.pid).status() == psutil.STATUS_STOPPED
+
+
+def test_broker_misses_a_worker_that_is_silent(bundle: Bundle) -> None:
+    """The control for the test above: unless told otherwise, workers promise heartbeats, within minutes."""
+    bundle.worker().ready()
+
+    def consuming() -> list[int]:
+        return [each["timeout"] for each in bundle.of_vhost("vhosts", "/connections") if each.get("timeout")]
+
+    assert 0 < max(eventually("the broker tells", consuming)) <= 120
+
+
+def test_task_of_a_killed_pool_process_is_executed_again(bundle: Bundle) -> None:
+    """When the system kills only the process of a task, its worker goes on, and executes it again."""
+    worker = bundle.worker().ready()
+    bundle.enqueue("sleep-dots", "600", "--id", "again")
+    worker.started("again")
+    (child,) = worker.children()
+
+    child.kill()
+
+    eventually("the task starts again", lambda: len(worker.lines("Received ")) == 2)
+    assert {line.id for line in worker.lines("Received ")} == {"again"}
+
+
+def test_message_that_kills_its_workers_becomes_a_dead_letter(bundle: Bundle) -> None:
+    """After the delivery limit such a message stops going round, and is kept."""
+    worker = bundle.worker().ready()
+    bundle.enqueue("sleep-dots", "600", "--id", "killer")
+
+    def started(times: int) -> bool:
+        return len(worker.lines("Received ")) == times
+
+    for attempt in range(1, 7):
+        eventually("it is started", functools.partial(started, attempt), seen=worker.text)
+        for child in worker.children():
+            child.kill()
+
+    eventually("the message is in proj.dead", lambda: bundle.depth("proj.dead"))
+    (message,) = bundle.peek("proj.dead")
+    assert message["properties"]["headers"]["id"] == "killer"
+    assert message["properties"]["headers"]["x-death"][0]["reason"] == "delivery_limit"
+    assert bundle.depth("proj.tasks") == 0
+
+
+def test_worker_waits_for_a_broker_that_is_down(bundle: Bundle) -> None:
+    """A worker says that it waits, and works once its broker is there; again when that was gone."""
+    port = free_port()
+    worker = bundle.worker(env={"CELERY_BROKER_URL": bundle.url_at(port)})
+    worker.says(f"Cannot connect to amqp://guest:**@127.0.0.1:{port}")
+    worker.says("Trying again in")
+    with Proxy(bundle.node.info.port, port):
+        assert bundle.proj("enqueue", "add", "1", "2", "--wait").stdout == "3\n"
+    worker.says("Connection to broker lost")
+    with Proxy(bundle.node.info.port, port):
+        assert bundle.proj("enqueue", "add", "3", "4", "--wait").stdout == "7\n"
+    assert "Traceback" not in worker.text()
+
+
+def test_worker_ends_when_the_broker_says_no(bundle: Bundle) -> None:
+    """What waiting does not mend ends the worker, with one line and the exit code of the contract."""
+    there = f"127.0.0.1:{bundle.node.info.port}"
+    refusals = {
+        f"amqp://guest:wrong@{there}/{bundle.vhost}": "refused user 'guest' and its password",
+        f"amqp://guest:guest@{there}/nowhere": "has no virtual host 'nowhere'",
+    }
+
+    workers = [
+        (bundle.worker(env={"CELERY_BROKER_URL": url}, log=f"{n}.log"), said)
+        for n, (url, said) in enumerate(refusals.items())
+    ]
+
+    for worker, said in workers:
+        assert worker.ends() == 69
+        assert said in worker.text()
+        assert "wrong" not in worker.text()
+        assert "Traceback" not in worker.text()
+
+
+def test_worker_outlives_a_connection_that_only_the_broker_believes_in(bundle: Bundle) -> None:
+    """Cut on the worker's side alone, it keeps the worker from its own queue until the broker notices."""
+    bundle.switch_off("worker/consumer.py", "LOCK_INTERVAL: Final = 2", "LOCK_INTERVAL: Final = 0.2")
+    with Proxy(bundle.node.info.port) as proxy:
+        there = {"CELERY_BROKER_URL": bundle.url_at(proxy.port)}
+        worker = bundle.worker(env=there).ready()
+
+        proxy.cut_for_programs()
+        worker.says("the broker has not noticed the lost connection yet")
+        proxy.cut_for_broker()
+
+        assert bundle.proj("enqueue", "add", "3", "4", "--wait").stdout == "7\n"
+        assert "Traceback" not in worker.text()
+
+
+def test_worker_leaves_no_connection_behind_when_it_connects_anew(bundle: Bundle) -> None:
+    """As when an answer is late: the end of the old one would later be taken for the loss of the new one."""
+    bundle.switch_off(
+        "worker/consumer.py",
+        "topology.ensure(conn, self.app.settings.topology)\n",
+        # Something keeps it, so that Python does not close it by itself.
+        "topology.ensure(conn, self.app.settings.topology)\n"
+        "                if not self.restart_count: self.kept = conn; raise TimeoutError('late')\n",
+    )
+    with Proxy(bundle.node.info.port) as proxy:
+        worker = bundle.worker(env={"CELERY_BROKER_URL": bundle.url_at(proxy.port)})
+        worker.says("late. Trying to reconnect...")
+        worker.ready()
+
+        eventually("the old one is closed", lambda: proxy.first_has_ended)
+
+
+def test_second_worker_of_the_same_name_ends(bundle: Bundle) -> None:
+    """With one line that says so; the first goes on."""
+    bundle.worker("-n", "twin@here").ready()
+
+    twin = bundle.worker("-n", "twin@here", log="twin.log")
+
+    assert twin.ends() == 69
+    assert "another worker with the name twin@here is connected" in twin.text()
+    assert "Traceback" not in twin.text()
+    assert bundle.proj("enqueue", "add", "3", "4", "--wait").stdout == "7\n"
+
+
+def test_worker_of_a_queue_that_does_not_exist_ends(bundle: Bundle) -> None:
+    """A slip in the name given to -Q is told, with the names that there are."""
+    worker = bundle.worker("-Q", "proj.task")
+
+    assert worker.ends() == 2
+    assert worker.text() == "Error: there is no queue 'proj.task' (did you mean proj.tasks?)\n"
+
+
+def test_worker_ends_when_a_queue_has_other_arguments(bundle: Bundle) -> None:
+    """A work queue that was declared otherwise ends the worker with one line that names the queue."""
+    with bundle.channel() as channel:
+        channel.queue_declare("proj.tasks", durable=True, auto_delete=False)
+
+    worker = bundle.worker()
+
+    assert worker.ends() == 69
+    assert "queue 'proj.tasks'" in worker.text()
+    assert "Traceback" not in worker.text()
+
+
+def test_worker_puts_a_topology_in_place_that_is_gone(bundle: Bundle) -> None:
+    """A worker that connects anew finds, or makes, every queue, the dead-letter side included."""
+    worker = bundle.worker().ready()
+    with bundle.channel() as channel:
+        for queue in ("proj.tasks", "proj.dead"):
+            channel.queue_delete(queue)
+
+    bundle.node.ctl("close_all_connections", "--vhost", bundle.vhost, "test")
+
+    worker.says("Connection to broker lost")
+    eventually("the queues are there", lambda: bundle.has("proj.tasks") and bundle.has("proj.dead"))
