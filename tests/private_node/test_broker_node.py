@@ -41,6 +41,9 @@ OTHER_SETTINGS = {
     "NOTIFY_SOCKET": "/nonexistent",
 }
 
+#: What is left of a node that was killed: processes, and the node that runs on its folder.
+Killed = tuple[list[psutil.Process], NodeInfo | None]
+
 pytestmark = pytest.mark.usefixtures("rabbitmq")
 
 
@@ -59,6 +62,25 @@ def node(shared_node: BrokerNode, monkeypatch: pytest.MonkeyPatch) -> BrokerNode
             monkeypatch.setenv(name, value)
         shared_node.start()
     return shared_node
+
+
+@pytest.fixture(scope="module")
+def other_node(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerNode]:
+    """A second one, whose first start is killed before RabbitMQ is ready; it runs after `restarted`."""
+    node = BrokerNode(tmp_path_factory.mktemp("other"))
+    with pytest.raises(BrokerNodeError, match="not ready after 0 s"):
+        node.start(timeout=0)
+    half_made = node.data_dir / "mnesia" / NODE_NAME / "schema.DAT"
+    half_made.parent.mkdir(parents=True, exist_ok=True)
+    half_made.write_text("half made")
+    yield node
+    node.kill()
+
+
+def restarted(node: BrokerNode) -> BrokerNode:
+    if private_node.running(node.data_dir) is None:
+        node.start()
+    return node
 
 
 @pytest.fixture(scope="module")
@@ -130,21 +152,15 @@ def test_second_run_on_a_folder_is_refused(node: BrokerNode) -> None:
     with pytest.raises(BrokerNodeError) as caught:
         BrokerNode(node.data_dir).start()
     message = str(caught.value)
-    assert f"runs already on {node.data_dir} at amqp://127.0.0.1:{node.info.port}//" in message
+    assert f"already running in {node.data_dir} at amqp://127.0.0.1:{node.info.port}//" in message
     assert "proj broker stop" in message
     assert "\n" not in message
 
 
-def test_a_first_start_that_was_killed_is_begun_anew(tmp_path: Path) -> None:
+def test_a_first_start_that_was_killed_is_begun_anew(other_node: BrokerNode) -> None:
     """Half-made tables of a first start that was killed do not keep the next start from working."""
-    node = BrokerNode(tmp_path)
-    with pytest.raises(BrokerNodeError, match="not ready after 0 s"):
-        node.start(timeout=0)
-    half_made = tmp_path / "mnesia" / NODE_NAME / "schema.DAT"
-    half_made.parent.mkdir(parents=True, exist_ok=True)
-    half_made.write_text("half made")
-    node.start()
-    node.kill()
+    with connect(restarted(other_node).info) as connection:
+        assert connection.server_properties["product"] == "RabbitMQ"
 
 
 @pytest.mark.parametrize("option", ["port", "management_port", "metrics_port"])
@@ -194,18 +210,15 @@ def test_wrappers_on_path_are_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_p
             private_node.find_server_dir(wrapper)
 
 
-def test_two_nodes_run_side_by_side(node: BrokerNode, tmp_path: Path) -> None:
+def test_two_nodes_run_side_by_side(node: BrokerNode, other_node: BrokerNode) -> None:
     """Two nodes on two folders know nothing of each other, and one's death leaves the other alone."""
-    other = BrokerNode(tmp_path)
-    other.start()
-    try:
-        with connect(other.info) as connection:
-            connection.channel().queue_declare("only-here", durable=True, auto_delete=False)
-        with connect(node.info) as connection, pytest.raises(amqp.exceptions.NotFound):
-            connection.channel().queue_declare("only-here", passive=True)
-        found = processes(other.info)
-    finally:
-        other.kill()
+    other = restarted(other_node)
+    with connect(other.info) as connection:
+        connection.channel().queue_declare("only-here", durable=True, auto_delete=False)
+    with connect(node.info) as connection, pytest.raises(amqp.exceptions.NotFound):
+        connection.channel().queue_declare("only-here", passive=True)
+    found = processes(other.info)
+    other.kill()
     assert left(found) == []
     assert private_node.answers(node.info)
 
@@ -220,21 +233,19 @@ def test_killing_rabbitmq_leaves_nothing_behind(node: BrokerNode) -> None:
     assert private_node.running(node.data_dir) is None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
-def test_killing_the_guard_takes_the_node_down(node: BrokerNode) -> None:
-    """When the guard is killed with SIGKILL, RabbitMQ, its helpers and epmd end at once."""
-    found = processes(node.info)
-    os.kill(node.info.guard_pid, signal.SIGKILL)
-    assert left(found) == []
-    assert private_node.running(node.data_dir) is None
-
-
-def test_message_survives_an_orderly_stop(done: dict[object, Future[None]]) -> None:
+def test_message_survives_an_orderly_stop(done: dict[object, Future[Killed]]) -> None:
     """A persistent message in a durable queue is there after a stop and a start, on the same ports."""
     done[stop_with_a_message].result()
 
 
-def stop_with_a_message(folder: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_killing_the_guard_takes_the_node_down(done: dict[object, Future[Killed]]) -> None:
+    """When the guard is killed with SIGKILL, RabbitMQ, its helpers and epmd end at once."""
+    assert done[stop_with_a_message].result() == ([], None)
+
+
+def stop_with_a_message(folder: Path) -> Killed:
+    """Returns what there is left of the node once its guard is killed."""
     node = BrokerNode(folder)
     try:
         node.start()
@@ -254,6 +265,11 @@ def stop_with_a_message(folder: Path) -> None:
         assert node.management_url == before.management_url
         with connect(node.info) as connection:
             assert connection.channel().basic_get("kept", no_ack=True).body == "still here"
+        if sys.platform != "linux":
+            return [], None
+        found = processes(node.info)
+        os.kill(node.info.guard_pid, signal.SIGKILL)
+        return left(found), private_node.running(folder)
     finally:
         node.kill()
 
