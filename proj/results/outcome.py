@@ -4,12 +4,11 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import celery.exceptions
 from celery import Celery, states
-from celery.result import AsyncResult
 
 from proj.errors import BadArguments, Ignored, NoResultYet, NotExecuted
 from proj.results import stored_exception
@@ -57,7 +56,11 @@ class Outcome:
 
 def outcome(app: Celery, task_id: str) -> Outcome:
     """The outcome that is stored under this id. Raises `ResultStoreError`."""
-    return _read(app, app.AsyncResult(task_id))
+    try:
+        # One query for all fields; a result of Celery's makes one for each until the task has ended.
+        return _outcome(task_id, app.backend.meta_from_decoded(app.backend.get_task_meta(task_id)))
+    except Exception as error:  # the store may be of any kind
+        raise store_error(app, error) from error
 
 
 def failure(app: Celery, task_id: str) -> object:
@@ -97,7 +100,9 @@ def wait(
         left = max(POLL_INTERVAL, deadline - time.monotonic())
         try:
             result.get(timeout=min(left, WAIT_INTERVAL), interval=POLL_INTERVAL, propagate=False)
-            return _read(app, result)
+            fields = ("result", "traceback", "name", "worker", "date_done")
+            found = {name: getattr(result, name) for name in fields}
+            return _outcome(task_id, {"status": result.state, **found})
         except celery.exceptions.TimeoutError:
             if time.monotonic() > deadline:
                 raise _not_yet(task_id, timeout) from None
@@ -114,23 +119,18 @@ def _not_yet(task_id: str, timeout: float | None) -> NoResultYet:
     )
 
 
-def _read(app: Celery, result: AsyncResult) -> Outcome:
-    try:
-        if result._cache is None:
-            # One query for all fields: Celery caches only tasks that have ended, and else queries each field.
-            result._cache = result.backend.meta_from_decoded(result.backend.get_task_meta(result.id))
-        state, value = result.state, result.result
-        failed = isinstance(value, BaseException)
-        return Outcome(
-            id=result.id,
-            task=result.name,
-            state=state,
-            result=None if failed else value,
-            error=stored_exception.words(value) if failed else None,
-            traceback=result.traceback,
-            worker=result.worker,
-            # Stored without a zone; Celery stores UTC.
-            finished=f"{result.date_done.replace(tzinfo=UTC):%FT%TZ}" if result.date_done else None,
-        )
-    except Exception as error:  # the store may be of any kind
-        raise store_error(app, error) from error
+def _outcome(task_id: str, meta: dict[str, Any]) -> Outcome:
+    value, done = meta["result"], meta.get("date_done")
+    failed = isinstance(value, BaseException)
+    done = datetime.fromisoformat(done) if isinstance(done, str) else done
+    return Outcome(
+        id=task_id,
+        task=meta.get("name"),
+        state=meta["status"],
+        result=None if failed else value,
+        error=stored_exception.words(value) if failed else None,
+        traceback=meta.get("traceback"),
+        worker=meta.get("worker"),
+        # Stored without a zone; Celery stores UTC.
+        finished=f"{done.replace(tzinfo=UTC):%FT%TZ}" if done else None,
+    )

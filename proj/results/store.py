@@ -98,7 +98,7 @@ def _wrong_url(reason: str, hint: str) -> ConfigError:
 
 def _in_one_line(record: logging.LogRecord) -> bool:
     """Log each of Celery's retries in one line, without a traceback of a hundred lines."""
-    if record.exc_info and str(record.msg).startswith("Failed operation"):
+    if record.exc_info and record.levelno == logging.WARNING:
         record.msg, record.args = "The result store failed, retrying: %s", (reason_of(record.exc_info[1]),)
         record.exc_info = None
     return True

@@ -53,7 +53,8 @@ _RESERVED: Final = frozenset(dir(Context)) - frozenset(_KNOWN) - _WRITTEN_BY_CEL
 
 def check(request: Any) -> None:
     """Raise `InvalidTaskError` for a part of Celery's request that has the wrong type."""
-    _, _, embedded = request._payload
+    decoded = isinstance(request.body, list | tuple)
+    _, _, embedded = request.body if decoded else request.message.payload
     for what, value, is_good in (
         ("an id", request.id, checks.is_id(request.id)),
         ("the name of a task", request.name, isinstance(request.name, str)),

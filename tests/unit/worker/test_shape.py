@@ -23,7 +23,7 @@ def _request(headers: dict[str, Any] | None = None, embedded: object = None) -> 
         args=[1, 2],
         kwargs={},
         request_dict={"id": "id", "task": add.name, "args": [1, 2], "kwargs": {}, **(headers or {})},
-        _payload=([1, 2], {}, embedded),
+        body=([1, 2], {}, embedded),
     )
 
 
