@@ -70,6 +70,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "worker_consumer": "proj.worker.consumer:Consumer",
+        # Celery polls for the end of a chord's header tasks once a second.
+        "task_annotations": ["proj.worker.chords:BackOff"],
         # --- Monitoring
         # Flower knows only what events report.
         "worker_send_task_events": True,

@@ -4,7 +4,7 @@ from proj.config import Settings
 from proj.enqueue.app import App
 from proj.logs import celery_lines
 from proj.rabbitmq import connection, decoding
-from proj.worker import chords, commands, start
+from proj.worker import commands, start
 
 __all__ = ["install"]
 
@@ -22,7 +22,6 @@ def install(app: App, settings: Settings) -> None:
     app.steps["consumer"].add("proj.worker.heartbeat:HeartbeatStep")
     app.steps["worker"].add("proj.worker.lookout:LookoutStep")
     connection.keep_from_children(app)
-    chords.install(app)
     celery_lines.install()
     commands.install()
     decoding.install()

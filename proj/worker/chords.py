@@ -11,15 +11,12 @@ FIRST_INTERVAL: Final = 1
 LONGEST_INTERVAL: Final = 30
 
 
-def install(app: celery.Celery) -> None:
-    """Poll with back-off in this application."""
-    app.on_after_finalize.connect(_slow_down)
+class BackOff:
+    """Celery's `task_annotations` for the task that polls."""
 
-
-def _slow_down(sender: celery.Celery, **_: Any) -> None:
-    # Celery's task reads it at each poll.
-    # upstream: not reported; remove when Celery polls for chords with back-off
-    type(sender.tasks[events.CHORD_POLL]).default_retry_delay = property(_interval)
+    def annotate(self, task: Any) -> dict[str, Any] | None:
+        # Celery's task reads it at each poll.
+        return {"default_retry_delay": property(_interval)} if task.name == events.CHORD_POLL else None
 
 
 def _interval(task: celery.Task) -> int:
