@@ -10,6 +10,7 @@ from celery import signals
 from celery.exceptions import WorkerShutdown
 from celery.utils.log import get_logger
 from celery.worker import consumer
+from celery.worker.state import maybe_shutdown
 
 from proj.dead_letters.reasons import Reason
 from proj.errors import ExitCode
@@ -17,7 +18,7 @@ from proj.rabbitmq import connection, failures, topology
 from proj.worker import burial
 from proj.worker.delaying import Delays
 from proj.worker.delivery import Turns, strategy
-from proj.worker.heartbeat import HeartbeatStep, beating
+from proj.worker.heartbeat import HeartbeatStep
 
 log = get_logger(__name__)
 
@@ -99,8 +100,20 @@ class Consumer(consumer.Consumer):
 
         Raises `WorkerShutdown` when the broker refuses.
         """
-        with _ending_on_refusal(conn), beating(self.heartbeat, conn):
-            return super().ensure_connected(conn)
+
+        def failed(error: Exception, interval: float) -> None:
+            then = f"Trying again in {interval:.2f} seconds" if interval else "Trying the next node"
+            log.error("consumer: Cannot connect to %s: %s. %s.", conn.as_uri(), error, then)
+
+        def waiting() -> None:
+            self.heartbeat.connecting()
+            maybe_shutdown()
+
+        self.heartbeat.connecting()
+        with _ending_on_refusal(conn):
+            conn.ensure_connection(failed, callback=waiting)
+        self.first_connection_attempt = False
+        return conn
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.turns = Turns()

@@ -8,8 +8,7 @@ import atexit
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any, Final
 
 from celery import bootsteps
@@ -142,27 +141,3 @@ class HeartbeatStep(bootsteps.StartStopStep):
         if self._beat.task:  # a task that calls another one continues after it
             promise = max(promise, self._beat.due - time.monotonic())
         self.beat(self._beat.state, promise, f"{task.name}[{task_id}]")
-
-
-@contextmanager
-def beating(step: HeartbeatStep, conn: Any) -> Iterator[None]:
-    """Beat before the block, and every second while `conn.ensure_connection` waits in it.
-
-    kombu retries without limit and sleeps up to 30 seconds between two attempts. It calls its `callback` each
-    second; Celery passes its own one, and accepts none from us.
-    """
-    connect = conn.ensure_connection
-
-    def ensure_connection(*args: Any, callback: Any, **options: Any) -> Any:
-        def waited() -> None:
-            step.connecting()
-            callback()
-
-        return connect(*args, callback=waited, **options)
-
-    step.connecting()
-    conn.ensure_connection = ensure_connection
-    try:
-        yield
-    finally:
-        del conn.ensure_connection

@@ -231,7 +231,11 @@ def test_broker_that_is_down_makes_no_worker_dead(bundle: Bundle) -> None:
 def test_without_beats_while_it_waits_a_worker_would_be_taken_for_dead(bundle: Bundle) -> None:
     """The control for the test above."""
     _promise_soon(bundle)
-    bundle.switch_off("worker/heartbeat.py", "step.connecting()\n            callback()", "callback()")
+    bundle.switch_off(
+        "worker/consumer.py",
+        "            self.heartbeat.connecting()\n            maybe_shutdown()",
+        "            maybe_shutdown()",
+    )
     with _broker(bundle, free_port()):
         worker = bundle.worker(env=QUICK).ready()
 
