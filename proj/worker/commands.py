@@ -1,14 +1,13 @@
 """Remote control commands that replace Celery's commands of the same names."""
 
+import signal
 from typing import Any
 
 import celery
 from celery import states
-from celery.platforms import EX_OK
-from celery.signals import worker_shutting_down
 from celery.utils.functional import maybe_list
 from celery.utils.log import get_logger
-from celery.worker import control, state
+from celery.worker import control
 
 from proj.enqueue import checks
 from proj.enqueue.routing import check_queue
@@ -30,8 +29,7 @@ def install() -> None:
 def shutdown(_state: Any, msg: str = "Got shutdown from remote", **_: Any) -> dict[str, str]:
     """Shut down the worker as SIGTERM does, with the grace period for its tasks, and answer before."""
     log.warning(msg)
-    worker_shutting_down.send(sender=_state.hostname, sig="SIGTERM", how="Warm", exitcode=EX_OK)
-    state.should_stop = EX_OK
+    signal.raise_signal(signal.SIGTERM)
     return {"ok": "shuts down when its tasks have ended"}
 
 
