@@ -1,98 +1,91 @@
-"""What Celery's worker itself logs about a message, made into the events of `proj.logs.events`.
+"""How an attempt ended, as events of `proj.logs.events`, from Celery's signals, in the process of the task.
 
-Celery logs each of these lines from a template, which a filter on its logger knows. What `proj.worker.start`
-and `proj.worker.request` say better, with the reason and for the right message, Celery does not say again.
+Celery's worker logs lines of its own about a message, with less in them. They are dropped: these signals and
+`proj.worker.request` log the same, with the reason and for the right message.
 """
 
 import logging
-import sys
 from typing import Any, Final
 
+from celery import signals
 from celery.app import trace
-from celery.exceptions import Retry
-from celery.worker import request
+from celery.utils.log import get_logger
+from celery.utils.saferepr import saferepr
+from celery.utils.serialization import get_pickled_exception
 from celery.worker.consumer import consumer
+from celery.worker.request import Request
+from kombu.utils.encoding import safe_repr, safe_str
 
 from proj.logs import events
 
-# upstream: not reported; remove when Celery's log records carry the fields of their message
-#: Templates of `celery.app.trace`; their one argument is a mapping.
-_OF_TASKS: Final = {
-    trace.LOG_SUCCESS.strip(): events.SUCCEEDED,
-    trace.LOG_RETRY.strip(): events.RETRIED,
-    trace.LOG_FAILURE.strip(): events.FAILED,
-    trace.LOG_REJECTED.strip(): events.REJECTED,
-    trace.LOG_IGNORED.strip(): events.IGNORED,
-}
+log = get_logger(__name__)
 
-#: What it says in place of `ignored` when it finds a stored success.
-_DUPLICATE: Final = "Task already completed successfully."
-
-#: Templates of `celery.worker.request`, and what their arguments are.
-_OF_REQUESTS: Final = {
-    "Soft time limit (%ss) exceeded for %s[%s]": (
-        events.SOFT_TIME_LIMIT,
-        ("time_limit", "task_name", "task_id"),
-    ),
-    "Task %s[%s] succeeded before the worker was lost: %r": (
-        events.SUCCEEDED,
-        ("task_name", "task_id", "exception"),
-    ),
-}
-
-#: What `proj.worker.start` and `proj.worker.request` say instead.
-_SAID_ELSEWHERE: Final = {
-    "Task accepted: %s[%s] pid:%r",
-    "Discarding revoked task: %s[%s]",
-    "Hard time limit (%ss) exceeded for %s[%s]",
-    "Task handler raised error: %r",
-    consumer.UNKNOWN_FORMAT,
-    consumer.UNKNOWN_TASK_ERROR,
-    consumer.INVALID_TASK_ERROR,
-    consumer.TERMINATING_TASK_ON_RESTART_AFTER_A_CONNECTION_LOSS,
+#: Celery's loggers whose lines below this level are all dropped.
+_QUIET: Final = {
+    # That a message was received.
+    "celery.worker.strategy": logging.WARNING,
+    # What `proj.worker.request` logs.
+    "celery.worker.request": logging.CRITICAL,
 }
 
 
 def install() -> None:
-    """Let the workers of this process log events; a filter that is added twice works once."""
-    trace.logger.addFilter(_of_task)
-    request.logger.addFilter(_of_request)
-    consumer.logger.addFilter(_is_not_said_elsewhere)
-    # All that it says at this level is that a message was received.
-    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+    """Let the workers of this process log events; what is installed twice works once."""
+    signals.task_success.connect(_succeeded)
+    signals.task_retry.connect(_retried)
+    signals.task_failure.connect(_failed)
+    for name, level in _QUIET.items():
+        logging.getLogger(name).setLevel(level)
+    trace.logger.addFilter(_is_not_of_a_task)
+    consumer.logger.addFilter(_is_not_of_a_request)
 
 
-def _of_task(record: logging.LogRecord) -> bool:
-    event = _OF_TASKS.get(str(record.msg))
-    if event and isinstance(record.args, dict):
-        said: dict[str, Any] = dict(record.args)
-        if said.get("description") == _DUPLICATE:
-            return False  # said by `proj.worker.request`
-        fields = {"event": event, "task_id": said["id"], "task_name": said["name"]}
-        if event == events.SUCCEEDED:
-            fields |= {"runtime": round(said["runtime"], 6), "result": said["return_value"]}
-        elif event == events.RETRIED:
-            if said["name"] == events.CHORD_POLL and not trace.logger.isEnabledFor(logging.DEBUG):
-                return False
-            # The record has only the words; what is being handled is what the task raised.
-            error = sys.exc_info()[1]
-            if isinstance(error, Retry):
-                fields |= {"exception": repr(error.exc), "delay": error.when}
-        elif event in {events.FAILED, events.REJECTED}:
-            # In one line: the traceback is in the result store too, and `proj dead show` shows it.
-            fields |= {"exception": said["exc"], "traceback": said["traceback"]}
-            record.exc_info = None
-        vars(record).update(fields)
-    return True
+def _succeeded(sender: Any, result: Any, runtime: float, **_: Any) -> None:
+    if not log.isEnabledFor(logging.INFO):
+        return
+    shown = saferepr(result, sender.resultrepr_maxsize)
+    words = f"succeeded in {runtime}s: {shown}"
+    fields = {"runtime": round(runtime, 6), "result": shown}
+    _say(sender, sender.request, logging.INFO, events.SUCCEEDED, words, **fields)
 
 
-def _of_request(record: logging.LogRecord) -> bool:
-    known = _OF_REQUESTS.get(str(record.msg))
-    if known and isinstance(record.args, tuple):
-        event, names = known
-        vars(record).update(zip(names, record.args, strict=True), event=event)
-    return _is_not_said_elsewhere(record)
+def _retried(sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
+    # Celery sends it without a reason for a task that it gives back.
+    if reason:
+        fields = {"exception": repr(reason.exc), "delay": reason.when}
+        _say(sender, request, logging.INFO, events.RETRIED, f"retry: {reason}", **fields)
 
 
-def _is_not_said_elsewhere(record: logging.LogRecord) -> bool:
-    return record.msg not in _SAID_ELSEWHERE
+def _failed(sender: Any, task_id: str, exception: Any, einfo: Any, **_: Any) -> None:
+    # Celery also sends it in the main process, where `proj.worker.request` logs the failure.
+    if sender.request.id != task_id:
+        return
+    expected = bool(sender.throws) and isinstance(exception, sender.throws)
+    shown = safe_repr(get_pickled_exception(exception))
+    # In one line: the traceback is in the result store too, and `proj dead show` shows it.
+    _say(
+        sender,
+        sender.request,
+        logging.INFO if expected else logging.ERROR,
+        events.FAILED,
+        f"raised {'expected' if expected else 'unexpected'}: {shown}",
+        exception=shown,
+        traceback=safe_str(einfo.traceback),
+    )
+
+
+def _say(task: Any, request: Any, level: int, event: str, words: str, **fields: Any) -> None:
+    # `shadow` is the name that the message gives the task for logs.
+    name = getattr(request, "shadow", None) or task.name
+    events.say(log, level, event, request.id, name, words, **fields)
+
+
+def _is_not_of_a_task(record: logging.LogRecord) -> bool:
+    # upstream: not reported; remove when Celery can leave out its own lines about tasks
+    return not hasattr(record, "data")
+
+
+def _is_not_of_a_request(record: logging.LogRecord) -> bool:
+    """False for a line about a request, which `proj.worker.request` logs too, unless it reports an error."""
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    return bool(record.exc_info) or not any(isinstance(each, Request) for each in arguments)

@@ -66,7 +66,7 @@ def say(
     `at` is when it happened (`time.time`), for an event that is logged late: a worker may begin before the
     publisher has the confirm. `fields` become keys of a line in JSON, except those that are None.
     """
-    if task_name == CHORD_POLL and level == logging.INFO:
+    if task_name == CHORD_POLL and level == logging.INFO and event != SUCCEEDED:
         level = logging.DEBUG
     if not log.isEnabledFor(level):
         return

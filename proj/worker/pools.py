@@ -1,26 +1,33 @@
 """Workarounds for Celery's pools.
 
-A pool keeps a task that it failed to send to a process, and waits for it at its end. Pools of threads drop
-errors raised outside of a task, and Python waits for their threads when the process ends.
+Pools of processes keep a task that they failed to send. Pools of threads drop errors raised outside of a
+task, and Python waits for their threads when the process ends.
 """
 
 import atexit
 import os
+import pickle
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Final
 
 import click
+from celery.concurrency import prefork
 from celery.platforms import EX_OK
 
+#: Levels of nesting that the pool adds to the headers.
+_MARGIN: Final = 50
 
-def forget_job(pool: Any, task_id: str) -> None:
-    """Let the pool forget a task that it could not accept; at its end it would wait for the task."""
-    # upstream: not reported; remove when `apply_async` of billiard keeps nothing of what it cannot send
-    jobs = getattr(getattr(pool, "_pool", None), "_cache", {})
-    for job in tuple(jobs.values()):
-        if getattr(job, "correlation_id", None) == task_id and not hasattr(job, "_payload"):
-            job.discard()
+
+def check_sendable(pool: Any, headers: Any) -> None:
+    """Raise what the pickling of these headers raises, if the pool has processes.
+
+    Such a pool keeps a task that it failed to send, and waits for it at its end.
+    """
+    if isinstance(pool, prefork.TaskPool):
+        for _ in range(_MARGIN):
+            headers = [headers]
+        pickle.dumps(headers)
 
 
 def on_lost_error(result: Any, report: Callable[[BaseException], None]) -> None:

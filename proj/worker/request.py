@@ -1,6 +1,8 @@
 """One delivery to a worker: when its message is acknowledged, requeued, or made a dead letter."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum, auto
 from typing import Any, Final
@@ -10,9 +12,11 @@ from celery.app.trace import ExceptionInfo
 from celery.exceptions import (
     BackendGetMetaError,
     BackendStoreError,
+    Ignore,
     InvalidTaskError,
     Reject,
     TaskRevokedError,
+    Terminated,
     TimeLimitExceeded,
     WorkerLostError,
     WorkerTerminate,
@@ -21,6 +25,7 @@ from celery.platforms import EX_FAILURE
 from celery.utils.log import get_logger
 from celery.utils.serialization import create_exception_cls
 from celery.worker import request
+from kombu.utils.encoding import safe_repr, safe_str
 
 from proj import queues
 from proj.dead_letters.reasons import Reason
@@ -120,13 +125,13 @@ class Request(request.Request):
     def execute_using_pool(self, pool: Any, **options: Any) -> Any:
         """Hand the task to the pool. Raises `TaskRevokedError` on failure, and Celery then frees the slot."""
         try:
+            pools.check_sendable(pool, self.request_dict)
             result = super().execute_using_pool(pool, **options)
             pools.on_lost_error(result, self._on_tracer_error)
             return result
         except TaskRevokedError:
             raise
         except Exception as error:
-            pools.forget_job(pool, self.id)
             # A pool that executes tasks in this thread raises the errors of Celery's tracer.
             reason = Reason.FAILED if self.time_start else Reason.INVALID
             self.bury(reason, f"the pool cannot accept it: {error!r}")
@@ -139,7 +144,10 @@ class Request(request.Request):
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Make a message a dead letter at once when its task was killed at its time limit."""
-        if not soft:
+        if soft:
+            words = f"exceeded its soft time limit of {timeout:g} s"
+            self.say(logging.WARNING, events.SOFT_TIME_LIMIT, words, time_limit=timeout)
+        else:
             self._end_at_limit(TimeLimitExceeded(timeout))
         super().on_timeout(soft, timeout)
 
@@ -154,25 +162,31 @@ class Request(request.Request):
         if self.expires and datetime.now(UTC) > self.expires:
             self.bury(Reason.EXPIRED, f"its expiry time was {self.expires.isoformat()}")
             return True
-        revoked = bool(super().revoked())
+        revoked = True
+        with self._may_be_revoked():
+            revoked = bool(super().revoked())
         if revoked and self._end:
             self.say(logging.INFO, events.REVOKED, "revoked")
         return revoked
 
-    # upstream: not reported; remove when Celery stores a revocation before it acknowledges, and says so
-    def _announce_revoked(self, *args: Any) -> None:
+    @contextmanager
+    def _may_be_revoked(self) -> Iterator[None]:
+        """Let Celery acknowledge the message in the block, after it has stored that it is revoked."""
+        before, self._end = self._end, End.REVOKED
         try:
-            self._end = End.REVOKED
-            super()._announce_revoked(*args)
+            yield
         except BackendStoreError as error:
-            self._end = None
-            self._exception = repr(error)
+            self._end, self._exception = None, repr(error)
             self.give_back(Reason.STORE_UNREACHABLE)
+        finally:
+            if not self.acknowledged:
+                self._end = before
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
         if self.time_start:
             self.say(logging.WARNING, events.REVOKED, "revoked: terminated")
-        super().terminate(pool, signal)
+        with self._may_be_revoked():
+            super().terminate(pool, signal)
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         """End the task and leave its message unacknowledged; the broker delivers it to another worker."""
@@ -200,6 +214,9 @@ class Request(request.Request):
         if self._over:
             self.reject()
         elif self._end or not self.task.acks_late:
+            if self._reason is Reason.WORKER_LOST and not self.task.retry_on_worker_lost:
+                words = "succeeded before its process was lost"
+                self.say(logging.WARNING, events.SUCCEEDED, words, exception=self._exception)
             super().acknowledge()
         else:
             self.bury(Reason.INVALID, "Celery ended it without executing it")
@@ -276,8 +293,16 @@ class Request(request.Request):
             self._reason, self._exception = Reason.WORKER_LOST, repr(error)
             # Stored before another worker gets the message, whose end must not be overwritten.
             self.task.backend.mark_as_retry(self.id, error, request=self._context)
+        elif isinstance(error, Ignore):
+            self.say(logging.INFO, events.IGNORED, "ignored")
         elif isinstance(error, Reject):
             self._reason = Reason.REJECTED
+            shown, raised = safe_repr(error), safe_str(exc_info.traceback)
+            self.say(logging.WARNING, events.REJECTED, shown, exception=shown, traceback=raised)
+        elif isinstance(error, Terminated):
+            with self._may_be_revoked():
+                super().on_failure(exc_info, *args, **kwargs)
+            return None
         return super().on_failure(exc_info, *args, **kwargs)
 
     def _on_tracer_error(self, error: BaseException) -> None:
