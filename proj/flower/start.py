@@ -47,7 +47,7 @@ def install(settings: Settings) -> None:
         setattr(options, name, value)
     # Its warnings say in four lines that no worker answered, which the page of the workers shows.
     logging.getLogger("flower.inspector").setLevel(logging.ERROR)
-    # Flower 2.2.0 has no extension point for these two; `test_flower_alone` tells when they can go.
+    # upstream: not reported; remove when Flower has a setting for its application, and exits in one line
     command.Flower = _SafeFlower
     command.flower.callback = _with_one_line_errors(command.flower.callback)
 

@@ -145,12 +145,13 @@ def log_only_json(instance: Any, **_: Any) -> None:
     """Let a worker (`celery.apps.worker.Worker`) write nothing but JSON, if `PROJ_LOG_FORMAT` is `json`.
 
     Celery writes its lines on signals, such as "worker: Warm shutdown", past all logging, and has no setting
-    for it (https://github.com/celery/celery/issues/8101).
+    for it.
     """
     if instance.app.settings.proj_log_format == "json":
         import celery.apps.worker
 
         instance.quiet = True  # no banner
+        # upstream: celery#8101; remove when Celery logs what it prints on a signal
         celery.apps.worker.safe_say = _log_from_signal
         _before_set_up.setFormatter(JsonFormatter(worker=instance.hostname))
         logging.getLogger("py.warnings").addHandler(_before_set_up)

@@ -35,6 +35,7 @@ def connect(connection: Connection, deadline: float) -> None:
         if left <= 0:
             raise TimeoutError
         connection.connect_timeout = left if node == nodes else min(CONNECT_TIMEOUT, left)
+        # upstream: not reported; remove when kombu shows a connection, and its socket, before the handshake
         connection.transport.Connection = _CuttableConnection  # each node has its own transport
         try:
             _resolve(connection.hostname, connection.connect_timeout)
@@ -123,7 +124,7 @@ def keep_from_children(app: Celery) -> None:
         # Not closed, since that would close them for the parent too.
         pools.connections.clear()
         pools.producers.clear()
-        # upstream: not reported; remove when Celery forgets its pools after `os.fork` too
+        # upstream: not reported; remove when Celery forgets its connections after os.fork too
         app._after_fork()
 
     os.register_at_fork(after_in_child=forget)
@@ -134,7 +135,7 @@ class _CuttableConnection(transport.Connection):
 
     def connect(self, callback: Any = None) -> Any:
         # Kombu does the same, after the handshake.
-        # upstream: not reported; remove when py-amqp closes its socket after each error in a handshake
+        # upstream: not reported; remove when kombu shows a connection, and its socket, before the handshake
         self.client._connection = self
         try:
             return super().connect(callback)
@@ -165,7 +166,7 @@ def _look_up(host: str) -> None:
 
 def _shut(connection: Connection) -> None:
     # As Celery does (celery.utils.threads): the public attributes would connect again.
-    # upstream: not reported; remove when kombu has a public way to a live connection's socket
+    # upstream: not reported; remove when kombu shows a connection, and its socket, before the handshake
     wire = getattr(connection._connection, "_transport", None)
     sock = getattr(wire, "sock", None)
     if sock is not None:

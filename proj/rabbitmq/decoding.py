@@ -16,7 +16,6 @@ from amqp import Message, abstract_channel, serialization, spec
 
 #: Levels of nested tables and lists of a header that are read. Py-amqp overflows the stack at some 300, which
 #: ends the worker, and what it still reads cannot always be handed to a pool, logged or stored.
-# upstream: not reported; remove when py-amqp has a limit of its own
 MAX_NESTING: Final = 64
 
 #: Stands for what is nested deeper.
@@ -25,6 +24,7 @@ TOO_DEEP: Final = "(nested too deep)"
 _nesting = threading.local()
 
 _decode = serialization.PROPERTY_CLASSES[spec.Basic.CLASS_ID]
+# upstream: celery#2873; remove when py-amqp reads properties, headers and routing keys of other programs
 _decode_header = serialization._read_item
 _decode_arguments = abstract_channel.loads
 
@@ -35,6 +35,7 @@ def install() -> None:
     A time that is too late for Python becomes `datetime.max`, and what is nested deeper than `MAX_NESTING`
     becomes `TOO_DEEP`.
     """
+    # upstream: celery#2873; remove when py-amqp reads properties, headers and routing keys of other programs
     serialization.PROPERTY_CLASSES[spec.Basic.CLASS_ID] = _read
     serialization._read_item = _read_header
     abstract_channel.loads = _read_arguments

@@ -33,7 +33,7 @@ class Connection(pyamqp.Connection):
 
     def Transport(self, *args: Any, **options: Any) -> Any:  # noqa: N802  (py-amqp's name)
         wire = super().Transport(*args, **options)
-        # upstream: not reported; remove when py-amqp ends a read at its timeout anywhere in a frame
+        # upstream: not reported; remove when a timeout of py-amqp ends a read within a frame too
         read = wire._read
         # `initial` lets a timeout end the read. Bytes that were read before are kept in any case.
         wire._read = lambda size, initial=False: read(size, True)
@@ -71,11 +71,12 @@ class Transport(pyamqp.SSLTransport):
 
 
 # Kombu finds transports by the URL's scheme. Its pools always make a `kombu.Connection`, never a subclass.
+# upstream: not reported; remove when kombu looks up a scheme anew after its alias has changed
 kombu.transport.TRANSPORT_ALIASES |= {
     "amqp": f"{__name__}:{PlainTransport.__name__}",
     "pyamqp": f"{__name__}:{PlainTransport.__name__}",
     "amqps": f"{__name__}:{Transport.__name__}",
 }
 # Kombu caches what it has found, in case a program used a scheme before it imported this module.
-# upstream: not reported; remove when kombu looks up a scheme's alias each time
+# upstream: not reported; remove when kombu looks up a scheme anew after its alias has changed
 kombu.transport._transport_cache.clear()

@@ -55,6 +55,7 @@ class Database(Patient):
         super().on_backend_retryable_error(exc)  # type: ignore[misc]
         self.session_manager.prepared = False  # the database may come back as a new one without tables
 
+    # upstream: not reported; remove when Celery stores a state, by its attempt, in one statement
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: str | None = None, **more: Any
     ) -> Any:
@@ -101,12 +102,14 @@ class Database(Patient):
             )
         )
 
+    # upstream: not reported; remove when Celery stores a state, by its attempt, in one statement
     def _get_task_meta_for(self, task_id: str) -> Any:
         meta = super()._get_task_meta_for(task_id)  # type: ignore[misc]
         if isinstance(meta.get("retries"), int):
             meta["retries"] = finality.retries_of(meta["retries"])
         return meta
 
+    # upstream: celery#3025; remove when Celery unpickles no stored result that is not JSON
     def _decode_stored_result(self, payload: Any) -> Any:
         # Celery would unpickle what is not JSON, for results of its older versions, and so execute code from
         # a row: https://github.com/celery/celery/issues/3025. There are no such rows here.
@@ -178,6 +181,7 @@ def _bound_all_use(engine: Any) -> None:
         end(connection)
         close(connection)
 
+    # upstream: not reported; remove when SQLAlchemy has events for each ping and each close
     engine.dialect.do_ping, engine.dialect.do_close = bounded_ping, ending_close
 
 

@@ -178,6 +178,7 @@ def test_broker_that_answers_slowly(bundle: Bundle, proxy: Proxy, network: Netwo
     check(_slow(bundle, proxy, network, delay), "BrokerUnreachable", "does not answer in time")
 
 
+# upstream: not reported; remove when kombu shows a connection, and its socket, before the handshake
 @pytest.mark.parametrize(
     ("file", "protection", "delay"),
     [

@@ -122,6 +122,7 @@ def test_a_foreign_page_cannot_send_a_form(bundle: Bundle, flower: Start) -> Non
     assert monitor.get("/tasks", LOGIN, Host="flower.example").status == 200
 
 
+# upstream: not reported; remove when Flower has a setting for its application, and exits in one line
 def test_flower_alone(bundle: Bundle, flower: Start) -> None:
     """What we add is needed still: Flower by itself shows metrics to all, and passes over slips."""
     (bundle.folder / "plain.py").write_text(

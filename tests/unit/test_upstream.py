@@ -1,12 +1,79 @@
-"""The list of other projects' private parts that the code uses."""
+"""Private parts of other projects that the code uses: `docs/upstream.md` lists all, and they are few."""
 
-import runpy
+import logging
+import subprocess
+import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+import kombu
+import pytest
+from celery.app import trace
+
+from proj.errors import BadArguments
+from proj.tasks import add
+
+ROOT = Path(__file__).parents[2]
 
 
-def test_the_page_lists_the_markers_in_the_code() -> None:
-    """`docs/upstream.md` is what `make upstream` writes."""
-    script = runpy.run_path(str(ROOT / "scripts/upstream"))
-    assert script["FILE"].read_text() == script["page"](), "Run: make upstream"
+def _script() -> Any:
+    loader = SourceFileLoader("upstream", str(ROOT / "scripts/upstream"))
+    spec = spec_from_loader("upstream", loader)
+    assert spec
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def test_page_is_what_the_code_says() -> None:
+    """Each comment is in the page, with its test, and there are less than fifteen."""
+    page, number = _script().table()
+
+    assert (ROOT / "docs/upstream.md").read_text() == page, "run: make upstream"
+    assert number < 15
+
+
+# upstream: not reported; remove when kombu's consumer says which queue a delivery came from
+def test_kombu_knows_the_queue_of_a_consumer_tag_privately() -> None:
+    """The tags of a consumer are known by the names of its queues."""
+    with kombu.Connection("memory://") as connection:
+        queues = [kombu.Queue("first"), kombu.Queue("second")]
+        with kombu.Consumer(connection, queues, on_message=lambda message: None) as consumer:
+            assert set(consumer._active_tags) == {"first", "second"}
+            assert len(set(consumer._active_tags.values())) == 2
+
+
+# upstream: not reported; remove when Celery can leave out its own lines about tasks
+def test_celery_marks_its_lines_about_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its line about a failure has the data for custom handlers, by which it is left out."""
+    records: list[logging.LogRecord] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        records.append(record)
+        return False
+
+    monkeypatch.setattr(trace.logger, "filters", [keep])
+    with pytest.raises(BadArguments):
+        add.apply(("x",)).get()
+
+    assert [(record.levelname, hasattr(record, "data")) for record in records] == [("ERROR", True)]
+
+
+# upstream: not reported; remove when kombu looks up a scheme anew after its alias has changed
+def test_kombu_keeps_the_transport_that_it_found_first() -> None:
+    """Also when the alias changes; with the cache cleared, it is ours, whatever was used before."""
+    code = """
+import kombu.transport as kombus
+before = kombus.get_transport_cls("amqp").__module__
+aliases = dict(kombus.TRANSPORT_ALIASES)
+kombus.TRANSPORT_ALIASES["amqp"] = "kombu.transport.memory:Transport"
+kept = kombus.get_transport_cls("amqp").__module__
+kombus.TRANSPORT_ALIASES.update(aliases)
+import proj.rabbitmq.transport
+print(before, kept, kombus.get_transport_cls("amqp").__module__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+
+    assert done.stdout.split() == ["kombu.transport.pyamqp"] * 2 + ["proj.rabbitmq.transport"]

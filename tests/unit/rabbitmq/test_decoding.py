@@ -25,6 +25,7 @@ def nested(kind: bytes, name: bytes, depth: int) -> bytes:
 NESTED = [(b"F", b"\x01x"), (b"A", b"")]
 
 
+# upstream: celery#2873; remove when py-amqp reads properties, headers and routing keys of other programs
 def test_py_amqp_does_not_read_them() -> None:
     """When this fails, py-amqp reads them, and what `proj.rabbitmq.decoding` replaces of it can go."""
     with pytest.raises(UnicodeDecodeError):

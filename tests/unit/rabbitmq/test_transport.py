@@ -60,6 +60,7 @@ def test_timeout_in_a_frame(size: int, tls: bool) -> None:
             assert [wire.read_frame(), wire.read_frame()] == [(1, 0, b"12345678")] * 2
 
 
+# upstream: not reported; remove when a timeout of py-amqp ends a read within a frame too
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_py_amqp_itself_reads_again(tls: bool) -> None:
     """When this fails, it has learnt what `Connection` does, and that can go."""
