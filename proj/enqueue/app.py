@@ -9,11 +9,9 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, overload
 
 import celery
-from celery.app.amqp import AMQP
 from celery.app.registry import TaskRegistry
 from kombu import Producer
 
@@ -33,16 +31,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("proj.enqueue")
 
-#: Set while a worker publishes the next step of a task that has succeeded.
-_next_step: Final = ContextVar("_next_step", default=False)
-
 
 def is_unchecked(options: Mapping[str, Any]) -> bool:
     """Whether only the worker checks the arguments of this message: for a next step, and for a retry.
 
     A refusal here would fail the task that publishes them, which has done its work or may still do it.
     """
-    return _next_step.get() or bool(options.get("retries"))
+    task = celery.current_task
+    publishes_next = bool(task) and (
+        task.name == events.CHORD_POLL or getattr(task.request, "returned", False)
+    )
+    return publishes_next or bool(options.get("retries"))
 
 
 class App(celery.Celery):
@@ -56,7 +55,7 @@ class App(celery.Celery):
     settings: Settings
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, amqp=_AMQP, loader=Loader, tasks=_CheckedTasks(self), **options)
+        super().__init__(*args, loader=Loader, tasks=_CheckedTasks(self), **options)
 
     @overload
     def task(self, function: Callable[P, R], /, **options: Any) -> "TypedTask[P, R]": ...
@@ -190,18 +189,6 @@ class _CheckedTasks(TaskRegistry):
             # upstream: not reported; remove when Celery registers shared tasks with the application's base
             task.__class__ = type(kind.__name__, (kind, self._app.Task), {"__module__": kind.__module__})
         super().__setitem__(name, task)
-
-
-class _AMQP(AMQP):
-    """Marks the messages that a worker publishes as the next step of a task, for `is_unchecked`."""
-
-    # upstream: not reported; remove when Celery says so in the options of what it publishes
-    def _retry_publish(self, publish: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        token = _next_step.set(True)
-        try:
-            return super()._retry_publish(publish, *args, **options)
-        finally:
-            _next_step.reset(token)
 
 
 @contextmanager

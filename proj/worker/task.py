@@ -39,7 +39,9 @@ class Task(task.Task):
         args, kwargs = self.check_arguments(args, kwargs)
         revocation.check(self)
         try:
-            return result_of(self.name, super().__call__(*args, **kwargs))
+            result = result_of(self.name, super().__call__(*args, **kwargs))
+            self.request.returned = True  # for `proj.enqueue.app.is_unchecked`
+            return result
         except Ignore as error:
             self._store_ignored(error)
             raise

@@ -61,7 +61,6 @@ print(json.dumps([ends, careless.delay().get(timeout=90)]))
 """
 
 
-# upstream: not reported; remove when Celery says so in the options of what it publishes
 def test_next_step_that_refuses_the_result(bundle: Bundle) -> None:
     """It becomes a dead letter under its own id; the first step stays a success, and is no dead letter."""
     bundle.add_task(_TASKS)
