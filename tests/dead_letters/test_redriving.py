@@ -13,6 +13,7 @@ from proj.private_node.node import BrokerNode
 from tests.lib import dead
 from tests.lib.alarm import alarm
 from tests.lib.bundle import Bundle, eventually
+from tests.lib.erlang import evaluate
 
 #: A time that is over.
 LONG_AGO = "2020-01-01T00:00:00+00:00"
@@ -139,43 +140,43 @@ def test_dry_run_foresees_a_queue_that_is_gone(bundle: Bundle) -> None:
 
 
 @pytest.fixture
-def max_size(node: BrokerNode) -> Iterator[Callable[[int], object]]:
+def max_size(own_node: BrokerNode) -> Iterator[Callable[[int], object]]:
     """Sets how many bytes of a message the broker takes, as its operator may at any time."""
 
     def set_to(size: int | str) -> object:
         # Where RabbitMQ 3.10 looks, and where 4 does.
         places = (
-            "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})."
+            "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})"
         )
-        return node.ctl("eval", places.format(size))
+        return evaluate(own_node, places.format(size))
 
-    usual = node.ctl("eval", "application:get_env(rabbit, max_message_size, 16777216).").strip()
+    usual = evaluate(own_node, "application:get_env(rabbit, max_message_size, 16777216)")
     yield set_to
     set_to(usual)
 
 
 @pytest.mark.parametrize("size", [2_000, 200_000])
 def test_message_that_is_too_large_stays_and_the_others_go_on(
-    bundle: Bundle, max_size: Callable[[int], object], size: int
+    own: Bundle, max_size: Callable[[int], object], size: int
 ) -> None:
     """The broker closes the channel over it: that ends neither the run nor loses what was sent before it."""
     names = [f"id-{number}" for number in range(9)]
     for number, name in enumerate(names):
-        dead.publish_task(bundle, name, "x" * (size if number in {2, 6} else 1), expiration="0")
-    dead.await_count(bundle, len(names))
+        dead.publish_task(own, name, "x" * (size if number in {2, 6} else 1), expiration="0")
+    dead.await_count(own, len(names))
     max_size(size)
 
-    done = bundle.proj("dead", "redrive", "--all")
+    done = own.proj("dead", "redrive", "--all")
 
     assert done.stderr == "7 redriven, 2 left: it is larger than the broker accepts (2)\n"
     assert done.returncode == 69
-    assert dead.ids(bundle) == ["id-2", "id-6"]
-    sent = [message.properties["correlation_id"] for message in dead.take(bundle, "proj.tasks")]
+    assert dead.ids(own) == ["id-2", "id-6"]
+    sent = [message.properties["correlation_id"] for message in dead.take(own, "proj.tasks")]
     assert set(sent) == set(names) - {"id-2", "id-6"}
     # What was under way with a small one may be sent twice; a large one goes alone.
     assert len(sent) == len(set(sent)) or size < 2**16
     max_size(2 * size)
-    assert bundle.proj("dead", "redrive", "--all").stderr == "2 redriven\n"
+    assert own.proj("dead", "redrive", "--all").stderr == "2 redriven\n"
 
 
 def test_celery_message_put_there_by_hand_goes_to_the_work_queue(bundle: Bundle) -> None:
@@ -310,17 +311,17 @@ def test_redrive_that_is_killed_before_its_confirm_loses_nothing(bundle: Bundle)
     dead.await_count(bundle, 1)
 
 
-def test_redrive_that_is_not_confirmed_is_75(bundle: Bundle) -> None:
+def test_redrive_that_is_not_confirmed_is_75(own: Bundle) -> None:
     """While the broker's memory alarm is on it confirms nothing: then nothing is lost, in bounded time."""
-    dead.expire(bundle, 3)
-    with alarm(bundle.node, "memory"):
-        done = bundle.proj("dead", "redrive", "--all", env={"PROJ_PUBLISH_TIMEOUT": "5"})
+    dead.expire(own, 3)
+    with alarm(own.node, "memory"):
+        done = own.proj("dead", "redrive", "--all", env={"PROJ_PUBLISH_TIMEOUT": "5"})
 
     assert (done.returncode, done.stdout) == (75, "")
     assert "since its memory or disk alarm is on; no dead letter is lost" in done.stderr
     assert done.stderr.count("\n") == 1
-    dead.await_count(bundle, 3)
-    assert bundle.proj("dead", "redrive", "--all").stderr == "3 redriven\n"
+    dead.await_count(own, 3)
+    assert own.proj("dead", "redrive", "--all").stderr == "3 redriven\n"
 
 
 @pytest.mark.parametrize(

@@ -388,14 +388,14 @@ def test_wrong_password_of_the_management_api_costs_its_numbers_only(bundle: Bun
     assert "s3cret" not in done.stderr
 
 
-def test_broker_in_alarm_is_said(bundle: Bundle) -> None:
+def test_broker_in_alarm_is_said(own: Bundle) -> None:
     """The numbers come all the same, and without the management API the question to workers meets it."""
-    bundle.worker().ready()
+    own.worker().ready()
     for kind, flag in (("memory", "mem_alarm"), ("disk", "disk_free_alarm")):
-        with alarm(bundle.node, kind):
-            eventually("the API knows", partial(in_alarm, bundle, flag))
-            told = bundle.proj("queues", "proj.tasks")
-            done = bundle.proj("queues", env=MANAGEMENT_OFF)
+        with alarm(own.node, kind):
+            eventually("the API knows", partial(in_alarm, own, flag))
+            told = own.proj("queues", "proj.tasks")
+            done = own.proj("queues", env=MANAGEMENT_OFF)
 
         assert f"has a {kind} alarm" in told.stderr
         assert done.returncode == 0
@@ -404,19 +404,19 @@ def test_broker_in_alarm_is_said(bundle: Bundle) -> None:
 
 
 @pytest.fixture
-def no_statistics(node: BrokerNode) -> Iterator[None]:
+def no_statistics(own_node: BrokerNode) -> Iterator[None]:
     """As `management_agent.disable_metrics_collector = true` in a broker's configuration."""
     setting = "rabbitmq_management_agent, disable_metrics_collector"
-    evaluate(node, f"application:set_env({setting}, true)")
+    evaluate(own_node, f"application:set_env({setting}, true)")
     yield
-    evaluate(node, f"application:set_env({setting}, false)")
+    evaluate(own_node, f"application:set_env({setting}, false)")
 
 
-def test_broker_that_keeps_no_statistics_is_not_at_rest(no_statistics: None, bundle: Bundle) -> None:
+def test_broker_that_keeps_no_statistics_is_not_at_rest(no_statistics: None, own: Bundle) -> None:
     """Its management API answers, with nothing that could be taken for 0."""
-    bundle.enqueue("add", "1", "2")
+    own.enqueue("add", "1", "2")
 
-    seen = look(bundle)
+    seen = look(own)
 
     row = seen["queues"]["proj.tasks"]
     assert [row[name] for name in COLUMNS] == ["proj.tasks", 1, None, 0, None, None, None, None]

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.flower.conftest import Site
+from tests.lib.alarm import alarm
 from tests.lib.bundle import GATED_TASK, PATIENCE, Bundle, eventually
 from tests.lib.flower import LOGIN
 
@@ -132,22 +133,18 @@ def selector(name: str) -> str:
     return next(match[0] for match in SELECTOR.finditer(DOCS) if match[1] == name)
 
 
-def test_room_on_the_disk(bundle: Bundle) -> None:
+def test_room_on_the_disk(own: Bundle) -> None:
     """A limit above what is free raises the alarm, and the quotient falls below 1."""
     free, limit = NUMBERS["Room on the broker's disk"].split(" / ")
-    alarm = selector("rabbitmq_alarms_free_disk_space_watermark")
+    watermark = selector("rabbitmq_alarms_free_disk_space_watermark")
 
     def room() -> float:
-        samples = of_rabbitmq(bundle)
+        samples = of_rabbitmq(own)
         return value(free, samples) / value(limit, samples)
 
     eventually("there is room", lambda: room() > 3)
-    eventually("there is no alarm", lambda: value(alarm, of_rabbitmq(bundle)) == 0)
-    before = f"{value(limit, of_rabbitmq(bundle)):.0f}"
-    try:
-        bundle.node.ctl("set_disk_free_limit", "1000000GB")
-        eventually("the alarm is raised", lambda: value(alarm, of_rabbitmq(bundle)) == 1)
+    eventually("there is no alarm", lambda: value(watermark, of_rabbitmq(own)) == 0)
+    with alarm(own.node, "disk"):
+        eventually("the alarm is raised", lambda: value(watermark, of_rabbitmq(own)) == 1)
         eventually("the quotient falls", lambda: room() < 1)
-    finally:
-        bundle.node.ctl("set_disk_free_limit", before)
-    eventually("the alarm is over", lambda: value(alarm, of_rabbitmq(bundle)) == 0)
+    eventually("the alarm is over", lambda: value(watermark, of_rabbitmq(own)) == 0)

@@ -13,8 +13,10 @@ from tests.lib.publisher import MAX_SIZE, hurry
 
 @pytest.fixture(scope="session")
 def own_node(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerNode]:
-    """A node for alarms and freezes, of which the other tests must not know."""
-    node = BrokerNode(tmp_path_factory.mktemp("chaos"), extra_config=f"max_message_size = {MAX_SIZE}")
+    """A node for alarms, freezes, plugins and settings of which the other tests must not know."""
+    # Milliseconds after which its management API counts anew, as of the other node.
+    config = f"max_message_size = {MAX_SIZE}\ncollect_statistics_interval = 300"
+    node = BrokerNode(tmp_path_factory.mktemp("chaos"), extra_config=config)
     node.start()
     yield node
     node.kill()
