@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from proj import queues
+from proj.private_node.node import BrokerNode
 from tests.lib import dead, stores
 from tests.lib.bundle import Bundle, eventually
+from tests.lib.erlang import evaluate
 
 
 def _reach_delivery_limit(bundle: Bundle, task_id: str) -> None:
@@ -141,19 +143,31 @@ def test_redriven_message_ends_again(bundle: Bundle) -> None:
     assert _outcome(bundle, "it")["result"] == 3
 
 
+@pytest.fixture
+def soon(own_node: BrokerNode) -> Iterator[None]:
+    """Queues that are declared now try their dead letters again after one second, not ten."""
+    setting = "rabbit, dead_letter_worker_publisher_confirm_timeout"
+    usual = evaluate(own_node, f"{{ok, T}} = application:get_env({setting}), T")
+    evaluate(own_node, f"application:set_env({setting}, 1000)")
+    yield
+    evaluate(own_node, f"application:set_env({setting}, {usual})")
+
+
 @pytest.mark.parametrize("gone", ["unbound", "deleted"])
-def test_dead_letters_stay_in_their_queue_without_the_dead_letter_queue(bundle: Bundle, gone: str) -> None:
+def test_dead_letters_stay_in_their_queue_without_the_dead_letter_queue(
+    soon: None, own: Bundle, gone: str
+) -> None:
     """The control for a second queue on the exchange: the broker would be content with that one."""
-    dead.depth(bundle)  # declares
-    bindings = bundle.of_vhost("bindings")
+    dead.depth(own)  # declares
+    bindings = own.of_vhost("bindings")
     bound = [each["destination"] for each in bindings if each["source"] == "proj.dead"]
     assert bound == ["proj.dead"]
-    with bundle.channel() as channel:
+    with own.channel() as channel:
         if gone == "unbound":
             channel.queue_unbind("proj.dead", "proj.dead", "#")
         else:
             channel.queue_delete("proj.dead")
-    with bundle.channel() as channel:
+    with own.channel() as channel:
         message = dead._task_message("it", 1, 2, expiration="0")
         dead._send(channel, [message], "proj.tasks")
 
@@ -162,11 +176,11 @@ def test_dead_letters_stay_in_their_queue_without_the_dead_letter_queue(bundle: 
 
         eventually("it is no task any more", expired)
 
-    with bundle.channel() as channel:
+    with own.channel() as channel:
         queues.dead_queue(channel).declare()
 
-    dead.await_count(bundle, 1)
-    assert dead.ids(bundle) == ["it"]
+    dead.await_count(own, 1)
+    assert dead.ids(own) == ["it"]
 
 
 def _connections(bundle: Bundle) -> Any:
