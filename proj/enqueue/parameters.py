@@ -78,9 +78,9 @@ class Parameters:
             case "unexpected_positional_argument":
                 return f"too many arguments, {got} is left over"
             case "unexpected_keyword_argument":
-                return f"there is no argument {where}"
+                return f"there is no argument {key_shown(where)}"
             case "multiple_argument_values":
-                return f"argument {where} is given twice"
+                return f"argument {key_shown(where)} is given twice"
         path = ".".join([self.name_of(where), *map(key_shown, inside)])
         words = one_line(first["msg"].removeprefix("Value error, "))
         return f"argument {path}: {words}, got {got}"

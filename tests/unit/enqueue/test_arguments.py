@@ -13,7 +13,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from kombu.utils import json as kombu_json
 from pydantic import BaseModel, BeforeValidator
@@ -331,6 +331,8 @@ def test_name_of_a_class_inside_of_a_function_is_found() -> None:
 
 
 @given(st.lists(JSON_VALUES, max_size=3), st.dictionaries(st.text(max_size=3), JSON_VALUES, max_size=3))
+@example([None], {"\n": None})
+@example([None], {"x" * 10_000: None})
 def test_any_call_is_taken_or_refused(args: list[Any], kwargs: dict[str, Any]) -> None:
     """No other error reaches the caller, whatever the function takes."""
     for function in (_any, _iterable, _typed, _options, _validated, len, json.dumps):
