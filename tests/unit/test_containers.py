@@ -41,6 +41,8 @@ def _services() -> Mapping[str, dict[str, str]]:
     for name, text in _sections(top["services"], 2).items():
         keys = _sections(text, 4)
         services[name] = shared[keys.pop("<<").removeprefix("*")] | keys
+        if text.startswith("&"):
+            shared[text.split()[0][1:]] = services[name]
     return services
 
 
@@ -52,7 +54,7 @@ LASTING = {name: keys for name, keys in SERVICES.items() if keys["restart"] == "
 
 def test_the_services_are_those_that_are_meant() -> None:
     """What the tests below look at is not nothing."""
-    assert set(LASTING) == {"rabbitmq", "postgres", "worker", "flower"}
+    assert set(LASTING) == {"rabbitmq", "postgres", "worker", "worker-slow", "flower"}
     assert set(SERVICES) - set(LASTING) == {"operator"}
 
 
@@ -79,7 +81,19 @@ def test_every_service_is_looked_after(name: str) -> None:
     service = LASTING[name]
 
     assert {"healthcheck", "stop_grace_period"} <= service.keys()
-    assert name == "worker" or "volumes" in service
+    assert name.startswith("worker") or "volumes" in service
+
+
+def test_a_worker_of_a_further_queue_is_an_example() -> None:
+    """It is like the other ones, but for its queue, and runs when it is asked for; all know of the queue."""
+    one, other = SERVICES["worker"], SERVICES["worker-slow"]
+
+    assert other["profiles"] == "[slow]"
+    assert other["command"] == one["command"].replace("worker,", "worker, -Q, slow,")
+    assert {key for key in one | other if one.get(key) != other.get(key)} == {"command", "profiles", "scale"}
+    assert "PROJ_QUEUES: &queues ${WORK_QUEUES:-}" in one["environment"]
+    assert "PROJ_QUEUES: *queues" in SERVICES["flower"]["environment"]
+    assert "<<: *worker" in SERVICES["operator"]["environment"]
 
 
 def test_ports_are_those_of_this_machine_alone() -> None:
