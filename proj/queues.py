@@ -44,6 +44,10 @@ MAX_WORK_QUEUE_NAME: Final = MAX_NAME - 2 * len(DELAY_QUEUES)
 #: The words that a delay puts before a routing key, one for each level.
 _DELAY_WORDS: Final = ("0", "1")
 
+#: Name of the row of `proj queues` for all delayed messages. The Celery applications of a virtual host share
+#: the delay queues.
+DELAYED: Final = "delayed"
+
 #: How names of queues begin that are RabbitMQ's, Celery's, or those of dead letters.
 _RESERVED: Final = ("amq.", "celery_delayed_", "proj.dead")
 
@@ -163,6 +167,8 @@ def problem_with(name: str, others: Collection[str]) -> str | None:
         return "is there already"
     if name.startswith(_RESERVED):
         return f"cannot be a work queue: {', '.join(_RESERVED)} are not for tasks"
+    if name == DELAYED:
+        return "cannot be a work queue: that is what proj queues calls all delay queues"
     if not name.isprintable() or set(name) & set(" *#"):
         return "cannot be the name of a queue: it holds a space, * or #"
     if name.partition(".")[0] in _DELAY_WORDS:

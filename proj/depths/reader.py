@@ -26,9 +26,6 @@ from proj.rabbitmq.remote_control import held_by_workers
 
 N = TypeVar("N", int, float)
 
-#: Name of the row for all delayed messages. The Celery applications of a virtual host share the delay queues.
-DELAYED: Final = "delayed"
-
 #: Seconds for all requests of a snapshot over AMQP; milliseconds are usual.
 TIMEOUT: Final = 10.0
 
@@ -164,7 +161,7 @@ class Reader:
     ) -> dict[str, float]:
         ages = {}
         for name, found in declared.items():
-            if not found or not found.ready or name == DELAYED:
+            if not found or not found.ready or name == queues.DELAYED:
                 if name == queues.dead_queue.name:
                     self._dead = None
                 continue
@@ -201,7 +198,7 @@ class Reader:
 
 def ours(topology: Topology) -> tuple[str, ...]:
     """The queues of a snapshot by default."""
-    return (*(queue.name for queue in topology.work_queues), DELAYED, queues.dead_queue.name)
+    return (*(queue.name for queue in topology.work_queues), queues.DELAYED, queues.dead_queue.name)
 
 
 def read_declared(broker: Any, wanted: Topology, names: Sequence[str]) -> dict[str, Declared | None]:
@@ -215,7 +212,7 @@ def read_declared(broker: Any, wanted: Topology, names: Sequence[str]) -> dict[s
 
 
 def _read(channel: Any, wanted: Topology, name: str) -> Declared | None:
-    if name == DELAYED:
+    if name == queues.DELAYED:
         states = [_declared(channel, each) for each in queues.DELAY_QUEUES]
         return Declared(sum(s.ready for s in states if s), sum(s.consumers for s in states if s))
     found = _declared(channel, name)
@@ -247,7 +244,7 @@ def _depth(
         return Depth(name)
     if statistics is None:
         return Depth(name, found.ready, held, found.consumers, oldest)
-    if name == DELAYED:
+    if name == queues.DELAYED:
         each = [statistics[level] for level in queues.DELAY_QUEUES if level in statistics]
         # A delayed message is dead-lettered, never delivered, so these rates do not exist.
         return Depth(

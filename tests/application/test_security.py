@@ -1,13 +1,17 @@
 """The users of `deploy/rabbitmq`: each can do its work, and is refused what is not its work."""
 
+import importlib.machinery
+import importlib.util
 import json
 import pickle
 import re
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from textwrap import dedent
+from types import ModuleType
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -35,11 +39,11 @@ DELAY_QUEUE, DELAY_ENTRY = "celery_delayed_5", "celery_delayed_27"
 class Users:
     """The users in the bundle's virtual host, under names of their own; by default it is set up in full."""
 
-    def __init__(self, bundle: Bundle, *, topology: bool = True) -> None:
+    def __init__(self, bundle: Bundle, *, topology: bool = True, folder: Path = FOLDER) -> None:
         self._bundle = bundle
         files = ("definitions.json", "users.json") if topology else ("users.json",)
         for file in files:
-            definitions = json.loads((FOLDER / file).read_text())
+            definitions = json.loads((folder / file).read_text())
             for thing in (thing for things in definitions.values() for thing in things):
                 if "vhost" in thing:
                     thing["vhost"] = bundle.vhost
@@ -85,6 +89,66 @@ def test_the_definitions_are_what_the_code_declares(bundle: Bundle) -> None:
     assert set(kept) == {"vhosts", "exchanges", "queues", "bindings"}
     for kind in ("exchanges", "queues", "bindings"):
         assert comparable(kept[kind]) == comparable(declared[kind]), "run: make definitions"
+
+
+@pytest.fixture
+def generated(node: BrokerNode, tmp_path: Path) -> Path:
+    """A folder with the files that `PROJ_QUEUES=slow,celery.mail make definitions` writes."""
+    folder = tmp_path / "generated"
+    shutil.copytree(FOLDER, folder)
+    script = _script("definitions")
+    for further in (("old", "celery.mail"), ("slow", "celery.mail")):
+        script.write(folder, node, queues.Topology(further))
+        node.ctl("delete_vhost", script.VHOST)
+    return folder
+
+
+def _script(name: str) -> ModuleType:
+    path = str(FOLDER.parents[1] / "scripts" / name)
+    spec = importlib.util.spec_from_loader(name, importlib.machinery.SourceFileLoader(name, path))
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_definitions_of_further_queues(bundle: Bundle, generated: Path) -> None:
+    """They hold the queue and what leads to it, and the worker may consume it and nothing else."""
+    made = {
+        kind: [
+            tuple(thing.get(key) for key in ("name", "source", "destination", "routing_key"))
+            for thing in things
+        ]
+        for kind, things in json.loads((generated / "definitions.json").read_text()).items()
+    }
+    assert {name for name, *_ in made["queues"] if not name.startswith("celery_delayed_")} == {
+        *(WORK, DEAD),
+        *("slow", "celery.mail"),
+    }
+    for source, destination, key in (
+        ("proj", "slow", "slow"),
+        ("proj", "slow", "#.slow"),
+        (queues.DELAY_EXCHANGE, "proj", "#.slow"),
+    ):
+        assert (None, source, destination, key) in made["bindings"]
+    (read,) = (
+        right["read"]
+        for right in json.loads((generated / "users.json").read_text())["permissions"]
+        if right["user"] == "proj-worker"
+    )
+    assert [name for name in ("slow", "celery.mail", WORK, DEAD) if not re.search(read, name)] == []
+    assert [name for name in ("old", "slow2", "celery-mail", "proj") if re.search(read, name)] == []
+
+    users = Users(bundle, folder=generated).give_passwords()
+    further = {"PROJ_QUEUES": "slow,celery.mail"}
+    worker = bundle.worker("-Q", "slow", env=users.env("proj-worker") | further).ready()
+    done = bundle.proj(
+        *("enqueue", "add", "2", "3", "--queue", "slow", "--countdown", "1", "--wait"),
+        env=users.env("proj-producer") | further,
+    )
+    assert done.stdout == "5\n", done.stderr
+    assert not re.search(" (WARNING|ERROR|CRITICAL)/", worker.text()), worker.text()
 
 
 def test_a_user_without_a_password_cannot_log_in(bundle: Bundle) -> None:
