@@ -2,13 +2,20 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from proj import queues
+from proj.enqueue import priorities
 from proj.private_node.node import BrokerNode
+from proj.rabbitmq import version
 from tests.lib import dead as dead_letters
-from tests.lib.bundle import Bundle, Worker, eventually
+from tests.lib.bundle import GATED_TASK, MANAGEMENT_OFF, Bundle, Worker, eventually
+
+PAGE = (Path(__file__).parents[2] / "docs/queues.md").read_text()
 
 QUEUES = {"PROJ_QUEUES": "slow,mail"}
 
@@ -30,6 +37,7 @@ def shared(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with Bundle(node, "work-queues", tmp_path_factory.mktemp("work-queues")) as bundle:
         bundle.env |= QUEUES
         bundle.add_task(TASKS)
+        bundle.add_task(GATED_TASK)
         yield bundle
 
 
@@ -40,6 +48,24 @@ def workers(shared: Bundle) -> dict[str, Worker]:
         "proj.tasks": shared.worker(log="default.log").ready(),
         "slow": shared.worker("-Q", "slow", log="slow.log").ready(),
     }
+
+
+#: So many messages are in a queue that is full.
+FULL = 1000
+
+
+def _fill(shared: Bundle) -> None:
+    shared.python(f"""
+from proj.tasks import sleep_dots
+for _ in range({FULL}):
+    sleep_dots.apply_async(("600",), queue="mail")
+print(1)
+""")
+
+
+def _purge(shared: Bundle) -> None:
+    with shared.channel() as channel:
+        channel.queue_purge("mail")
 
 
 def _where(shared: Bundle, *args: str) -> str:
@@ -120,13 +146,8 @@ def test_a_worker_consumes_the_default_queue_alone(shared: Bundle, workers: dict
 
 def test_a_full_queue_does_not_delay_another(shared: Bundle, workers: dict[str, Worker]) -> None:
     """A thousand messages wait in one, and a message of the other is executed at once."""
-    shared.python("""
-from proj.tasks import sleep_dots
-for _ in range(1000):
-    sleep_dots.apply_async(("600",), queue="mail")
-print(1)
-""")
-    assert shared.depth("mail") >= 1000
+    _fill(shared)
+    assert shared.depth("mail") >= FULL
     assert shared.proj("enqueue", "add", "1", "2", "--wait", "--timeout", "60").stdout == "3\n"
 
 
@@ -154,3 +175,136 @@ def test_a_worker_of_two_queues_reports_what_that_costs(shared: Bundle) -> None:
     worker = shared.worker("-Q", "mail,proj.tasks", log="two.log")
     worker.says("each has its own prefetch count")
     worker.kill()
+
+
+def test_what_workers_hold_without_the_management_api(
+    shared: Bundle, workers: dict[str, Worker], tmp_path: Path
+) -> None:
+    """Each worker is asked, and what it holds counts for its own queue."""
+    shared.enqueue("task", "proj.tasks.gated", json.dumps(str(tmp_path / "gate")), "--queue", "slow")
+
+    def held() -> list[int | None]:
+        done = shared.proj("queues", "--json", "proj.tasks", "slow", env=MANAGEMENT_OFF)
+        return [row["unacknowledged"] for row in json.loads(done.stdout)["queues"]]
+
+    eventually("the one of slow holds a message", lambda: held() == [0, 1], seen=lambda: str(held()))
+    (tmp_path / "gate").touch()
+    eventually("it is done", lambda: held() == [0, 0], seen=lambda: str(held()))
+
+
+def test_a_queue_with_other_arguments(shared: Bundle) -> None:
+    """A further queue that exists already is refused as the default one would be, and the doctor says why."""
+    with shared.channel() as channel:
+        channel.queue_declare("other", durable=True, auto_delete=False)
+    further = {"PROJ_QUEUES": "slow,mail,other"}
+
+    done = shared.proj("enqueue", "add", "1", "2", "--queue", "other", env=further)
+    assert (done.returncode, done.stdout) == (69, "")
+    assert "has a queue with different arguments" in done.stderr
+    assert "docs/migration.md" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+    worker = shared.worker("-Q", "other", env=further, log="other.log")
+    assert worker.ends() == 69
+    assert "has a queue with different arguments" in worker.text()
+
+    found = shared.proj("doctor", env=further).stdout
+    assert "queue other differs from its declaration" in found
+    assert "queue slow differs" not in found
+
+
+# --- A queue that fills up
+
+
+def _command(limit: str) -> list[str]:
+    """The command of the page's row about this limit, as the shell takes it apart, without the program."""
+    command = re.findall(rf"^\| {limit} \| `rabbitmqctl (.*?)` \|", PAGE, re.MULTILINE)[0]
+    return shlex.split(command)
+
+
+def _set_policy(shared: Bundle, limit: str, **changed: int) -> Iterator[None]:
+    command, option, vhost, *rest, definition = _command(limit)
+    assert (command, option, vhost) == ("set_policy", "-p", "/")
+    shared.node.ctl(command, "-p", shared.vhost, *rest, json.dumps(json.loads(definition) | changed))
+    yield
+    shared.node.ctl("clear_policy", "-p", shared.vhost, rest[2])
+
+
+@pytest.fixture
+def limited_length(shared: Bundle) -> Iterator[None]:
+    yield from _set_policy(shared, "length")
+
+
+@pytest.fixture
+def limited_age(shared: Bundle) -> Iterator[None]:
+    """The command's limit, in the test's time: half a second."""
+    yield from _set_policy(shared, "age", **{"message-ttl": 500})
+
+
+def _refused(shared: Bundle) -> str:
+    """The line of a publish that was refused; empty when it was taken."""
+    done = shared.proj("enqueue", "add", "1", "2", "--queue", "mail")
+    assert (done.returncode, done.stdout == "") in {(0, False), (69, True)}, done.stderr
+    return done.stderr if done.returncode else ""
+
+
+def test_a_limit_of_the_length(shared: Bundle, workers: dict[str, Worker], limited_length: None) -> None:
+    """Publishing to the full queue is refused in one line, and to another one it is not."""
+    if shared.depth("mail") < FULL:
+        _fill(shared)
+    line = eventually("publishing is refused", lambda: _refused(shared))
+    assert re.fullmatch(r"Error: proj\.tasks\.add: .*\n", line), line
+    assert shared.proj("enqueue", "add", "1", "2", "--wait").stdout == "3\n"
+
+    # One that is due is refused too, and waits.
+    shared.enqueue("add", "1", "2", "--queue", "mail", "--countdown", "1")
+    eventually("it is due", lambda: not shared.depth(queues.DELAY_QUEUES[0]))
+    _purge(shared)
+    eventually("it is in the queue", lambda: shared.depth("mail"))
+    eventually("publishing is taken", lambda: not _refused(shared))
+
+
+def test_a_limit_of_the_age(shared: Bundle, limited_age: None) -> None:
+    """What waits longer becomes a dead letter of its queue, with its reason."""
+    _purge(shared)  # what was there before has no limit, and what follows expires after it
+    shared.enqueue("add", "1", "2", "--queue", "mail", "--id", "too-late")
+
+    def letters() -> list[str]:
+        listed = shared.proj("dead", "list", "--reason", "expired", "--json").stdout.splitlines()
+        return [json.loads(line)["id"] for line in listed]
+
+    eventually("it is a dead letter", lambda: "too-late" in letters())
+    assert dead_letters.show(shared, "too-late")["queue"] == "mail"
+    assert shared.proj("dead", "drop", "--all", "--yes").returncode == 0
+
+
+# --- Priorities
+
+
+def test_priorities(shared: Bundle, workers: dict[str, Worker]) -> None:
+    """High ones overtake what waits, from RabbitMQ 4.0; before, the first publish and the doctor warn."""
+    with shared.channel() as channel:
+        heeded = version.of(channel.connection.client) >= priorities.KNOWN_SINCE
+    _purge(shared)
+
+    def enqueue(count: int, *options: str) -> tuple[list[str], str]:
+        done = shared.proj("enqueue", "add", "1", "2", "--queue", "mail", "--count", str(count), *options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split(), done.stderr
+
+    normal, _ = enqueue(30)
+    high, warned = enqueue(10, "--priority", "9")
+    assert (len(normal), len(high)) == (30, 10)
+    assert warned.count("ignores the priority of messages") == (0 if heeded else 1), warned
+    said = shared.proj("doctor").stdout
+    assert ("this version ignores the priority of messages in quorum queues" in said) == (not heeded)
+
+    worker = shared.worker("-Q", "mail", log="mail.log")
+    eventually("all are executed", lambda: len(worker.lines("succeeded in")) == 40, seen=worker.text)
+    assert worker.terminate() == 0
+    order = [line.id for line in worker.lines("received")]
+    if heeded:
+        # Of three messages two are high ones, so all of these are in the first half.
+        assert set(high) <= set(order[:20])
+    else:
+        assert order == normal + high
