@@ -1,6 +1,7 @@
 """`proj enqueue`: enqueue one message or a few."""
 
 import json
+import logging
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -25,6 +26,13 @@ DEFAULT_WORDS: Final = "Hello World!"
 
 #: Makes click take a negative number for an argument, not for an option.
 _NUMBERS = {"ignore_unknown_options": True}
+
+
+class _Warnings(logging.Handler):
+    """Prints what is logged as a warning: a command has no log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"Warning: {record.getMessage()}", err=True)
 
 
 class _Moment(click.ParamType[datetime]):
@@ -161,10 +169,12 @@ def _enqueue(
     if options["countdown"] is not None and options["eta"] is not None:
         raise click.UsageError("--countdown and --eta cannot be combined")
 
-    from proj.enqueue import find_task
+    from proj.enqueue import find_task, priorities
     from proj.logs import formats
 
     formats.write_events(proj.app.settings)
+    if proj.app.settings.proj_log_format == "text":
+        priorities.log.addHandler(_Warnings())
     found = find_task(proj.app, name)
     if wait and found.ignore_result:
         raise click.UsageError(f"--wait needs a result, and {name} ignores its results (ignore_result=True)")

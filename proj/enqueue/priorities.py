@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from proj.rabbitmq import version
 
-log = logging.getLogger("proj.enqueue")
+log = logging.getLogger(__name__)
 
 #: The priorities that a message can have; without one, RabbitMQ takes it for 0 or, from 4.0, for normal.
 PRIORITIES: Final = range(10)
