@@ -148,9 +148,9 @@ def die(*_):
     return bundle.run(sys.executable, "-c", code)
 
 
-def publish_unreadable(bundle: Bundle, what: str, queue: str) -> None:
-    """Publish `add(1, 2)` with the id `it`, and with one of `UNREADABLE` in what is not its body."""
-    message = _task_message("it", 1, 2, reply_to="place", headers={"at": datetime(2020, 1, 1)})
+def publish_unreadable(bundle: Bundle, what: str, queue: str, task_id: str = "it") -> None:
+    """Publish `add(1, 2)` with one of `UNREADABLE` in what is not its body."""
+    message = _task_message(task_id, 1, 2, reply_to="place", headers={"at": datetime(2020, 1, 1)})
     old, new = UNREADABLE[what]
     with bundle.channel() as channel, pytest.MonkeyPatch.context() as patch:
         topology.declare(channel, queues.Topology())
