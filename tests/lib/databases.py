@@ -10,9 +10,9 @@ from tests.lib.postgres import INSTALL_HINT, PASSWORD, Postgres, find_server_dir
 from tests.lib.stores import Database
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A server: a skip on a laptop without PostgreSQL, a failure in CI."""
+    """A server for all tests of this process: a skip on a laptop without PostgreSQL, a failure in CI."""
     server_dir = find_server_dir()
     if server_dir is None:
         missing(INSTALL_HINT)

@@ -1,5 +1,6 @@
 """Result stores of a bundle, and what may become of them."""
 
+import json
 import os
 import socket
 import threading
@@ -9,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from tests.lib.bundle import Bundle
+from tests.lib.bundle import Bundle, Worker
 from tests.lib.postgres import Postgres
 
 #: Makes a fault, and returns what mends it.
@@ -27,6 +28,16 @@ class Database:
 
     def execute(self, statement: str) -> Any:
         return self.server.execute(statement, self.name)
+
+
+def worker(bundle: Bundle, *options: str, log: str = "worker.log") -> Worker:
+    return bundle.worker("--without-gossip", *options, log=log)
+
+
+def outcome(bundle: Bundle, task_id: str) -> dict[str, Any]:
+    """What is stored of the task, as `proj result` prints it."""
+    found: dict[str, Any] = json.loads(bundle.proj("result", task_id, "--json").stdout)
+    return found
 
 
 class LoginOnly:
@@ -91,3 +102,8 @@ def garbage(bundle: Bundle) -> Callable[[], object]:
     remove(bundle)
     file(bundle).write_bytes(os.urandom(8192))
     return file(bundle).unlink
+
+
+def stopped(database: Database) -> Callable[[], object]:
+    database.server.stop()
+    return database.server.start

@@ -19,6 +19,11 @@ from tests.lib.stores import Database, Fault, LoginOnly
 #: Seconds that a command may take to tell that the store fails, on a machine that is very busy.
 READING_TAKES = 40
 
+_DATABASE = "results/database.py"
+
+#: Of a server that says nothing, one second is as good as ten.
+_SHORT_ANSWER = "ANSWER_TIMEOUT: Final = 10", "ANSWER_TIMEOUT: Final = 1"
+
 
 def _refuses(bundle: Bundle, code: int, *parts: str, command: tuple[str, ...] = ("result", "any")) -> None:
     """A command ends with one line, in seconds, and no password in it."""
@@ -85,6 +90,7 @@ def test_reading_from_sqlite_that_is_locked(bundle: Bundle) -> None:
         other.execute("ROLLBACK")
         other.execute("PRAGMA locking_mode = EXCLUSIVE")
         other.execute("DELETE FROM celery_taskmeta")
+        bundle.switch_off(_DATABASE, "SQLITE_BUSY_TIMEOUT: Final = 5", "SQLITE_BUSY_TIMEOUT: Final = 1")
         _refuses(bundle, 69, "database is locked")
 
 
@@ -100,6 +106,7 @@ def test_reading_from_postgresql_that_fails(bundle: Bundle, database: Database) 
     """A server that is down, or mute, or that refuses is told with its address."""
     server, url = database.server, bundle.env["CELERY_RESULT_BACKEND"]
     address = f"postgresql://app:**@127.0.0.1:{server.port}/{database.name}"
+    bundle.switch_off(_DATABASE, "CONNECT_TIMEOUT: Final = 5", "CONNECT_TIMEOUT: Final = 2")
 
     with server.paused():
         _refuses(bundle, 69, "timeout expired", address)
@@ -115,6 +122,7 @@ def test_reading_from_postgresql_that_fails(bundle: Bundle, database: Database) 
 
 def test_reading_from_postgresql_that_answers_no_question(bundle: Bundle) -> None:
     """A server that takes the login and says nothing after it is told with its address."""
+    bundle.switch_off(_DATABASE, *_SHORT_ANSWER)
     with LoginOnly() as server:
         bundle.env["CELERY_RESULT_BACKEND"] = "db+" + server.url
 
@@ -125,14 +133,14 @@ def test_reading_from_postgresql_that_answers_no_question(bundle: Bundle) -> Non
 
 def test_postgresql_that_answers_no_question_is_waited_for(bundle: Bundle) -> None:
     """The control for the server that says nothing: with a new connection not bounded, it is waited for."""
-    bundle.switch_off("results/database.py", "ANSWER_TIMEOUT: Final = 10", "ANSWER_TIMEOUT: Final = 2")
-    bundle.switch_off("results/database.py", 'event.listen(engine, "connect", begin, insert=True)', "pass")
+    bundle.switch_off(_DATABASE, *_SHORT_ANSWER)
+    bundle.switch_off(_DATABASE, 'event.listen(engine, "connect", begin, insert=True)', "pass")
     with LoginOnly() as server:
         reader = bundle.start("result", "any", env={"CELERY_RESULT_BACKEND": "db+" + server.url})
         eventually("it is asked", lambda: server.asked)
 
         with pytest.raises(subprocess.TimeoutExpired):
-            reader.wait(6)
+            reader.wait(4)
 
 
 def test_postgresql_that_refuses_the_first_question_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
