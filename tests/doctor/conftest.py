@@ -14,11 +14,11 @@ from tests.lib.erlang import evaluate, quick_ticks
 
 
 @pytest.fixture
-def own(node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bundle]:
-    """For alarms and policies: its queues count often, and are gone with the test, since that costs."""
-    with Bundle(node, vhost=vhost_of(request), folder=tmp_path) as bundle, quick_ticks(node):
+def own(own_node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bundle]:
+    """For alarms, freezes and plugins: its queues count often, and are gone with the test."""
+    with Bundle(own_node, vhost=vhost_of(request), folder=tmp_path) as bundle, quick_ticks(own_node):
         yield bundle
-    evaluate(node, f"{SET_MEMORY}(0.4)")  # also when the test has failed
+    evaluate(own_node, f"{SET_MEMORY}(0.4)")  # also when the test has failed
     bundle.management("DELETE", f"vhosts/{quote(bundle.vhost, safe='')}")
 
 

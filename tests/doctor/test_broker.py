@@ -23,7 +23,7 @@ import pytest
 from tests.lib.alarm import SET_DISK, SET_MEMORY
 from tests.lib.bundle import MANAGEMENT_OFF, PATIENCE, Bundle, eventually
 from tests.lib.erlang import evaluate
-from tests.lib.findings import Findings, about, bad, doctor, finds, follow, known_policies
+from tests.lib.findings import LIMIT, Findings, about, bad, doctor, finds, follow, hurry, known_policies
 from tests.lib.serving import serving
 
 
@@ -223,6 +223,7 @@ def test_disk(own: Bundle) -> None:
 
 def test_frozen_broker(own: Bundle) -> None:
     """What hangs is told in bounded time."""
+    hurry(own)
     os.kill(own.node.pid, signal.SIGSTOP)
     try:
         process = psutil.Process(own.node.pid)
@@ -233,7 +234,7 @@ def test_frozen_broker(own: Bundle) -> None:
     finally:
         os.kill(own.node.pid, signal.SIGCONT)
     about(found, "reachable", "does not answer in time")
-    assert seconds < 30
+    assert seconds < LIMIT
 
 
 def test_feature_flag_that_is_off(own: Bundle) -> None:

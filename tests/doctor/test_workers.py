@@ -5,7 +5,7 @@ import re
 import signal
 
 from tests.lib.bundle import Bundle
-from tests.lib.findings import LIMIT, SLACK, about, bad, control, doctor, examine_after, finds
+from tests.lib.findings import LIMIT, SLACK, about, bad, control, doctor, examine_after, finds, hurry
 
 #: Acts once, when workers are about to be asked for a heartbeat over a connection that stands.
 BEFORE_HEARTBEATS = """
@@ -52,6 +52,7 @@ def test_workers(declared: Bundle) -> None:
 def test_broker_that_freezes_while_the_clocks_are_compared(own: Bundle) -> None:
     """The question to the workers is bounded in time, as all else is."""
     own.worker().ready()
+    hurry(own)
     freeze = f"""
 import os, signal, threading
 def act():
