@@ -249,6 +249,11 @@ def test_revocation_that_cannot_be_stored_is_not_acknowledged(
     with Bundle(node, vhost=vhost_of(request), folder=tmp_path) as bundle:
         bundle.declare()
         bundle.env["CELERY_RESULT_BACKEND"] = "db+postgresql://nobody:nothing@127.0.0.1:1/nowhere"
+        bundle.switch_off(
+            "results/patience.py",
+            "PATIENCE: Final = 2\n\n#: Seconds between",
+            "PATIENCE: Final = 0.1\n\n#: Seconds between",
+        )
         worker = bundle.worker().ready()
         bundle.control(worker, "revoke", "it")
         with bundle.channel() as channel:

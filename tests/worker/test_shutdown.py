@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from proj.health import heartbeat
-from tests.lib.bundle import Bundle, Worker, eventually
+from tests.lib.bundle import GATED_TASK, Bundle, Worker, eventually
 
 #: A task of a fraction of a second, which leaves its number in a file each time it is executed.
 NAP = """
@@ -23,20 +23,25 @@ NAP = """
 
 def test_sigterm_lets_the_running_task_end_and_takes_no_new_one(bundle: Bundle) -> None:
     """The running task is finished and acknowledged; what waits stays in the queue for others."""
+    bundle.add_task(GATED_TASK)
+    gate = bundle.folder / "gate"
     for task_id in ("first", "second", "third"):
-        bundle.enqueue("sleep-dots", "3", "--id", task_id)
+        bundle.enqueue("task", "proj.tasks.gated", json.dumps(str(gate)), "--id", task_id)
     worker = bundle.worker()
     worker.started("first")
 
-    assert worker.terminate() == 0
+    worker.process.terminate()
+    worker.says("Warm shutdown")
+    gate.touch()
 
+    assert worker.ends() == 0
     assert [line.id for line in worker.lines("Done after")] == ["first"]
     eventually("the others are back", lambda: bundle.depth("proj.tasks") == 2)
     assert [message["properties"]["headers"]["id"] for message in bundle.peek("proj.tasks")] == [
         "second",
         "third",
     ]
-    assert json.loads(bundle.proj("result", "first", "--json").stdout)["result"] == 3
+    assert json.loads(bundle.proj("result", "first", "--json").stdout)["state"] == "SUCCESS"
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
