@@ -95,17 +95,19 @@ def test_read_only_has_no_button_that_stops_a_worker(
 
 
 def test_the_broker_page_shows_how_much_waits(bundle: Bundle, flower: Start, page: Page) -> None:
-    """Work and dead letters, also while no worker runs."""
+    """Each work queue and the dead letters, also while no worker runs."""
+    bundle.env["PROJ_QUEUES"] = "slow"
     monitor = flower()
     bundle.enqueue("add", "1", "2", "--count", "3")
+    bundle.enqueue("add", "1", "2", "--queue", "slow")
 
-    def waiting() -> str:
+    def waiting() -> list[str]:
         page.goto(f"{monitor.url}/broker")
-        row = page.locator("#queue-table tr[id='proj.tasks'] td")
-        return row.nth(3).inner_text() if row.count() else ""
+        rows = [page.locator(f"#queue-table tr[id='{name}'] td") for name in ("proj.tasks", "slow")]
+        return [row.nth(3).inner_text() if row.count() else "" for row in rows]
 
     # The management API is up to 5 s late.
-    eventually("three messages are ready", lambda: waiting() == "3")
+    eventually("three messages are ready, and one", lambda: waiting() == ["3", "1"])
     expect(page.locator("#queue-table tr[id='proj.dead']")).to_be_visible()
 
 
