@@ -227,7 +227,7 @@ def _set_policy(shared: Bundle, limit: str, **changed: int) -> Iterator[None]:
     assert (command, option, vhost) == ("set_policy", "-p", "/")
     shared.node.ctl(command, "-p", shared.vhost, *rest, json.dumps(json.loads(definition) | changed))
     yield
-    shared.node.ctl("clear_policy", "-p", shared.vhost, rest[2])
+    shared.management("DELETE", f"policies/{shared.vhost}/{rest[2]}")
 
 
 @pytest.fixture
