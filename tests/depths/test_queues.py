@@ -279,10 +279,8 @@ def test_rates_are_those_of_the_work(counted: Bundle) -> None:
 
     def moving() -> bool:
         nonlocal sent
-        counts = bundle.of_vhost("queues", "/proj.tasks").get("message_stats", {})
-        if counts.get("ack", 0) == sent:  # the last one is counted
-            dead.publish_task(bundle, f"add-{sent}", 1, 2)
-            sent += 1
+        dead.publish_task(bundle, f"add-{sent}", 1, 2)
+        sent += 1
         of = statistics.of_queues(management(bundle))["proj.tasks"]
         return bool(of.published and of.delivered and of.acknowledged)
 

@@ -70,7 +70,7 @@ def test_large_messages(fuzzing: Fuzzing) -> None:
         (
             {
                 "worker/request.py": ("        shape.check(self)\n", ""),
-                "request.py ": ("elif self._end or not self.task.acks_late:", "elif True:"),
+                "worker/request.py ": ("elif self._end or not self.task.acks_late:", "elif True:"),
             },
             ("body.kwargs", None),
             "missing: ",
