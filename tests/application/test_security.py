@@ -93,13 +93,13 @@ def test_the_definitions_are_what_the_code_declares(bundle: Bundle) -> None:
 
 @pytest.fixture
 def generated(node: BrokerNode, tmp_path: Path) -> Path:
-    """A folder with the files that `PROJ_QUEUES=slow,celery.mail make definitions` writes."""
+    """The files that `PROJ_QUEUES=slow,celery.mail make definitions` writes after `old,celery.mail`."""
     folder = tmp_path / "generated"
     shutil.copytree(FOLDER, folder)
     script = _script("definitions")
-    for further in (("old", "celery.mail"), ("slow", "celery.mail")):
-        script.write(folder, node, queues.Topology(further))
-        node.ctl("delete_vhost", script.VHOST)
+    script.let_workers_read(folder / "users.json", queues.Topology(("old", "celery.mail")))
+    script.write(folder, node, queues.Topology(("slow", "celery.mail")))
+    node.ctl("delete_vhost", script.VHOST)
     return folder
 
 
