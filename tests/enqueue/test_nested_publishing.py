@@ -116,7 +116,7 @@ def test_signal_handler_that_publishes(bundle: Bundle, proxy: Proxy, network: Ne
 def test_signal_handler_that_publishes_in_an_alarm(own: Bundle) -> None:
     """Both outcomes are unknown, each in its own time."""
     with alarm(own.node, "memory"):
-        ended = _ended(own, "by_signal", "signal.setitimer(signal.ITIMER_REAL, 2)")
+        ended = _ended(own, "by_signal", f"signal.setitimer(signal.ITIMER_REAL, {TIMEOUT / 2})")
 
     for kind, text, _ in ended.values():
         assert (kind, "did not confirm message" in text) == ("OutcomeUnknown", True)

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from urllib.parse import quote
@@ -48,8 +49,12 @@ def test_broker_that_does_not_listen(own: Bundle, fault: str, countdown: int | N
         check(used.publish(task_id="before", countdown=countdown), "confirmed")
 
         with FAULTS[fault](own.node):
-            over_used = used.publish(task_id="used", countdown=countdown)
-            over_fresh = fresh.publish(task_id="fresh", countdown=countdown)
+            with ThreadPoolExecutor() as at_once:
+                ended = [
+                    at_once.submit(publisher.publish, task_id=task_id, countdown=countdown)
+                    for publisher, task_id in ((used, "used"), (fresh, "fresh"))
+                ]
+            over_used, over_fresh = (each.result() for each in ended)
 
         # A frozen broker does not even greet, nor answers what a delayed message needs: nothing was sent.
         unsent = fault == "frozen"

@@ -14,7 +14,7 @@ from tests.lib.bundle import COMMAND_TIMEOUT, Bundle, eventually
 from tests.lib.erlang import evaluate
 
 #: Seconds that a publish may take in the tests where something keeps it waiting.
-TIMEOUT = 4
+TIMEOUT = 2
 
 #: Seconds that it may take beyond: a busy machine is slow, and what is not bounded never ends.
 SLACK = 20
