@@ -137,6 +137,7 @@ def test_a_worker_consumes_the_default_queue_alone(shared: Bundle, workers: dict
     assert list(rows) == ["proj.tasks", "slow", "mail", "delayed", "proj.dead"]
     assert [rows[name]["consumers"] for name in ("proj.tasks", "slow", "mail")] == [1, 1, 0]
     assert rows["mail"]["ready"] == 1
+    assert shared.proj("health", "--ready").returncode == 0
 
     found = shared.proj("doctor").stdout
     assert "queue mail has 1 message and no consumer" in found
