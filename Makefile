@@ -32,6 +32,11 @@ test: ## Run all tests, against a private RabbitMQ on free ports.
 	@scripts/setup tests
 	@$(PYTHON_IN_VENV) -m pytest --numprocesses=$(TEST_PROCESSES) --dist=worksteal $(TESTS)
 
+.PHONY: fuzz
+fuzz: ## Send a worker 1,000 messages that are wrong in some places; `make test` sends 100.
+	@scripts/setup tests
+	@$(PYTHON_IN_VENV) -m pytest tests/worker/test_fuzz.py --fuzz-messages=1000
+
 .PHONY: test-trixie
 test-trixie: setup ## Run the tests that depend on RabbitMQ or Python in a chroot with Debian 13 (needs root on Debian).
 	@scripts/on-debian trixie make test TESTS="$(RELEASE_TESTS)"

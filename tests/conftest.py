@@ -35,7 +35,8 @@ hypothesis.settings.load_profile("tests")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--screenshots", metavar="FOLDER", help="Write the documentation's pictures there.")
-    parser.addoption("--fuzz-messages", type=int, default=1000, help="How many to fuzz a worker with.")
+    # As few as show that a message is lost when the gate of the worker is off.
+    parser.addoption("--fuzz-messages", type=int, default=100, help="How many to fuzz a worker with.")
     parser.addoption("--fuzz-seed", metavar="NUMBER|random", help="Other ones; the test prints it.")
 
 

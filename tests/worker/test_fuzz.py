@@ -39,7 +39,7 @@ def fuzzing(
 
 
 def test_nothing_is_lost_whatever_is_wrong_with_it(fuzzing: Fuzzing, pytestconfig: pytest.Config) -> None:
-    """A thousand messages, each wrong in one to three places, and the worker is the same process."""
+    """Messages, each wrong in one to three places, and the worker is the same process."""
     count, seed = pytestconfig.getoption("fuzz_messages"), pytestconfig.getoption("fuzz_seed")
     if seed == RANDOM:
         seed = random.randrange(2**32)
