@@ -201,17 +201,17 @@ def test_copy_keeps_the_count_of_its_deliveries(bundle: Bundle, worker: Worker) 
 def test_message_waits_in_its_slot_while_the_broker_confirms_nothing(own: Bundle) -> None:
     """In an alarm no copy is confirmed: the worker goes on, and delays the message when the alarm is over."""
     own.declare()
-    own.env["PROJ_PUBLISH_TIMEOUT"] = "2"
     own.add_task(GATED_TASK)
-    worker = own.worker().ready()
+    own.switch_off("worker/delaying.py", "FIRST_BACKOFF: Final = 1.0", "FIRST_BACKOFF: Final = 0.2")
+    worker = own.worker(env={"PROJ_PUBLISH_TIMEOUT": "1"}).ready()
     gate = own.folder / "gate"
     own.enqueue("task", "proj.tasks.gated", json.dumps(str(gate)))
     worker.says("Received")
     _publish(own, "patient", eta=_in(LATER))
     with alarm(own.node, "memory"):
         gate.touch()
-        worker.says("A message could not be delayed, retrying in 1 s")
-        worker.says("retrying in 2 s")
+        worker.says("A message could not be delayed, retrying in 0.2 s")
+        worker.says("retrying in 0.4 s")
         assert worker.process.poll() is None
 
     eventually("it is delayed", lambda: _delayed(own), seen=worker.text)
