@@ -49,7 +49,7 @@ def queues(ctx: click.Context, names: tuple[str, ...], watch: bool, interval: fl
     """Show the length and message rates of queues.
 
     Without names: the work queues, the delayed messages of all Celery applications in the virtual host, and
-    the dead-letter queue. Unknown numbers are "-", null in JSON. A missing queue of ours is not an error: the
+    the dead-letter queue. Unknown numbers are "-", null in JSON. A missing queue of proj is not an error: the
     first worker or message declares it.
 
     Example: proj queues --watch

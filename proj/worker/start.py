@@ -68,7 +68,7 @@ def warn_of_several_queues(instance: Any, **_: Any) -> None:
     if len(names) > 1:
         log.warning(
             "This worker consumes %d queues (%s), and each has its own prefetch count: it may keep up to %d "
-            "messages waiting for each that runs. One queue a worker is exactly fair: -Q %s",
+            "messages waiting for each that runs. To avoid this, start one worker per queue: -Q %s",
             len(names),
             ", ".join(names),
             len(names) - 1,
