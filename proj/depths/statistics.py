@@ -3,6 +3,7 @@
 They are up to 5 seconds late, rates up to 10.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -110,4 +111,7 @@ def _waited(ready: dict[int, int], delivered: dict[int, int]) -> float:
         if since < 0 or ready[moment] <= since:  # negative after the broker reset its counter
             break
         first = moment
-    return 0.0 if first is None else (moments[0] - first) / 1000
+    if first is None:
+        return 0.0
+    # A sample has the time at which its step ends, which may still lie ahead.
+    return max(0.0, min(moments[0] / 1000, time.time()) - first / 1000)
