@@ -3,7 +3,6 @@
 `load` reads the process's environment, which takes precedence, and a `.env` file in the working folder.
 """
 
-import difflib
 import ipaddress
 import os
 import re
@@ -28,7 +27,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from proj import queues, state_dir, tls
-from proj.errors import ConfigError
+from proj.errors import ConfigError, did_you_mean
 
 #: Seconds after which RabbitMQ closes the channel of an unacknowledged delivery: its default
 #: `consumer_timeout`. With late acknowledgement a task must end before that.
@@ -36,10 +35,6 @@ CONSUMER_TIMEOUT: Final = 30 * 60
 
 #: Seconds to connect to a node of the broker before the next node is tried.
 CONNECT_TIMEOUT: Final = 4
-
-#: Similarity (`difflib`) from which an unknown `PROJ_…` name is treated as misspelt. Other names may belong
-#: to other programs: the cartography library PROJ has `PROJ_DATA`.
-_SLIP_LIKENESS: Final = 0.8
 
 #: A name that a line of the `.env` file sets.
 _WRITTEN_NAME: Final = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)
@@ -340,9 +335,10 @@ def _refuse_slips(names: Iterable[str]) -> None:
     for name in names:
         if name in _BYPASSES:
             raise ConfigError(f"the setting {name} is not supported", "set CELERY_BROKER_URL instead")
-        if name.startswith("PROJ_") and name not in known:
-            for nearest in difflib.get_close_matches(name, known, 1, _SLIP_LIKENESS):
-                raise ConfigError(f"unknown setting {name}", f"did you mean {nearest}?")
+        # A name that is less like ours may belong to another program: the library PROJ has `PROJ_DATA`.
+        unknown = name.startswith("PROJ_") and name not in known
+        if unknown and (hint := did_you_mean(name, known)):
+            raise ConfigError(f"unknown setting {name}", hint)
 
 
 def without_password(url: str) -> str:

@@ -1,6 +1,18 @@
 """The errors that people see, each with its exit code and, where there is one, a hint."""
 
+import difflib
+from collections.abc import Iterable
 from enum import IntEnum
+from typing import Final
+
+#: Similarity (`difflib`) from which an unknown name is treated as a misspelling of a known one.
+MISSPELT: Final = 0.8
+
+
+def did_you_mean(name: str, known: Iterable[str], likeness: float = MISSPELT) -> str | None:
+    """The hint with the known name that is most like an unknown one; None when none is."""
+    near = difflib.get_close_matches(name, list(known), 1, likeness)
+    return f"did you mean {near[0]}?" if near else None
 
 
 class ExitCode(IntEnum):

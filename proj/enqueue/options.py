@@ -1,6 +1,5 @@
 """Checks the options of one call before anything is sent."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -14,7 +13,7 @@ from kombu import compression
 from proj.enqueue import checks
 from proj.enqueue.headers import TAKEN
 from proj.enqueue.priorities import PRIORITIES
-from proj.errors import BadInput
+from proj.errors import BadInput, did_you_mean
 from proj.logs.printable import one_line, shown
 from proj.rabbitmq import decoding
 
@@ -27,10 +26,6 @@ _SHORT: Final = 255
 
 #: Bytes of the texts that are displayed in place of the arguments; Celery's own have 1,024 characters.
 _LONGEST_REPR: Final = 4096
-
-
-#: Similarity from which an unknown option is treated as a misspelling of a known one (`difflib`).
-_SLIP_LIKENESS: Final = 0.8
 
 
 def check_name(name: str) -> None:
@@ -55,9 +50,9 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
 
 def _refuse_slip(name: str, option: str, options: Mapping[str, Any]) -> None:
     """Refuse an option that is similar to a known one; kombu would send the message without it."""
-    near = difflib.get_close_matches(option, _KNOWN, 1, _SLIP_LIKENESS)
-    if near and option not in (options.get("stamped_headers") or ()):
-        raise BadInput(f"{name}: there is no option {option}", f"did you mean {near[0]}?")
+    hint = did_you_mean(option, _KNOWN)
+    if hint and option not in (options.get("stamped_headers") or ()):
+        raise BadInput(f"{name}: there is no option {option}", hint)
 
 
 def _refuse_taken(name: str, headers: dict[str, Any]) -> None:

@@ -1,10 +1,8 @@
 """The queue of a message: the call says it, or the task, or `task_routes`, else it is the default one."""
 
-import difflib
-
 import celery
 
-from proj.errors import BadInput
+from proj.errors import BadInput, did_you_mean
 from proj.logs.printable import shown
 
 
@@ -16,6 +14,6 @@ def check_queue(app: celery.Celery, name: str) -> None:
 
 def unknown_queue(app: celery.Celery, name: str) -> BadInput:
     """The error for a name that is not one of the application's work queues, with the nearest that is."""
-    near = difflib.get_close_matches(str(name), app.amqp.queues, 1, cutoff=0.5)
     known = f"known queues: {', '.join(app.amqp.queues)}; PROJ_QUEUES adds more"
-    return BadInput(f"there is no queue {shown(name)}", f"did you mean {near[0]}?" if near else known)
+    hint = did_you_mean(str(name), app.amqp.queues, likeness=0.5)
+    return BadInput(f"there is no queue {shown(name)}", hint or known)

@@ -1,6 +1,5 @@
 """The callers' side of a task: it checks the arguments and enqueues."""
 
-import difflib
 import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +12,7 @@ from proj.enqueue.app import App, is_unchecked
 from proj.enqueue.arguments import check_call, given_arguments
 from proj.enqueue.definition import refuse_coroutine
 from proj.enqueue.parameters import Parameters
-from proj.errors import BadTask, UnknownTask
+from proj.errors import BadTask, UnknownTask, did_you_mean
 from proj.logs.printable import shown
 
 if TYPE_CHECKING:
@@ -103,6 +102,5 @@ def find_task(app: celery.Celery, name: str) -> Task:
     tasks = own_tasks(app)
     if isinstance(name, str) and name in tasks:
         return tasks[name]
-    near = difflib.get_close_matches(str(name)[:_LONGEST_NAME], tasks, 1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else f"known tasks: {', '.join(tasks)}"
-    raise UnknownTask(f"there is no task {shown(name)}", hint)
+    hint = did_you_mean(str(name)[:_LONGEST_NAME], tasks, likeness=0.4)
+    raise UnknownTask(f"there is no task {shown(name)}", hint or f"known tasks: {', '.join(tasks)}")

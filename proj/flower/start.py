@@ -9,7 +9,6 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
-from difflib import get_close_matches
 from functools import wraps
 from ipaddress import ip_address
 from pathlib import Path
@@ -21,7 +20,7 @@ from flower import command
 from tornado.options import options
 
 from proj.config import Settings
-from proj.errors import ConfigError, MonitorError, ProjError
+from proj.errors import ConfigError, MonitorError, ProjError, did_you_mean
 from proj.flower.application import MonitorApp
 from proj.rabbitmq.management import Management
 
@@ -154,6 +153,5 @@ def _refuse_unknown_options(arguments: tuple[str, ...]) -> None:
             raise ConfigError("options of Flower need '=' before the value", "for example --port=5556")
         if not command.is_flower_option(argument):
             known = [f"--{option.replace('_', '-')}" for option in options]
-            nearest = get_close_matches(name.replace("_", "-"), known, 1)
-            hint = f"did you mean {nearest[0]}?" if nearest else None
+            hint = did_you_mean(name.replace("_", "-"), known, likeness=0.6)
             raise ConfigError(f"Flower has no option {name}", hint)
