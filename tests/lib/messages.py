@@ -6,7 +6,6 @@ that is no number, a `delivery_mode` of 3, the `user_id` of somebody else, a `CC
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -249,11 +248,6 @@ def _put(table: dict[str, Any], name: str, value: Any) -> None:
         table.pop(name, None)
     else:
         table[name] = value
-
-
-def singles() -> Iterator[Message]:
-    """One message for each value of each place, which is wrong there only."""
-    return (Message(0, ((place, value),)) for place, values in PLACES.items() for value in values)
 
 
 #: Any value of JSON, small.

@@ -68,15 +68,15 @@ def test_large_messages(fuzzing: Fuzzing) -> None:
     ("protections", "wrong", "seen"),
     [
         (
-            {
-                "worker/request.py": ("        shape.check(self)\n", ""),
-                "worker/request.py ": ("elif self._end or not self.task.acks_late:", "elif True:"),
-            },
+            [
+                ("worker/request.py", "        shape.check(self)\n", ""),
+                ("worker/request.py", "elif self._end or not self.task.acks_late:", "elif True:"),
+            ],
             ("body.kwargs", None),
             "missing: ",
         ),
         (
-            {"worker/consumer.py": ("except Exception as error:", "except lost as error:")},
+            [("worker/consumer.py", "except Exception as error:", "except lost as error:")],
             ("body.all", 5),
             "the worker: ",
         ),
@@ -84,12 +84,12 @@ def test_large_messages(fuzzing: Fuzzing) -> None:
     ids=["lost", "ended"],
 )
 def test_without_the_gate_the_smallest_message_is_found(
-    bundle: Bundle, protections: dict[str, tuple[str, str]], wrong: tuple[str, object], seen: str
+    bundle: Bundle, protections: list[tuple[str, str, str]], wrong: tuple[str, object], seen: str
 ) -> None:
     """The control: acknowledged by an error of Celery's own, or the end of the worker."""
     fuzzing = Fuzzing(bundle, slots=2, silence=2)
-    for file, (protection, instead) in protections.items():
-        bundle.switch_off(file.strip(), protection, instead)
+    for protection in protections:
+        bundle.switch_off(*protection)
     others = [Message(0, (("header.lang", "php"),))] * 20
     batch = fuzzing.number([*others, Message(0, (wrong, ("header.lang", "php")), end="fail"), *others])
 
