@@ -7,7 +7,9 @@ import pytest
 
 from proj.private_node.node import BrokerNode
 from tests.lib import dead
-from tests.lib.bundle import Bundle, Worker, eventually
+from tests.lib.bundle import Bundle
+from tests.lib.waiting import eventually
+from tests.lib.worker import Worker
 
 #: Enqueues a sum, and prints the message's id.
 ADD = "import json; from proj.tasks import add; print(json.dumps(add.delay(2, 3).id))"

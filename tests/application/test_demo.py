@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from proj import queues
-from tests.lib.bundle import PATIENCE, Bundle, eventually
+from tests.lib.bundle import Bundle
+from tests.lib.waiting import PATIENCE, eventually
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 

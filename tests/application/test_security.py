@@ -24,7 +24,8 @@ from proj.config import Settings
 from proj.errors import ManagementUnavailable
 from proj.private_node.node import BrokerNode
 from proj.rabbitmq.management import Management
-from tests.lib.bundle import BIN, Bundle, eventually
+from tests.lib.bundle import BIN, Bundle
+from tests.lib.waiting import eventually
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / "deploy/rabbitmq"
 

@@ -1,6 +1,7 @@
 """Two applications in one process: each has its own broker, store, limits and tasks."""
 
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
+from tests.lib.waiting import eventually
 
 _TWO = """
 import json

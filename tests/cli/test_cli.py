@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.lib import dead
-from tests.lib.bundle import BIN, COMMAND_TIMEOUT, Bundle, eventually
+from tests.lib.bundle import BIN, COMMAND_TIMEOUT, Bundle
+from tests.lib.waiting import eventually
 
 
 def _ids(bundle: Bundle) -> list[str]:

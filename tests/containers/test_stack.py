@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lib import stack
-from tests.lib.bundle import eventually
 from tests.lib.stack import Stack
+from tests.lib.waiting import eventually
 
 pytestmark = pytest.mark.timeout(3 * stack.LONG)
 

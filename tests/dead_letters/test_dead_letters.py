@@ -12,8 +12,9 @@ import amqp
 import pytest
 
 from tests.lib import dead
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.refusal import refuses
+from tests.lib.waiting import eventually
 
 pytestmark = pytest.mark.used_vhost
 

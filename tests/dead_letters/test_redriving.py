@@ -12,8 +12,9 @@ from proj.dead_letters import publisher
 from proj.private_node.node import BrokerNode
 from tests.lib import dead
 from tests.lib.alarm import alarm
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.erlang import evaluate
+from tests.lib.waiting import eventually
 
 #: A time that is over.
 LONG_AGO = "2020-01-01T00:00:00+00:00"

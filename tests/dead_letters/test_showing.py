@@ -9,7 +9,8 @@ from kombu import compression
 
 from proj.private_node.node import BrokerNode
 from tests.lib import dead
-from tests.lib.bundle import Bundle, eventually, vhost_of
+from tests.lib.bundle import Bundle, vhost_of
+from tests.lib.waiting import eventually
 
 pytestmark = pytest.mark.used_vhost
 

@@ -18,10 +18,11 @@ from proj.rabbitmq import topology
 from proj.rabbitmq.management import Management
 from tests.lib import dead
 from tests.lib.alarm import alarm
-from tests.lib.bundle import MANAGEMENT_OFF, PATIENCE, Bundle, eventually
+from tests.lib.bundle import MANAGEMENT_OFF, Bundle
 from tests.lib.erlang import evaluate, quick_ticks
 from tests.lib.proxy import Network, Proxy
 from tests.lib.refusal import refuses
+from tests.lib.waiting import PATIENCE, eventually
 
 COLUMNS = ["queue", "ready", "unacknowledged", "consumers", "oldest", "in", "delivered", "acknowledged"]
 

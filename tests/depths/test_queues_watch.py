@@ -10,8 +10,9 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from tests.lib.bundle import BIN, MANAGEMENT_OFF, PATIENCE, Bundle, eventually
+from tests.lib.bundle import BIN, MANAGEMENT_OFF, Bundle
 from tests.lib.proxy import Network, Proxy
+from tests.lib.waiting import PATIENCE, eventually
 
 #: Shows the cursor of a terminal, and hides it.
 CURSOR_ON, CURSOR_OFF = b"\x1b[?25h", b"\x1b[?25l"

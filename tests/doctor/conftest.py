@@ -9,8 +9,9 @@ import pytest
 
 from proj.private_node.node import BrokerNode
 from tests.lib.alarm import SET_MEMORY
-from tests.lib.bundle import Bundle, eventually, vhost_of
+from tests.lib.bundle import Bundle, vhost_of
 from tests.lib.erlang import evaluate, quick_ticks
+from tests.lib.waiting import eventually
 
 
 @pytest.fixture

@@ -21,10 +21,11 @@ import psutil
 import pytest
 
 from tests.lib.alarm import SET_DISK, SET_MEMORY
-from tests.lib.bundle import MANAGEMENT_OFF, PATIENCE, Bundle, eventually
+from tests.lib.bundle import MANAGEMENT_OFF, Bundle
 from tests.lib.erlang import evaluate
 from tests.lib.findings import LIMIT, Findings, about, bad, doctor, finds, follow, hurry, known_policies
 from tests.lib.serving import serving
+from tests.lib.waiting import PATIENCE, eventually
 
 
 def test_broker_that_is_out_of_reach(bundle: Bundle) -> None:

@@ -3,8 +3,9 @@
 import re
 from typing import Any
 
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.findings import LIMIT, about, examine_after, finds, follow, hurry, results
+from tests.lib.waiting import eventually
 
 
 def seen_on_broker(bundle: Bundle) -> list[Any]:

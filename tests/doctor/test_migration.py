@@ -8,9 +8,10 @@ from urllib.parse import quote
 
 from proj import queues
 from proj.private_node.node import BrokerNode
-from tests.lib.bundle import COMMAND_TIMEOUT, Bundle, eventually
+from tests.lib.bundle import COMMAND_TIMEOUT, Bundle
 from tests.lib.findings import about, doctor, finds
 from tests.lib.missing import missing
+from tests.lib.waiting import eventually
 
 DOC = Path(__file__).parents[2] / "docs/migration.md"
 

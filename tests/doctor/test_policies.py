@@ -4,8 +4,9 @@ import re
 from typing import Any
 from urllib.parse import quote
 
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.findings import Findings, doctor, finds, follow, known_policies
+from tests.lib.waiting import eventually
 
 HARMFUL = {
     "expires": 86_400_000,

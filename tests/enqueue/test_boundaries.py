@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.lib import dead
-from tests.lib.bundle import BIN, PATIENCE, Bundle
+from tests.lib.bundle import BIN, Bundle
+from tests.lib.waiting import PATIENCE
 
 pytestmark = pytest.mark.used_vhost
 

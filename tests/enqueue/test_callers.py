@@ -10,8 +10,9 @@ import pytest
 
 from proj.private_node.node import BrokerNode
 from tests.lib.alarm import alarm
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.publisher import SLACK, limit, user
+from tests.lib.waiting import eventually
 
 #: Each caller in a thread of its own, all at the same time. `traced` executes a task as a worker does.
 _PROGRAM = """

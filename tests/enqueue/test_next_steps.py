@@ -1,6 +1,7 @@
 """A worker publishes the next step of a task without checking its arguments: the task has done its work."""
 
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
+from tests.lib.waiting import eventually
 
 _TASKS = """
     @app.task(name="test.text")

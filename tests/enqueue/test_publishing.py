@@ -17,8 +17,9 @@ from proj import queues
 from proj.private_node.node import BrokerNode
 from proj.rabbitmq import topology
 from tests.lib.alarm import alarm
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.publisher import ID, REPEAT, Publisher, check, headers, ids, user
+from tests.lib.waiting import eventually
 
 # --- The broker does not listen
 

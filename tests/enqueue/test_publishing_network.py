@@ -13,7 +13,7 @@ from amqp.exceptions import UnexpectedFrame
 
 from proj.config import CONNECT_TIMEOUT
 from proj.rabbitmq import connection
-from tests.lib.bundle import COMMAND_TIMEOUT, PATIENCE, Bundle, eventually
+from tests.lib.bundle import COMMAND_TIMEOUT, Bundle
 from tests.lib.proxy import Network, Proxy
 from tests.lib.publisher import (
     ID,
@@ -27,6 +27,7 @@ from tests.lib.publisher import (
     hurry,
     ids,
 )
+from tests.lib.waiting import PATIENCE, eventually
 
 #: A frame of AMQP without its last byte.
 _HALF_A_HEARTBEAT = bytes([8, 0, 0, 0, 0, 0, 0])

@@ -4,8 +4,9 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.publisher import MAX_SIZE, Outcome, Publisher, check, ids, limit, user
+from tests.lib.waiting import eventually
 
 
 def _fill(bundle: Bundle, publisher: Publisher) -> Outcome:

@@ -13,7 +13,9 @@ from proj.enqueue import priorities
 from proj.private_node.node import BrokerNode
 from proj.rabbitmq import version
 from tests.lib import dead as dead_letters
-from tests.lib.bundle import GATED_TASK, MANAGEMENT_OFF, Bundle, Worker, eventually
+from tests.lib.bundle import GATED_TASK, MANAGEMENT_OFF, Bundle
+from tests.lib.waiting import eventually
+from tests.lib.worker import Worker
 
 PAGE = (Path(__file__).parents[2] / "docs/queues.md").read_text()
 

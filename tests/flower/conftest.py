@@ -12,9 +12,11 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from proj.private_node.node import BrokerNode
-from tests.lib.bundle import GATED_TASK, PATIENCE, Bundle, Worker
+from tests.lib.bundle import GATED_TASK, Bundle
 from tests.lib.flower import LOGIN, PASSWORD, Flower
 from tests.lib.missing import missing
+from tests.lib.waiting import PATIENCE
+from tests.lib.worker import Worker
 
 #: Names of the browser on PATH, and its place on macOS.
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -8,8 +8,9 @@ from flower.urls import handlers
 from tornado.web import RequestHandler
 
 from tests.flower.conftest import Site
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.flower import LOGIN, PASSWORD, Answer, Flower
+from tests.lib.waiting import eventually
 
 Start = Callable[..., Flower]
 

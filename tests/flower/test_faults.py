@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from proj.errors import ExitCode
-from tests.lib.bundle import PATIENCE, Bundle, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.flower import SAVE_INTERVAL, Flower
 from tests.lib.proxy import Proxy
+from tests.lib.waiting import PATIENCE, eventually
 
 #: What saves the state, when a file is there.
 SLOW_SAVE = """log.warning("it saves")

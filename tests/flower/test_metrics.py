@@ -10,8 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.flower.conftest import Site
 from tests.lib.alarm import alarm
-from tests.lib.bundle import GATED_TASK, PATIENCE, Bundle, eventually
+from tests.lib.bundle import GATED_TASK, Bundle
 from tests.lib.flower import LOGIN
+from tests.lib.waiting import PATIENCE, eventually
 
 DOCS = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
 

@@ -8,8 +8,9 @@ import pytest
 from playwright.sync_api import Error, Page, expect
 
 from tests.flower.conftest import Site
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.flower import LOGIN, PASSWORD, SAVE_INTERVAL, Flower
+from tests.lib.waiting import eventually
 
 Start = Callable[..., Flower]
 

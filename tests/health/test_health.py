@@ -14,10 +14,12 @@ import pytest
 
 from proj.health import heartbeat
 from proj.private_node.node import BrokerNode
-from tests.lib.bundle import BIN, GATED_TASK, Bundle, Worker, eventually
+from tests.lib.bundle import BIN, GATED_TASK, Bundle
 from tests.lib.ports import free_port
 from tests.lib.proxy import Proxy
 from tests.lib.refusal import refuses
+from tests.lib.waiting import eventually
+from tests.lib.worker import Worker
 
 POOLS = ["prefork", "threads", "solo"]
 

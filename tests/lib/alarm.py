@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from proj.private_node.node import BrokerNode
-from tests.lib.bundle import eventually
 from tests.lib.erlang import evaluate
+from tests.lib.waiting import eventually
 
 SET_MEMORY = "vm_memory_monitor:set_vm_memory_high_watermark"
 SET_DISK = "rabbit_disk_monitor:set_disk_free_limit"

@@ -13,7 +13,8 @@ import pytest
 
 from proj import queues
 from proj.rabbitmq import topology
-from tests.lib.bundle import PATIENCE, Bundle, eventually
+from tests.lib.bundle import Bundle
+from tests.lib.waiting import PATIENCE, eventually
 
 #: The queue of a program that is not ours, whose messages die into our dead-letter queue.
 OTHER = "other"

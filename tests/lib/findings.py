@@ -8,7 +8,8 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.lib.bundle import BIN, Bundle, eventually
+from tests.lib.bundle import BIN, Bundle
+from tests.lib.waiting import eventually
 
 Findings = list[dict[str, Any]]
 

@@ -11,7 +11,8 @@ from itertools import count
 from typing import Self
 
 from tests.lib import fork_server
-from tests.lib.bundle import BIN, PATIENCE, Bundle, eventually
+from tests.lib.bundle import BIN, Bundle
+from tests.lib.waiting import PATIENCE, eventually
 
 #: What tests look for where no password may be.
 PASSWORD = "s3cret"

@@ -17,8 +17,10 @@ from amqp import serialization, spec
 
 from proj import queues
 from proj.rabbitmq import topology
-from tests.lib.bundle import PATIENCE, Bundle, Worker, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.messages import KNOWN_ID, TASK, Message
+from tests.lib.waiting import PATIENCE, eventually
+from tests.lib.worker import Worker
 
 #: Seconds without news after which a message that is nowhere is missing.
 SILENCE: Final = 10.0

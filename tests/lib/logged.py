@@ -2,7 +2,8 @@
 
 from typing import Self
 
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
+from tests.lib.waiting import eventually
 
 #: A task that is retried once, then fails until it is mended.
 MOODY = """

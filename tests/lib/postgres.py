@@ -16,8 +16,8 @@ from typing import Any, Final, Self
 import psutil
 import psycopg
 
-from tests.lib.bundle import PATIENCE, eventually
 from tests.lib.ports import free_port
+from tests.lib.waiting import PATIENCE, eventually
 
 HOST: Final = "127.0.0.1"
 

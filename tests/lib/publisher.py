@@ -10,8 +10,9 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from tests.lib import fork_server
-from tests.lib.bundle import COMMAND_TIMEOUT, Bundle, eventually
+from tests.lib.bundle import COMMAND_TIMEOUT, Bundle
 from tests.lib.erlang import evaluate
+from tests.lib.waiting import eventually
 
 #: Seconds that a publish may take in the tests where something keeps it waiting.
 TIMEOUT = 2

@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any, Final, Self
 
-from tests.lib.bundle import BIN, eventually
+from tests.lib.bundle import BIN
+from tests.lib.waiting import eventually
 
 ROOT: Final = Path(__file__).parents[2]
 

@@ -10,8 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from tests.lib.bundle import Bundle, Worker
+from tests.lib.bundle import Bundle
 from tests.lib.postgres import Postgres
+from tests.lib.worker import Worker
 
 #: Makes a fault, and returns what mends it.
 Fault = Callable[[Any], Callable[[], object]]

@@ -6,8 +6,9 @@ from urllib.parse import quote
 
 from proj.private_node.node import BrokerNode
 from tests.lib import dead
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.vhosts import REST, VirtualHosts, declared
+from tests.lib.waiting import eventually
 
 
 def _rests(vhosts: VirtualHosts) -> None:

@@ -12,9 +12,10 @@ import pytest
 
 from proj.private_node.node import BrokerNode
 from tests.lib import dead
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.logged import MOODY, PRINTS, Shared
 from tests.lib.proxy import Proxy
+from tests.lib.waiting import eventually
 
 pytestmark = pytest.mark.used_vhost
 

@@ -19,10 +19,11 @@ from proj.config import Settings
 from proj.errors import ManagementUnavailable
 from proj.private_node.node import BrokerNode
 from proj.rabbitmq.management import Management
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.ports import free_port
 from tests.lib.proxy import Network, Proxy
 from tests.lib.publisher import SLACK, Publisher
+from tests.lib.waiting import eventually
 
 HOST = "127.0.0.1"
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.lib.bundle import PATIENCE, Bundle, eventually
+from tests.lib.bundle import Bundle
+from tests.lib.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.used_vhost
 

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from tests.lib import stores
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.stores import Database
+from tests.lib.waiting import eventually
 
 pytestmark = pytest.mark.used_vhost
 

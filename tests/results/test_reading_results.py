@@ -11,10 +11,11 @@ from sqlalchemy.exc import OperationalError
 
 from proj.results import database as store_database
 from tests.lib import stores
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.postgres import PASSWORD
 from tests.lib.refusal import refuses
 from tests.lib.stores import Database, Fault, LoginOnly
+from tests.lib.waiting import eventually
 
 #: Seconds that a command may take to tell that the store fails, on a machine that is very busy.
 READING_TAKES = 40

@@ -8,8 +8,9 @@ import pytest
 
 from proj.private_node.node import BrokerNode
 from tests.lib import stores
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.stores import Database
+from tests.lib.waiting import eventually
 
 pytestmark = pytest.mark.used_vhost
 

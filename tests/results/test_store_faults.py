@@ -8,8 +8,10 @@ import pytest
 
 from proj.private_node.node import BrokerNode
 from tests.lib import stores
-from tests.lib.bundle import Bundle, Worker, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.stores import Database, Fault
+from tests.lib.waiting import eventually
+from tests.lib.worker import Worker
 
 pytestmark = pytest.mark.used_vhost
 

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from proj.private_node.node import BrokerNode
-from tests.lib.bundle import Bundle, Worker, eventually
+from tests.lib.bundle import Bundle
+from tests.lib.waiting import eventually
+from tests.lib.worker import Worker
 
 
 @pytest.fixture(scope="module")

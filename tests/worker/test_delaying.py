@@ -13,7 +13,9 @@ from proj import queues
 from proj.private_node.node import BrokerNode
 from proj.rabbitmq import topology
 from tests.lib.alarm import alarm
-from tests.lib.bundle import GATED_TASK, Bundle, Worker, eventually
+from tests.lib.bundle import GATED_TASK, Bundle
+from tests.lib.waiting import eventually
+from tests.lib.worker import Worker
 
 #: Seconds that no test waits for.
 LATER: Final = 3600

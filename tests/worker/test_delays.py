@@ -12,9 +12,11 @@ from kombu.transport.native_delayed_delivery import calculate_routing_key
 
 from proj import queues
 from proj.private_node.node import BrokerNode
-from tests.lib.bundle import PATIENCE, Bundle, Worker, eventually, vhost_of
+from tests.lib.bundle import Bundle, vhost_of
 from tests.lib.erlang import evaluate
 from tests.lib.publisher import Publisher
+from tests.lib.waiting import PATIENCE, eventually
+from tests.lib.worker import Worker
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,9 @@ import pytest
 
 from proj import queues
 from tests.lib import dead
-from tests.lib.bundle import Bundle, Worker, eventually
+from tests.lib.bundle import Bundle
+from tests.lib.waiting import eventually
+from tests.lib.worker import Worker
 
 #: A task that leaves a line in a file for each time it is executed, and can be told to die afterwards.
 ACT = """

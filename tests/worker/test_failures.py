@@ -12,7 +12,9 @@ import pytest
 
 from proj.private_node.node import BrokerNode
 from tests.lib import dead
-from tests.lib.bundle import Bundle, Worker, eventually
+from tests.lib.bundle import Bundle
+from tests.lib.waiting import eventually
+from tests.lib.worker import Worker
 
 #: A task that does as it is told; each attempt leaves a line in a file, whatever becomes of it.
 SCRIPTED = """

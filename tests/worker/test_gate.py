@@ -15,7 +15,9 @@ import pytest
 from proj import queues
 from proj.private_node.node import BrokerNode
 from tests.lib import dead
-from tests.lib.bundle import PATIENCE, Bundle, Worker, eventually, vhost_of
+from tests.lib.bundle import Bundle, vhost_of
+from tests.lib.waiting import PATIENCE, eventually
+from tests.lib.worker import Worker
 
 ADD: Final = {"task": "proj.tasks.add", "lang": "py", "retries": 0}
 

@@ -12,8 +12,9 @@ import pytest
 from proj import queues
 from proj.private_node.node import BrokerNode
 from tests.lib import dead, stores
-from tests.lib.bundle import Bundle, eventually
+from tests.lib.bundle import Bundle
 from tests.lib.erlang import evaluate
+from tests.lib.waiting import eventually
 
 
 def _reach_delivery_limit(bundle: Bundle, task_id: str) -> None:

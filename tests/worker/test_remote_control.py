@@ -6,7 +6,9 @@ import pytest
 
 from proj.private_node.node import BrokerNode
 from tests.lib import dead
-from tests.lib.bundle import GATED_TASK, Bundle, Worker, eventually
+from tests.lib.bundle import GATED_TASK, Bundle
+from tests.lib.waiting import eventually
+from tests.lib.worker import Worker
 
 pytestmark = pytest.mark.used_vhost
 

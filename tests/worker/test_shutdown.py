@@ -8,7 +8,9 @@ from functools import partial
 import pytest
 
 from proj.health import heartbeat
-from tests.lib.bundle import GATED_TASK, Bundle, Worker, eventually
+from tests.lib.bundle import GATED_TASK, Bundle
+from tests.lib.waiting import eventually
+from tests.lib.worker import Worker
 
 #: A task of a fraction of a second, which leaves its number in a file each time it is executed.
 NAP = """

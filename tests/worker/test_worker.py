@@ -5,9 +5,10 @@ import signal
 
 import psutil
 
-from tests.lib.bundle import GATED_TASK, PATIENCE, Bundle, eventually
+from tests.lib.bundle import GATED_TASK, Bundle
 from tests.lib.ports import free_port
 from tests.lib.proxy import Proxy
+from tests.lib.waiting import PATIENCE, eventually
 
 #: Tasks that take no time, behind one that does not end.
 SHORT = 8
