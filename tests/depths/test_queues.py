@@ -3,10 +3,13 @@
 import json
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
@@ -23,6 +26,9 @@ from tests.lib.erlang import evaluate, quick_ticks
 from tests.lib.proxy import Network, Proxy
 from tests.lib.refusal import refuses
 from tests.lib.waiting import PATIENCE, eventually
+
+#: Seconds between two messages of a steady work.
+_PAUSE = 0.05
 
 COLUMNS = ["queue", "ready", "unacknowledged", "consumers", "oldest", "in", "delivered", "acknowledged"]
 
@@ -68,6 +74,26 @@ def hold_one(bundle: Bundle, *worker: str) -> None:
     """Start a worker that holds one message of some, for longer than the test takes."""
     bundle.enqueue("sleep-dots", "600", "--id", "held")
     bundle.worker(*worker).ready().started("held")
+
+
+@contextmanager
+def steady_work(bundle: Bundle) -> Iterator[None]:
+    """Messages all the time: a rate is that of parts of a second, and a look takes longer."""
+    over = threading.Event()
+
+    def publish() -> None:
+        for number in count():
+            dead.publish_task(bundle, f"add-{number}", 1, 2)
+            if over.wait(_PAUSE):
+                return
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        publisher.join()
 
 
 # --- Numbers
@@ -276,12 +302,8 @@ def test_rates_are_those_of_the_work(counted: Bundle) -> None:
         "it holds none", lambda: number(bundle, "proj.tasks", "unacknowledged", env=MANAGEMENT_OFF) == 0
     )
     eventually("it is at rest", lambda: number(bundle, "proj.tasks", "in") == 0)
-    sent = 0
 
     def moving() -> bool:
-        nonlocal sent
-        dead.publish_task(bundle, f"add-{sent}", 1, 2)
-        sent += 1
         of = statistics.of_queues(management(bundle))["proj.tasks"]
         return bool(of.published and of.delivered and of.acknowledged)
 
@@ -289,7 +311,8 @@ def test_rates_are_those_of_the_work(counted: Bundle) -> None:
         row = moving() and look(bundle)["queues"]["proj.tasks"]
         return bool(row and row["in"] and row["delivered"] and row["acknowledged"])
 
-    eventually("all move", told)
+    with steady_work(bundle):
+        eventually("all move", told)
     assert number(bundle, "proj.dead", "in") is None
 
 
