@@ -312,7 +312,7 @@ def test_rates_are_those_of_the_work(counted: Bundle) -> None:
         return bool(row and row["in"] and row["delivered"] and row["acknowledged"])
 
     with steady_work(bundle):
-        eventually("all move", told)
+        eventually("all move", told, seen=lambda: str(statistics.of_queues(management(bundle))))
     assert number(bundle, "proj.dead", "in") is None
 
 
