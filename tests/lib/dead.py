@@ -37,7 +37,7 @@ def publish(
             arguments = {"x-dead-letter-exchange": "proj.dead"}
             channel.queue_declare(OTHER, durable=True, auto_delete=False, arguments=arguments)
         text = body if isinstance(body, bytes) else json.dumps(body).encode()
-        _send(channel, [amqp.Message(text, **properties) for _ in range(count)], queue)
+        send(channel, [amqp.Message(text, **properties) for _ in range(count)], queue)
 
 
 def publish_task(
@@ -46,10 +46,10 @@ def publish_task(
     """Publish what Celery publishes, without the checks that `proj enqueue` makes."""
     with bundle.channel() as channel:
         topology.declare(channel, queues.Topology())
-        _send(channel, [_task_message(task_id, *args, **properties)], queue)
+        send(channel, [task_message(task_id, *args, **properties)], queue)
 
 
-def _send(channel: Any, messages: list[amqp.Message], queue: str) -> None:
+def send(channel: Any, messages: list[amqp.Message], queue: str) -> None:
     """Publish, and return when all are confirmed: a quorum queue that is new loses what is not waited for."""
     waiting = set(range(1, len(messages) + 1))
 
@@ -64,7 +64,7 @@ def _send(channel: Any, messages: list[amqp.Message], queue: str) -> None:
         channel.connection.drain_events(timeout=PATIENCE)
 
 
-def _task_message(
+def task_message(
     task_id: str, *args: object, task: str = "proj.tasks.add", headers: Any = (), **properties: Any
 ) -> amqp.Message:
     embedded = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
@@ -83,7 +83,7 @@ def expire(bundle: Bundle, count: int) -> list[str]:
     ids = [f"id-{number}" for number in range(count)]
     before = depth(bundle)
     with bundle.channel() as channel:
-        _send(channel, [_task_message(task_id, 1, 2, expiration="0") for task_id in ids], "proj.tasks")
+        send(channel, [task_message(task_id, 1, 2, expiration="0") for task_id in ids], "proj.tasks")
     await_count(bundle, before + count)
     return ids
 
@@ -151,7 +151,7 @@ def die(*_):
 
 def publish_unreadable(bundle: Bundle, what: str, queue: str, task_id: str = "it") -> None:
     """Publish `add(1, 2)` with one of `UNREADABLE` in what is not its body."""
-    message = _task_message(task_id, 1, 2, reply_to="place", headers={"at": datetime(2020, 1, 1)})
+    message = task_message(task_id, 1, 2, reply_to="place", headers={"at": datetime(2020, 1, 1)})
     old, new = UNREADABLE[what]
     with bundle.channel() as channel, pytest.MonkeyPatch.context() as patch:
         topology.declare(channel, queues.Topology())

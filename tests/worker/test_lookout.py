@@ -169,8 +169,8 @@ def test_dead_letters_stay_in_their_queue_without_the_dead_letter_queue(
         else:
             channel.queue_delete("proj.dead")
     with own.channel() as channel:
-        message = dead._task_message("it", 1, 2, expiration="0")
-        dead._send(channel, [message], "proj.tasks")
+        message = dead.task_message("it", 1, 2, expiration="0")
+        dead.send(channel, [message], "proj.tasks")
 
         def expired() -> bool:
             return bool(channel.queue_declare("proj.tasks", passive=True).message_count == 0)
