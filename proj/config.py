@@ -259,7 +259,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def topology(self) -> queues.Topology:
-        return queues.Topology(_names_of(self.proj_queues))
+        return queues.Topology(_names_of(self.proj_queues), self.proj_consumer_timeout)
 
     @property
     def state_dir(self) -> Path:

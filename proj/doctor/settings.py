@@ -104,9 +104,11 @@ def time_limits(subject: Subject) -> Iterator[Finding]:
 def _consumer_timeout(subject: Subject) -> tuple[float, str]:
     """The broker's consumer timeout in seconds, and where it is set.
 
-    Since 3.12 policies and queue arguments override the broker's configuration, and the smallest one counts
-    (https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout).
+    Since 4.3 what workers ask for wins. Since 3.12 policies and queue arguments override the broker's
+    configuration, and the smallest one counts (https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout).
     """
+    if not (subject.unmanaged or subject.unreachable) and subject.version >= (4, 3):
+        return subject.settings.proj_consumer_timeout, "PROJ_CONSUMER_TIMEOUT, which workers ask for"
     broker = subject.configured("consumer_timeout")
     found: list[tuple[float, str]] = []
     if not (subject.unmanaged or subject.unreachable) and subject.version >= (3, 12):

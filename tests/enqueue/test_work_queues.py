@@ -147,6 +147,16 @@ def test_a_worker_consumes_the_default_queue_alone(shared: Bundle, workers: dict
     assert "queue slow has" not in found
 
 
+def test_workers_ask_for_their_consumer_timeout(shared: Bundle, workers: dict[str, Worker]) -> None:
+    """For the longest task and its end: RabbitMQ 4.3 obeys, and older releases do not mind."""
+    asked = {
+        consumer["queue"]["name"]: consumer["arguments"].get("x-consumer-timeout")
+        for consumer in shared.of_vhost("consumers")
+        if consumer["queue"]["name"] in workers
+    }
+    assert asked == dict.fromkeys(workers, 1_810_000)
+
+
 def test_a_full_queue_does_not_delay_another(shared: Bundle, workers: dict[str, Worker]) -> None:
     """A thousand messages wait in one, and a message of the other is executed at once."""
     _fill(shared)

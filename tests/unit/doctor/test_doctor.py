@@ -67,6 +67,7 @@ def test_real_consumer_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """The broker's own counts, and a policy of the queue more, on versions that know it."""
     name = queues.DEFAULT_QUEUE
     assert "consumer_timeout, 900 s" in limits(monkeypatch).what
+    assert limits(monkeypatch, version=(4, 3)).level == "ok"
     assert limits(monkeypatch, queues={name: with_policy(3_600_000)}).level == "ok"
     assert "60 s" in limits(monkeypatch, configured=lambda _: None, queues={name: with_policy(60_000)}).what
     old = limits(monkeypatch, configured=lambda _: None, queues={name: with_policy(60_000)}, version=(3, 10))
