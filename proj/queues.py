@@ -71,6 +71,11 @@ TURN_HEADER: Final = "x-proj-turn"
 #: Header of a copy: how often its originals were given back. The broker counts only the copy's own returns.
 DELIVERIES_HEADER: Final = "x-proj-deliveries"
 
+#: Header: the queue to which a worker sends how the task ended, and the `correlation_id` of that reply. They
+#: come from a foreign message, since every Celery message has a `reply_to` and a `correlation_id` of its own.
+REPLY_HEADER: Final = "x-proj-reply-to"
+REPLY_ID_HEADER: Final = "x-proj-reply-id"
+
 
 class Binding(NamedTuple):
     """What moves messages from an exchange to a queue, or to another exchange."""

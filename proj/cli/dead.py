@@ -25,6 +25,8 @@ REASONS: Final[dict[str, str]] = {
     Reason.EXPIRED: "no worker took it in time",
     Reason.DELIVERY_LIMIT: "requeued {times}; it may kill its workers",
     Reason.MAXLEN: "its queue was full",
+    Reason.UNREADABLE: "proj ingest cannot decode it",
+    Reason.INVALID: "its task does not take what proj ingest decoded",
     Reason.UNKNOWN: "published to this queue by hand",
 }
 
@@ -221,23 +223,24 @@ def _row(letter: "DeadLetter", outcome: "Outcome | None") -> dict[str, Any]:
     reason = REASONS.get(letter.reason, "reported by the broker").format(times=times)
     return {
         "id": letter.id,
-        "task": letter.task or "not a Celery message",
+        "task": letter.task or ("a foreign message" if letter.foreign else "not a Celery message"),
         "arguments": letter.arguments if letter.task else letter.text,
         "reason": f"{letter.reason}: {reason}",
         "attempts": attempts,
         "redrives": letter.redrives,
         "first": letter.first,
         "last": letter.last,
-        "exception": outcome.error if outcome else None,
+        "exception": (outcome and outcome.error) or (letter.foreign and letter.foreign.problem),
     }
 
 
 def _details(letter: "DeadLetter", outcome: "Outcome | None") -> dict[str, Any]:
+    original = letter.foreign or letter  # of a foreign message, what its publisher wrote
     return _row(letter, outcome) | {
         "queue": letter.queue,
         "worker": outcome.worker if outcome else None,
-        "properties": {k: v for k, v in letter.properties.items() if k != "application_headers"},
-        "headers": {str(k): v for k, v in letter.headers.items() if k != "x-death"},
+        "properties": {k: v for k, v in original.properties.items() if k != "application_headers"},
+        "headers": {str(k): v for k, v in original.headers.items() if k != "x-death"},
         "x-death": letter.deaths,
         "body": letter.text,
         "traceback": outcome.traceback if outcome else None,

@@ -10,13 +10,11 @@ import amqp
 from celery import Celery
 
 from proj import queues, results
+from proj.dead_letters.foreign import COPY_HEADERS, FIRST_DEATH, Foreign
 from proj.dead_letters.reasons import Reason
 from proj.dead_letters.unpacking import NotUnpacked, unpack
 from proj.enqueue import checks
 from proj.rabbitmq.publishing import copy_of
-
-#: Header of a redriven message: the time of its first death, which its other headers no longer hold.
-FIRST_DEATH: Final = "x-proj-first-death"
 
 #: Headers and prefixes of headers that a redrive removes: what the broker and the delays have added.
 _DROPPED_HEADERS: Final = (
@@ -28,8 +26,6 @@ _DROPPED_HEADERS: Final = (
     queues.TURN_HEADER,
     queues.DELIVERIES_HEADER,
 )
-#: Headers with which the broker would send copies to other queues.
-_COPY_HEADERS: Final = ("CC", "BCC")
 
 
 class DeadLetter:
@@ -48,12 +44,17 @@ class DeadLetter:
         self.deaths = [d for d in deaths if isinstance(d, dict)] if isinstance(deaths, list) else []
         death = self._latest_death()
         queue, died = death.get("queue"), death.get("time")
+        #: What is known of a message from which no task could be made; None for all others.
+        self.foreign = None if self.deaths else Foreign.of(self.headers)
         #: The queue it came from; None when unknown.
         self.queue = queue if _can_be_queue(queue) else None
         reason = death.get("reason")
         self.reason = reason if isinstance(reason, str) else Reason.UNKNOWN
         #: Times of its last and first death: ISO 8601, UTC.
         self.last = f"{died:%FT%TZ}" if isinstance(died, datetime) else None
+        if self.foreign:
+            self.queue = self.foreign.origin if _can_be_queue(self.foreign.origin) else None
+            self.reason, self.last = self.foreign.reason, self.foreign.died
         first = self.headers.get(FIRST_DEATH)
         self.first = first if isinstance(first, str) else self.last
 
@@ -84,6 +85,8 @@ class DeadLetter:
         Counts one too many when a worker rejected it unexecuted, which only the result store knows: see
         `attempts_of`.
         """
+        if self.foreign:
+            return 0
         retries = self.headers.get("retries")
         by_death: dict[str, int] = {
             Reason.REJECTED: 1 if self.task and checks.is_id(self.headers.get("id")) else 0,
@@ -131,10 +134,12 @@ class DeadLetter:
 
     def again(self) -> amqp.Message:
         """The message for a redrive: the original without its death, its expiry and its retries."""
+        if self.foreign:
+            return self.foreign.again(self.body, self.redrives, self.first)
         headers = {
             name: value
             for name, value in self.headers.items()
-            if not str(name).startswith(_DROPPED_HEADERS) and name not in _COPY_HEADERS
+            if not str(name).startswith(_DROPPED_HEADERS) and name not in COPY_HEADERS
         }
         if _is_over(headers.get("expires")):
             headers["expires"] = None  # or the worker would dead-letter it as expired
