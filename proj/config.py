@@ -155,7 +155,7 @@ def _check_queues(text: str) -> str:
 
 
 #: Settings that are names of files.
-_PATHS: Final = frozenset({"proj_broker_ca", "proj_state_dir", "proj_rabbitmq_dir"})
+_PATHS: Final = frozenset({"proj_broker_ca", "proj_state_dir", "proj_rabbitmq_dir", "proj_ingest_routes"})
 
 
 class Settings(BaseSettings):
@@ -194,6 +194,9 @@ class Settings(BaseSettings):
 
     #: Names of further work queues, besides `proj.tasks`, separated by commas.
     proj_queues: Annotated[str, AfterValidator(_check_queues)] = ""
+
+    #: File of the routes from foreign queues to tasks, TOML, or JSON if its name ends with `.json`.
+    proj_ingest_routes: Annotated[Path, AfterValidator(_absolute)] | None = None
 
     #: Folder of results, heartbeats of workers and the data of the private node.
     proj_state_dir: Annotated[Path, AfterValidator(_absolute)] = Field(

@@ -39,6 +39,7 @@ class Parameters:
             parameter.replace(annotation=_annotation(task, run, parameter))
             for parameter in signature.parameters.values()
         ]
+        self.signature = inspect.Signature(parameters)
         self.names = [parameter.name for parameter in parameters]
         self._positional = [
             each.name
