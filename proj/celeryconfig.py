@@ -73,8 +73,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # Celery polls for the end of a chord's header tasks once a second.
         "task_annotations": ["proj.worker.chords:BackOff"],
         # --- Monitoring
-        # Flower knows only what events report.
-        "worker_send_task_events": True,
+        # `proj.worker.watchers` switches them on while somebody receives them.
+        "worker_send_task_events": False,
         # --- Results
         "result_backend": settings.result_backend,
         # Store the name, the arguments and the worker with the result.

@@ -20,6 +20,7 @@ def install(app: App, settings: Settings) -> None:
     # Not as `task_annotations`, which would win over a task's own value.
     app.Task.max_retries = settings.proj_max_retries
     app.steps["consumer"].add("proj.worker.heartbeat:HeartbeatStep")
+    app.steps["consumer"].add("proj.worker.watchers:WatchersStep")
     app.steps["worker"].add("proj.worker.lookout:LookoutStep")
     connection.keep_from_children(app)
     celery_lines.install()

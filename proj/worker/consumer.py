@@ -19,6 +19,7 @@ from proj.worker import burial
 from proj.worker.delaying import Delays
 from proj.worker.delivery import Turns, strategy
 from proj.worker.heartbeat import HeartbeatStep
+from proj.worker.watchers import WatchersStep
 
 log = get_logger(__name__)
 
@@ -31,6 +32,9 @@ class Consumer(consumer.Consumer):
 
     #: Set by `HeartbeatStep` before the first connection.
     heartbeat: HeartbeatStep
+
+    #: Set by `WatchersStep`, likewise.
+    watchers: WatchersStep
 
     class Blueprint(consumer.Consumer.Blueprint):
         """Celery's steps without the one for delay queues, which treats a refusal as a missing queue."""
@@ -89,11 +93,13 @@ class Consumer(consumer.Consumer):
 
         With confirms, each event costs a round trip, and `-P threads -E` slows down to a few tasks a second.
         """
-        return self.ensure_connected(
+        conn = self.ensure_connected(
             self.app.connection_for_write(
                 url=url, heartbeat=heartbeat, transport_options={"confirm_publish": False}
             )
         )
+        self.watchers.open(conn)
+        return conn
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connect with retries without limit, and write heartbeats meanwhile.

@@ -99,7 +99,7 @@ def site(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         try:
             worker = bundle.worker("-n", "w@site")
             flower.ready().hears_events()
-            worker.ready()
+            worker.watched()
             yield Site(bundle, worker, flower)
         finally:
             flower.kill()

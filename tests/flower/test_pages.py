@@ -135,7 +135,7 @@ def test_a_management_api_that_cannot_be_asked_is_told_on_the_page(
 def test_only_the_newest_tasks_are_kept(bundle: Bundle, flower: Start) -> None:
     """Which bounds Flower's memory."""
     monitor = flower("--max-tasks=2").hears_events()
-    bundle.worker().ready()
+    bundle.worker().ready().watched()
     for number in range(3):
         bundle.enqueue("add", "1", "2", "--id", f"task-{number}", "--wait")
 
@@ -151,7 +151,7 @@ def test_what_flower_knows_outlives_it(
     # With no saving between, only that at the end is left to SIGTERM.
     interval = SAVE_INTERVAL if how is signal.SIGKILL else 600_000
     first = flower(f"--state-save-interval={interval}").hears_events()
-    worker = bundle.worker().ready()
+    worker = bundle.worker().ready().watched()
     bundle.enqueue("add", "1", "2", "--id", "kept", "--wait")
     eventually("the task is known", lambda: "SUCCESS" in first.get("/task/kept").text)
     worker.kill()

@@ -60,6 +60,11 @@ class Worker:
         self.says(" ready.")
         return self
 
+    def watched(self) -> Self:
+        """Wait until it has noticed that somebody receives its events."""
+        self.says("Events about tasks are on")
+        return self
+
     @property
     def name(self) -> str:
         """The name by which others reach it, once it is ready."""

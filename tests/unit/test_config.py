@@ -189,7 +189,7 @@ def test_url_for_people_has_no_password(monkeypatch: pytest.MonkeyPatch, url: st
         ("task_default_delivery_mode", 2),
         ("task_create_missing_queues", False),
         ("broker_connection_max_retries", None),
-        ("worker_send_task_events", True),
+        ("worker_send_task_events", False),
         ("timezone", "UTC"),
     ],
 )

@@ -1,0 +1,104 @@
+"""Switches a worker's events about tasks on and off: they are sent only while somebody receives them.
+
+They cost a worker a quarter of its rate or more. Flower enables them by remote control, but nothing disables
+them when it has gone, and Celery's own `celery events` does not enable them at all.
+"""
+
+from contextlib import suppress
+from typing import Any, Final
+
+import amqp
+from celery import bootsteps
+from celery.utils.log import get_logger
+
+from proj.rabbitmq import failures
+
+log = get_logger(__name__)
+
+#: Seconds between two probes, each one small message: a new watcher misses at most these.
+INTERVAL: Final = 2.0
+
+#: What Celery calls the events about tasks.
+_GROUP: Final = "task"
+
+#: The routing key with which a worker sends them, several in one message.
+_ROUTING_KEY: Final = "task.multi"
+
+#: The body of a probe: a list of no events, which every watcher accepts.
+_NO_EVENTS: Final = b"[]"
+
+#: AMQP's delivery mode "not written to disk".
+_TRANSIENT: Final = 1
+
+
+class WatchersStep(bootsteps.StartStopStep):
+    """Asks the broker again and again whether a queue is bound to the exchange of events.
+
+    A probe is a mandatory message: the broker returns it when there is no such queue, and confirms it in any
+    case. Events change only on an answer, which does not come during an alarm.
+    """
+
+    requires = ("celery.worker.consumer.events:Events",)
+
+    def __init__(self, c: Any, *, task_events: bool = False, **options: Any) -> None:
+        super().__init__(c, **options)
+        # With -E they stay on. Without Celery's event loop (gevent, eventlet), nobody reads the answers.
+        self.enabled = c.hub is not None and not task_events
+        self._exchange = c.app.conf.event_exchange
+        self._watched = False
+        self._channel: Any = None
+        self._unanswered = self._returned = False
+        c.watchers = self
+
+    def open(self, conn: Any) -> None:
+        """Open a channel on a new connection for events.
+
+        Before anything is published on it: in an alarm the broker reads no further from such a connection.
+        """
+        if self.enabled:
+            self._unanswered = False
+            self._channel = conn.channel()
+            self._channel.confirm_select()
+            self._channel.events["basic_return"].add(self._on_return)
+            self._channel.events["basic_ack"].add(self._on_answer)
+
+    def register_with_event_loop(self, c: Any, hub: Any) -> None:
+        """Called for each connection; the loop cancels the timer when the connection is lost."""
+        hub.call_soon(self._probe, c)
+        hub.call_repeatedly(INTERVAL, self._probe, c)
+
+    def _probe(self, c: Any) -> None:
+        if self._unanswered:
+            return
+        self._consumer = c
+        self._unanswered, self._returned = True, False
+        probe = amqp.Message(
+            _NO_EVENTS,
+            content_type="application/json",
+            content_encoding="utf-8",
+            delivery_mode=_TRANSIENT,
+            application_headers={"hostname": c.hostname},
+        )
+        with suppress(*failures.ERRORS):  # Celery's loop notices the lost connection too, and reconnects
+            self._channel.basic_publish(probe, self._exchange, _ROUTING_KEY, mandatory=True)
+
+    def _on_return(self, *_: Any) -> None:
+        self._returned = True
+
+    def _on_answer(self, *_: Any) -> None:
+        """Called with the confirm of a probe, which follows its return."""
+        self._unanswered = False
+        before, self._watched = self._watched, not self._returned
+        dispatcher = self._consumer.event_dispatcher
+        if not self._watched:
+            # Whoever enabled them.
+            self._switch(dispatcher, on=False)
+        elif not before:
+            # Not at each answer: `control disable_events` holds until the next watcher comes.
+            self._switch(dispatcher, on=True)
+
+    def _switch(self, dispatcher: Any, *, on: bool) -> None:
+        """As Celery's commands `enable_events` and `disable_events` do it."""
+        if on != (_GROUP in dispatcher.groups):
+            (dispatcher.groups.add if on else dispatcher.groups.discard)(_GROUP)
+            log.info("Events about tasks are %s", "on: somebody receives them" if on else "off: nobody does")

@@ -1,0 +1,97 @@
+"""When a worker sends events about tasks: while somebody receives them."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import kombu
+import pytest
+from celery.events.event import get_exchange
+
+from proj.worker.watchers import WatchersStep
+from tests.lib.bundle import Bundle
+from tests.lib.proxy import Proxy
+from tests.lib.waiting import eventually
+
+pytestmark = pytest.mark.used_vhost
+
+
+class Watcher:
+    """Receives what a monitor receives, and asks no worker for anything."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        get_exchange(channel.connection.client)(channel).declare()
+        self._queue = channel.queue_declare("", exclusive=True).queue
+        channel.queue_bind(self._queue, "celeryev", "#")
+        self._seen: list[dict[str, Any]] = []
+
+    def events(self, task_id: str) -> list[str]:
+        """The types of the events about a task that came so far."""
+        while message := self._channel.basic_get(self._queue, no_ack=True):
+            found = json.loads(message.body)
+            self._seen += found if isinstance(found, list) else [found]
+        return [event["type"] for event in self._seen if event.get("uuid") == task_id]
+
+    def sees_the_end_of(self, task_id: str) -> None:
+        eventually(f"{task_id} has ended", lambda: "task-succeeded" in self.events(task_id))
+
+
+@contextmanager
+def watching(bundle: Bundle) -> Iterator[Watcher]:
+    with kombu.Connection(bundle.url) as conn:
+        yield Watcher(conn.channel())
+
+
+def test_events_follow_their_watchers(bundle: Bundle) -> None:
+    """They begin with the first watcher, and end with the last one, and begin again."""
+    worker = bundle.worker().ready()
+    with ExitStack() as second:
+        with watching(bundle) as watcher:
+            worker.watched()
+            bundle.enqueue("add", "1", "2", "--id", "one")
+            watcher.sees_the_end_of("one")
+            assert watcher.events("one") == ["task-received", "task-started", "task-succeeded"]
+            other = second.enter_context(watching(bundle))
+        # The first one is gone.
+        bundle.enqueue("add", "1", "2", "--id", "two")
+        other.sees_the_end_of("two")
+        assert "Events about tasks are off" not in worker.text()
+    worker.says("Events about tasks are off")
+
+    with watching(bundle) as watcher:
+        eventually("they are on again", lambda: worker.text().count("Events about tasks are on") == 2)
+        bundle.enqueue("add", "1", "2", "--id", "three")
+        watcher.sees_the_end_of("three")
+
+
+def test_events_that_nobody_receives_end(bundle: Bundle) -> None:
+    """Also when they were enabled by remote control."""
+    worker = bundle.worker().ready()
+    bundle.control(worker, "enable_events")
+    worker.says("enabled by remote")
+    worker.says("Events about tasks are off")
+
+
+def test_a_worker_that_reconnects_is_seen(bundle: Bundle) -> None:
+    """With its events about tasks, since the watcher is still there."""
+    with Proxy(bundle.node.info.port) as proxy, ExitStack() as stack:
+        watcher = stack.enter_context(watching(bundle))
+        worker = bundle.worker(env={"CELERY_BROKER_URL": bundle.url_at(proxy.port)})
+        worker.watched()
+        proxy.cut_for_programs()
+        proxy.cut_for_broker()
+        eventually("it reconnects", lambda: worker.text().count("Connected to") == 2)
+        bundle.enqueue("add", "1", "2", "--id", "after")
+        watcher.sees_the_end_of("after")
+        stack.close()
+        worker.says("Events about tasks are off")
+
+
+@pytest.mark.parametrize(("hub", "task_events"), [(object(), True), (None, False)])
+def test_events_that_are_not_switched(hub: object, task_events: bool) -> None:
+    """With -E they stay on; without Celery's event loop nobody reads the broker's answers."""
+    consumer = SimpleNamespace(hub=hub, app=SimpleNamespace(conf=SimpleNamespace(event_exchange="celeryev")))
+    assert not WatchersStep(consumer, task_events=task_events).include_if(consumer)
