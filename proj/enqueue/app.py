@@ -19,6 +19,7 @@ from proj import queues
 from proj.config import Settings
 from proj.enqueue import checks, priorities, publish
 from proj.enqueue.arguments import check_call, given_arguments
+from proj.enqueue.composing import Recorder
 from proj.enqueue.definition import check_function
 from proj.enqueue.loader import Loader
 from proj.enqueue.options import check_name, check_options
@@ -107,6 +108,8 @@ class App(celery.Celery):
         given = self._producer(options)
         options = self.checked_options(name, options)
         send_task = super().send_task
+        if isinstance(given, Recorder):
+            return send_task(name, args, kwargs, producer=given, **options)
 
         def send(producer: Producer) -> Any:
             if options.get("priority"):

@@ -86,9 +86,14 @@ def enqueue(
     The application is Celery's `current_app` if that is an `App`, or else `proj.app`. Raises `UnknownTask`,
     and the errors of `Task.apply_async`.
     """
-    app = celery.current_app if isinstance(celery.current_app, App) else find_app("proj")
-    result: Result[Any] = find_task(app, name).apply_async(args, kwargs, **options)
+    result: Result[Any] = find_task(default_app(), name).apply_async(args, kwargs, **options)
     return result
+
+
+def default_app() -> App:
+    """Celery's `current_app` if that is an `App`, or else `proj.app`."""
+    app: App = celery.current_app if isinstance(celery.current_app, App) else find_app("proj")
+    return app
 
 
 def own_tasks(app: celery.Celery) -> dict[str, Task]:

@@ -5,12 +5,17 @@ Py-amqp does not match them: it takes the next confirm for that of the last mess
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
+from types import SimpleNamespace
 from typing import Any, Final
 
 import amqp
-from amqp.exceptions import MessageNacked
+from amqp import serialization, spec
+from amqp.exceptions import MessageNacked, RecoverableConnectionError
+from amqp.method_framing import frame_writer
 from kombu.transport import pyamqp
 
 from proj import queues
@@ -36,16 +41,26 @@ class Sent:
 class Window:
     """The messages in flight on one channel: sent, and not yet confirmed or refused.
 
-    After any error, including a `TimeoutError` of `wait`, discard the window and its channel: py-amqp may
-    have reopened the channel without confirms. The outcome of messages in flight is then unknown.
+    After any error of `flush`, `read` or `wait`, including a `TimeoutError`, discard the window and its
+    channel: py-amqp may have reopened the channel without confirms. The outcome of messages in flight is then
+    unknown.
     """
 
-    def __init__(self, channel: amqp.Channel) -> None:
-        """Switch confirms on. The channel must not have published before."""
+    def __init__(self, channel: amqp.Channel, on_answer: Callable[[Any], None] | None = None) -> None:
+        """Switch confirms on. The channel must not have published before.
+
+        `on_answer` is called with each message that was confirmed or refused.
+        """
         self.channel = channel
         self.usable = True
-        self._tag = 0
+        self._on_answer = on_answer
+        self._tag = self._written_tag = 0
         self._waiting: dict[int, Sent] = {}  # by delivery tag, ascending
+        #: Frames that are still to be written: one write for many messages.
+        self._unwritten = bytearray()
+        self._frame: Callable[..., None] = frame_writer(
+            channel.connection, SimpleNamespace(write=self._unwritten.extend)
+        )
         channel.confirm_select()
         self._listeners = {
             "basic_ack": self._on_ack,
@@ -59,6 +74,17 @@ class Window:
         """The number of messages in flight."""
         return len(self._waiting)
 
+    @property
+    def in_flight(self) -> tuple[list[Any], list[Any]]:
+        """The messages in flight, in their order: those that may have been written, and the others."""
+        written = [sent for tag, sent in self._waiting.items() if tag <= self._written_tag]
+        return written, [sent for tag, sent in self._waiting.items() if tag > self._written_tag]
+
+    @property
+    def unwritten(self) -> int:
+        """The number of bytes that `flush` will write."""
+        return len(self._unwritten)
+
     def send(self, message: amqp.Message, exchange: str, routing_key: str, **options: Any) -> Sent:
         """Send a message without waiting for its confirm; it is mandatory by default.
 
@@ -66,32 +92,69 @@ class Window:
         messages sent before.
         """
         sent = Sent(message, exchange, routing_key)
+        timeout = options.pop("timeout", None)
+        self.put(sent, **options)
+        self.flush(None if timeout is None else time.monotonic() + timeout)
+        return sent
+
+    def put(self, sent: Sent, *, mandatory: bool = True, immediate: bool = False) -> None:
+        """Let the next `flush`, `read` or `wait` send a message.
+
+        When it raises an error, because the message cannot be written as AMQP, the window is as before.
+        """
+        connection = self.channel.connection
+        if connection is None:
+            raise RecoverableConnectionError("the channel is closed")
+        before = len(self._unwritten)
         self._tag += 1
         self._waiting[self._tag] = sent
         try:
-            # Not the channel's own method, which waits.
-            amqp.Channel.basic_publish(
-                self.channel, message, exchange, routing_key, **{"mandatory": True} | options
-            )
+            arguments = _publish_arguments(sent.exchange, sent.routing_key, mandatory, immediate)
+            self._frame(1, self.channel.channel_id, spec.Basic.Publish, arguments, sent.message)
+        except BaseException:
+            del self._unwritten[before:]
+            self._waiting.pop(self._tag, None)
+            self._tag -= 1
+            raise
+
+    def flush(self, deadline: float | None = None) -> None:
+        """Write what was put. Raises `TimeoutError` at the deadline (of `time.monotonic`)."""
+        if not self._unwritten:
+            return
+        try:
+            wire = self._connection().transport
+            self._written_tag = self._tag
+            with wire.having_timeout(_left(deadline)):
+                wire.write(memoryview(bytes(self._unwritten)))
+            self._unwritten.clear()
         except BaseException:
             self.end()
             raise
-        return sent
+
+    def read(self, deadline: float | None = None) -> bool:
+        """Flush, and wait for one event of the connection; False when none comes in time."""
+        self.flush(deadline)
+        try:
+            self._connection().drain_events(timeout=_left(deadline))
+        except TimeoutError as error:
+            if error.errno is not None:  # the system has given up the connection
+                self.end()
+                raise
+            return False
+        except BaseException:
+            self.end()
+            raise
+        return True
 
     def wait(self, deadline: float | None = None, room: int = 0) -> None:
         """Return when at most `room` messages are in flight.
 
         Raises `TimeoutError` at the deadline (of `time.monotonic`), and py-amqp's errors.
         """
-        try:
-            while len(self._waiting) > room:
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise TimeoutError("the broker did not confirm in time")
-                self.channel.connection.drain_events(timeout=left)
-        except BaseException:
-            self.end()
-            raise
+        while len(self._waiting) > room:
+            if not self.read(deadline):
+                self.end()
+                raise TimeoutError("the broker did not confirm in time")
 
     def end(self) -> None:
         """Stop listening to the channel."""
@@ -99,35 +162,54 @@ class Window:
         for event, listener in self._listeners.items():
             self.channel.events[event].discard(listener)
 
+    def _connection(self) -> amqp.Connection:
+        connection = self.channel.connection
+        if connection is None:  # py-amqp's own attribute error would hide it
+            raise RecoverableConnectionError("the connection is closed")
+        return connection
+
     def _on_ack(self, tag: int, multiple: bool) -> None:
         for sent in self._answered(tag, multiple):
             sent.answered = True
+            if self._on_answer:
+                self._on_answer(sent)
 
     def _on_nack(self, tag: int, multiple: bool) -> None:
         for sent in self._answered(tag, multiple):
             sent.answered, sent.refusal = True, sent.refusal or MessageNacked()
+            if self._on_answer:
+                self._on_answer(sent)
 
     def _on_return(self, error: Exception, exchange: str, routing_key: str, message: amqp.Message) -> None:
         """Mark a message that no queue takes. Its ack, which has its delivery tag, still follows."""
         address = exchange, routing_key
-        candidates = [
-            sent
-            for sent in self._waiting.values()
-            if sent.refusal is None and (sent.exchange, sent.routing_key) == address
-        ]
         returned = _identity(message)
-        for sent in candidates:
-            if _identity(sent.message) == returned:
-                sent.refusal = error
-                break
-        else:
-            # The broker returns messages in the order in which they were sent.
-            candidates[0].refusal = error
+        # The broker returns messages in the order in which they were sent.
+        first = None
+        for sent in self._waiting.values():
+            if sent.refusal is None and (sent.exchange, sent.routing_key) == address:
+                first = first or sent
+                if _identity(sent.message) == returned:
+                    sent.refusal = error
+                    return
+        if first:
+            first.refusal = error
 
     def _answered(self, tag: int, multiple: bool) -> list[Sent]:
         # A later answer may have a lower tag, when the messages went to different queues.
         tags = list(takewhile(tag.__ge__, self._waiting)) if multiple else [tag]
         return [self._waiting.pop(each) for each in tags if each in self._waiting]
+
+
+@lru_cache(maxsize=256)
+def _publish_arguments(exchange: str, routing_key: str, mandatory: bool, immediate: bool) -> bytes:
+    """The arguments of AMQP's method, of which most messages of a window have the same."""
+    encoded: bytes = serialization.dumps("Bssbb", (0, exchange, routing_key, mandatory, immediate))
+    return encoded
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 class Channel(pyamqp.Channel):

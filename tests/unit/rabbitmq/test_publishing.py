@@ -20,17 +20,16 @@ class _Channel:
 
     def __init__(self) -> None:
         self.events: dict[str, set[Any]] = defaultdict(set)
-        self.sent: list[amqp.Message] = []
+        self.channel_id = 1
+        self.written: list[bytes] = []
         self.connection = SimpleNamespace(
-            client_properties={},
-            transport=SimpleNamespace(having_timeout=lambda _: nullcontext()),
+            frame_max=131_072,
+            bytes_sent=0,
+            transport=SimpleNamespace(having_timeout=lambda _: nullcontext(), write=self.written.append),
             drain_events=self._drain,
         )
 
     def confirm_select(self) -> None: ...
-
-    def send_method(self, _sig: Any, _format: str, _args: Any, message: amqp.Message) -> None:
-        self.sent.append(message)
 
     def say(self, event: str, *args: Any) -> None:
         for listener in self.events[event]:
