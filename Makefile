@@ -60,9 +60,14 @@ env: ## Write .env with new passwords, for docker compose.
 		.env.example > .env && echo "wrote .env" >&2
 
 .PHONY: bench
-bench: setup ## Measure start-up times, and how soon another worker takes over a killed worker's task.
-	@$(PYTHON_IN_VENV) benchmarks/startup.py
-	@$(PYTHON_IN_VENV) benchmarks/takeover.py
+bench: setup ## Measure the project beside its peers (half an hour), and write docs/speed.md.
+	@scripts/peers
+	@$(PYTHON_IN_VENV) -m benchmarks --write
+
+.PHONY: bench-short
+bench-short: setup ## Run each benchmark once, briefly, to see that it works.
+	@scripts/peers
+	@$(PYTHON_IN_VENV) -m benchmarks --short
 
 .PHONY: definitions
 definitions: setup ## Generate deploy/rabbitmq/definitions.json from proj/queues.py.

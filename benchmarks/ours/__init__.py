@@ -1,0 +1,1 @@
+"""Our programs, with the line protocol of the peers'."""

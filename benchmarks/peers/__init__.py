@@ -1,0 +1,1 @@
+"""What people would use instead: programs for the peers' environment, each with the line protocol."""
