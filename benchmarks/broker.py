@@ -42,9 +42,9 @@ class Place:
             "PROJ_PUBLISH_TIMEOUT": "60",
         }
 
-    def ours(self, module: str, *arguments: str) -> program.Program:
+    def ours(self, module: str, *arguments: str, **env: str) -> program.Program:
         """One of our programs here."""
-        return program.Program(program.OURS, f"ours.{module}", self.folder, self.env, arguments)
+        return program.Program(program.OURS, f"ours.{module}", self.folder, self.env | env, arguments)
 
     def peer(self, module: str, *arguments: str, **env: str) -> program.Program:
         """One of the peers' programs here. Celery must not take its settings from our names."""

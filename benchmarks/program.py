@@ -31,6 +31,11 @@ class ProgramFailed(Exception):
     """Raised when a program ended, or said something unexpected."""
 
 
+def clean_environment() -> dict[str, str]:
+    """The environment without settings of others."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+
+
 class Process:
     """A program in a folder of its own; all its processes end with the block."""
 
@@ -40,8 +45,12 @@ class Process:
         self.command = [str(word) for word in command]
         self.folder = folder
         self.log = folder / f"{'-'.join(self.command[1:5])}.log".replace("/", "_")
-        self._env = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
-        self._env |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1", **env}
+        self._env = clean_environment() | {
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(folder),
+            "PYTHONUNBUFFERED": "1",
+            **env,
+        }
         self._talks = talks
 
     def __enter__(self) -> Self:

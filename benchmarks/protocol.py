@@ -4,6 +4,8 @@ Standard library only: it is imported in the peers' environment too.
 """
 
 import json
+import os
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -46,5 +48,49 @@ def concurrently(threads: int, act: Callable[[], Any]) -> Callable[[int], float]
         list(pool.map(each, [count // threads] * threads))
         return count // threads * threads / (time.perf_counter() - start)
 
-    measure(threads)  # each thread connects
+    return measure
+
+
+#: Seconds between two messages of a steady publisher, which leave a worker time for each.
+INTERVAL = 0.05
+
+
+def steadily(act: Callable[[], Any], rest: Callable[[float], Any] = time.sleep) -> Callable[[int], None]:
+    """What calls `act` at a low, steady rate."""
+
+    def measure(count: int) -> None:
+        start = time.monotonic()
+        for number in range(count):
+            if (left := start + number * INTERVAL - time.monotonic()) > 0:
+                rest(left)
+            act()
+
+    return measure
+
+
+def cpu_of_waiting(children: int, wait: Callable[[float], Any]) -> Callable[[int], float]:
+    """What measures the CPU of so many processes that `wait` for some seconds: per cent of a core, in all."""
+
+    def measure(seconds: int) -> float:
+        reader, writer = os.pipe()
+        pids = []
+        for _ in range(children):
+            if pid := os.fork():
+                pids.append(pid)
+                continue
+            try:
+                wait(0.5)  # connects
+                start = time.process_time()
+                wait(seconds)
+                os.write(writer, struct.pack("d", time.process_time() - start))
+            finally:
+                os._exit(0)
+        os.close(writer)
+        for pid in pids:
+            os.waitpid(pid, 0)
+        with os.fdopen(reader, "rb") as pipe:
+            taken = [value for (value,) in struct.iter_unpack("d", pipe.read())]
+        assert len(taken) == children, f"{len(taken)} of {children} waited"
+        return float(100 * sum(taken) / seconds)
+
     return measure

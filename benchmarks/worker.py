@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -11,11 +11,12 @@ from typing import Any, Final
 import amqp
 import celery
 import kombu
+from amqp.exceptions import NotFound
 
 from benchmarks import program
 from benchmarks.broker import Place
 from benchmarks.peers import pipeline
-from benchmarks.program import PATIENCE, Process
+from benchmarks.program import PATIENCE, Process, ProgramFailed
 
 #: Seconds between two looks at a file of marks.
 _INTERVAL: Final = 0.005
@@ -97,3 +98,14 @@ def marks(file: Path, count: int, process: Process) -> list[list[float]]:
             raise process.failed("ended")
         time.sleep(_INTERVAL)
     raise process.failed(f"left no {count} marks in {PATIENCE} s")
+
+
+def await_consumers(place: Place, kind: Kind, count: int) -> None:
+    """Return when so many workers consume the queue."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with kombu.Connection(place.url) as connection, suppress(NotFound):
+            if connection.channel().queue_declare(kind.queue, passive=True).consumer_count >= count:
+                return
+        time.sleep(0.1)
+    raise ProgramFailed(f"{kind.application} did not consume {kind.queue} in {PATIENCE} s")

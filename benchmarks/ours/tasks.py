@@ -26,3 +26,10 @@ def sleep(file: str, seconds: float) -> None:
     start = time.time()
     time.sleep(seconds)
     mark(file, start)
+
+
+@app.task(name="bench.hold")
+def hold(file: str) -> None:
+    """Write the time of the start, and last until the worker is killed."""
+    mark(file)
+    time.sleep(600)

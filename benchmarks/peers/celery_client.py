@@ -1,14 +1,33 @@
-"""Celery's callers: `delay` a second, `threads` that call it, or the milliseconds of `get`."""
+"""Celery's callers: `delay` a second, `threads` that call it, the milliseconds of `get`, and more."""
 
+import os
 import sys
+import time
+import uuid
+from contextlib import suppress
 
-from benchmarks.peers.celery_app import add
-from benchmarks.protocol import concurrently, milliseconds, rate, serve
+from celery.exceptions import TimeoutError
+
+from benchmarks.peers.celery_app import add, app, mark
+from benchmarks.protocol import concurrently, cpu_of_waiting, milliseconds, rate, serve, steadily
+
+
+def wait(seconds: float) -> None:
+    """Wait for the result of a task that nobody executes."""
+    with suppress(TimeoutError):
+        app.AsyncResult(str(uuid.uuid4())).get(timeout=seconds)
+
+
+def marked() -> None:
+    mark.delay(os.environ["BENCH_MARKS"], time.time())
+
 
 MEASURES = {
     "delay": rate(lambda: add.delay(2, 3)),
     "threads": concurrently(100, lambda: add.delay(2, 3)),
     "get": milliseconds(lambda: add.delay(2, 3).get(timeout=60)),
+    "steadily": steadily(marked),
+    "wait": cpu_of_waiting(100, wait),
 }
 
 if __name__ == "__main__":

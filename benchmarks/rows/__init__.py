@@ -1,6 +1,34 @@
 """What is measured: a benchmark a file, in the order of the table."""
 
-from benchmarks.rows import delay, get, tasks
+from benchmarks.rows import (
+    bulk,
+    deep,
+    delay,
+    get,
+    latency,
+    memory,
+    mixed,
+    results,
+    startup,
+    takeover,
+    tasks,
+    threads,
+    waiting,
+)
 from benchmarks.stage import Bench
 
-BENCHES: tuple[Bench, ...] = (delay.BENCH, get.BENCH, tasks.BENCH)
+BENCHES: tuple[Bench, ...] = (
+    delay.BENCH,
+    threads.BENCH,
+    bulk.BENCH,
+    get.BENCH,
+    waiting.BENCH,
+    tasks.BENCH,
+    results.BENCH,
+    mixed.BENCH,
+    latency.BENCH,
+    takeover.BENCH,
+    startup.BENCH,
+    memory.BENCH,
+    deep.BENCH,
+)
