@@ -83,6 +83,8 @@ def main() -> None:
                 node.kill()
     except ProgramFailed as error:
         sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     record = Record(found, results)
     Console(width=None if sys.stdout.isatty() else 130).print(report.table(results))
     if not given.short:

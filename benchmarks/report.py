@@ -28,7 +28,7 @@ def verdict_of(verdict: Verdict, unit: str) -> str:
     else:
         compared, limit = f"{value:.2f} ×", f"{bound} {target.limit:g}"  # noqa: RUF001  times
     word = "goal" if target.goal else "to reach"
-    return f"{compared} {target.against} ({word}: {limit}{'' if verdict.reached else '; NOT REACHED'})"
+    return f"{compared} ({word}: {limit}{'' if verdict.reached else '; NOT REACHED'})"
 
 
 def lines(results: Results) -> Iterator[tuple[str, str, str, str]]:
@@ -36,8 +36,11 @@ def lines(results: Results) -> Iterator[tuple[str, str, str, str]]:
     verdicts: dict[str, list[str]] = {}
     for verdict in results.verdicts:
         verdicts.setdefault(verdict.target.against, []).append(verdict_of(verdict, results.row.unit))
-    for name, summary in results.summaries.items():
-        yield name, number(summary.median), spread(summary), "; ".join(verdicts.get(name, []))
+    for place, (name, summary) in enumerate(results.summaries.items()):
+        compared = "; ".join(verdicts.get(name, []))
+        if place and not compared and (ratio := results.ratio(name)):
+            compared = f"{ratio.median:.2f} ×"  # noqa: RUF001  times
+        yield name, number(summary.median), spread(summary), compared
 
 
 def table(results: list[Results]) -> Table:

@@ -95,6 +95,13 @@ class Results:
         """By contender, in the row's order."""
         return {name: Summary.of(self.values[name]) for name in self.row.contenders if name in self.values}
 
+    def ratio(self, contender: str) -> Summary | None:
+        """Our figure over this contender's, round by round; None if one of them was not measured."""
+        ours = self.values.get(self.row.contenders[0], [])
+        pairs = zip(ours, self.values.get(contender, []), strict=False)
+        ratios = [mine / theirs for mine, theirs in pairs if theirs]
+        return Summary.of(ratios) if ratios else None
+
     @property
     def verdicts(self) -> list[Verdict]:
         """One for each target whose both figures were measured."""

@@ -28,7 +28,7 @@ PREFORK, THREADS = (
 def celery(row: Row, name: str, vhost: str, kind: Kind, pool: str, *, off: bool = False) -> Runner:
     def run(stage: Stage) -> Iterator[Sample]:
         with stage.broker.place(vhost) as place:
-            count = stage.size(3000 if kind is worker.OURS else 1500, 100)
+            count = stage.size(3000 if kind is worker.OURS else 600, 100)
             yield Sample(row.key, name, measure(place, kind, count, "-P", pool, ignore_result=off))
 
     return run

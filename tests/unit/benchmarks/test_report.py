@@ -17,11 +17,13 @@ ROW = Row(
     "delay",
     "`.delay()` <confirmed>",
     "messages/s",
-    ("proj", "pika"),
+    ("proj", "pika", "celery"),
     (Target("pika", 0.85, at_least=True), Target("pika", 0.4, at_least=True, goal=True)),
     note="A loop.",
 )
-RESULTS = Results(ROW, {"proj": [500.0, 1000.0, 1500.0], "pika": [2000.0, 2000.0, 2000.0]})
+RESULTS = Results(
+    ROW, {"proj": [500.0, 1000.0, 1500.0], "pika": [2000.0, 2000.0, 2000.0], "celery": [250.0, 250.0, 250.0]}
+)
 
 
 def test_row_that_is_not_reached_is_named() -> None:
@@ -33,8 +35,9 @@ def test_row_that_is_not_reached_is_named() -> None:
         "pika",
         "2,000",
         "",
-        "0.50 × pika (to reach: at least 0.85; NOT REACHED); 0.50 × pika (goal: at least 0.4)",  # noqa: RUF001
+        "0.50 × (to reach: at least 0.85; NOT REACHED); 0.50 × (goal: at least 0.4)",  # noqa: RUF001
     )
+    assert cells[2] == ("celery", "250", "", "4.00 ×")  # noqa: RUF001
 
 
 def test_terminal_and_page_have_the_same_figures() -> None:
@@ -79,7 +82,7 @@ def test_picture_is_a_picture() -> None:
     found = ElementTree.fromstring(picture.svg([RESULTS]))
 
     bars = [each.get("class") for each in found.iter() if each.tag.endswith("rect")]
-    assert bars == ["ours", "other"]
+    assert bars == ["ours", "other", "other"]
     assert ".delay() <confirmed>" in "".join(found.itertext())
 
 
