@@ -1,24 +1,17 @@
 """The outcome of a task: read from the result store, or waited for."""
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 import celery.exceptions
 from celery import Celery, states
 
 from proj.errors import BadArguments, Ignored, NoResultYet, NotExecuted
-from proj.results import stored_exception
+from proj.results import polling, stored_exception
 from proj.results.store import store_error
-
-#: Seconds between two queries for a result. Celery's half a second would delay the results of short tasks.
-POLL_INTERVAL: Final = 0.1
-
-#: Seconds of one of Celery's waits, after which `on_interval` is called.
-WAIT_INTERVAL: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -82,34 +75,33 @@ def wait(
     on_interval: Callable[[], None] | None = None,
     failed_before: object = None,
 ) -> Outcome:
-    """Wait until the task has ended, and return its outcome; `on_interval` is called every `WAIT_INTERVAL`.
+    """Wait until the task has ended, and return its outcome; `on_interval` is called between two queries.
 
     `failed_before` is the `failure` that was stored before the message was published; it is ignored. Raises
     `NoResultYet` when the task has not ended within `timeout` seconds, and `ResultStoreError`.
     """
-    deadline = math.inf if timeout is None else time.monotonic() + timeout
-    while failed_before is not None and failure(app, task_id) == failed_before:
-        if time.monotonic() > deadline:
+    began = time.monotonic()
+    if failed_before is not None:
+        for _ in polling.turns(timeout):
+            if failure(app, task_id) != failed_before:
+                break
+            if on_interval:
+                on_interval()
+        else:
             raise _not_yet(task_id, timeout)
-        time.sleep(POLL_INTERVAL)
-        if on_interval:
-            on_interval()
+    left = None if timeout is None else max(0, timeout - (time.monotonic() - began))
     result = app.AsyncResult(task_id)
-    while True:
-        # Celery's own `on_interval` is called only once, as the callback of a promise.
-        left = max(POLL_INTERVAL, deadline - time.monotonic())
-        try:
-            result.get(timeout=min(left, WAIT_INTERVAL), interval=POLL_INTERVAL, propagate=False)
-            fields = ("result", "traceback", "name", "worker", "date_done")
-            found = {name: getattr(result, name) for name in fields}
-            return _outcome(task_id, {"status": result.state, **found})
-        except celery.exceptions.TimeoutError:
-            if time.monotonic() > deadline:
-                raise _not_yet(task_id, timeout) from None
-        except Exception as error:
-            raise store_error(app, error) from error
-        if on_interval:
-            on_interval()
+    try:
+        # As `AsyncResult.get` does, which would call `on_interval` only once, as the callback of a promise.
+        app.backend.add_pending_result(result)
+        app.backend.wait_for_pending(result, timeout=left, on_interval=on_interval, propagate=False)
+        fields = ("result", "traceback", "name", "worker", "date_done")
+        found = {name: getattr(result, name) for name in fields}
+        return _outcome(task_id, {"status": result.state, **found})
+    except celery.exceptions.TimeoutError:
+        raise _not_yet(task_id, timeout) from None
+    except Exception as error:
+        raise store_error(app, error) from error
 
 
 def _not_yet(task_id: str, timeout: float | None) -> NoResultYet:

@@ -8,17 +8,19 @@ when that fails.
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
 import celery.exceptions
 from celery import current_task, states
+from celery.backends.base import DisabledBackend
 from celery.utils.log import get_logger
 
 from proj import queues
 from proj.logs import events
 from proj.logs.printable import shortened
-from proj.results import stored_exception
+from proj.results import polling, stored_exception
 
 log = get_logger(__name__)
 
@@ -124,6 +126,29 @@ class Patient:
             if not super().exception_safe_to_retry(error):  # type: ignore[misc]
                 raise  # not an error of the store
             raise celery.exceptions.BackendGetMetaError(reason_of(error), task_id=task_id) from error
+
+    def wait_for(
+        self,
+        task_id: str,
+        timeout: float | None = None,
+        interval: float = polling.CELERYS_INTERVAL,
+        no_ack: bool = True,
+        on_interval: Callable[[], object] | None = None,
+    ) -> Any:
+        """Wait until the task has ended, and return its state; with Celery's interval, query more often.
+
+        Raises Celery's `TimeoutError` after `timeout` seconds. All of Celery's waits for a store that is
+        polled end here.
+        """
+        if interval != polling.CELERYS_INTERVAL or isinstance(self, DisabledBackend):
+            return super().wait_for(task_id, timeout, interval, no_ack, on_interval)  # type: ignore[misc]
+        for _ in polling.turns(timeout):
+            meta = self.get_task_meta(task_id)
+            if meta["status"] in states.READY_STATES:
+                return meta
+            if on_interval:
+                on_interval()
+        raise celery.exceptions.TimeoutError("The operation timed out.")
 
     def mark_as_done(
         self,
