@@ -4,7 +4,7 @@ import argparse
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,7 @@ from benchmarks import environment, page, picture, report, rows
 from benchmarks.broker import Broker
 from benchmarks.program import PEERS, ROOT, ProgramFailed
 from benchmarks.record import Record
-from benchmarks.rounds import Results
+from benchmarks.rounds import Results, Sample
 from benchmarks.stage import Bench, Stage
 from proj.private_node.node import BrokerNode
 
@@ -48,9 +48,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def measure(
     broker: Broker, benches: list[Bench], rounds: int, short: bool, console: Console
-) -> list[Results]:
+) -> Iterator[Sample]:
     """All benchmarks in each round, so that what disturbs one of them for a while disturbs few rounds."""
-    results = {row.key: Results(row) for bench in benches for row in bench.rows}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
         takes = {bench.name: min(rounds, bench.most_rounds or rounds) for bench in benches}
@@ -61,16 +60,16 @@ def measure(
                     continue
                 for runner in bench.turns(number):
                     progress.update(task, description=f"{bench.name}, round {number + 1} of {rounds}")
-                    for sample in runner(Stage(broker, number, short)):
-                        results[sample.row].add(sample.contender, sample.value)
+                    yield from runner(Stage(broker, number, short))
                     progress.advance(task)
-    return list(results.values())
 
 
 def main() -> None:
     given = parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all programs are ended
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all programs are ended
     console = Console(stderr=True)
+    measured = {row.key: Results(row) for bench in given.benches for row in bench.rows}
+    interrupted = False
     try:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             node = BrokerNode(Path(folder) / "rabbitmq")
@@ -78,15 +77,19 @@ def main() -> None:
             try:
                 broker = Broker(node, Path(folder))
                 found = environment.versions(broker)
-                results = measure(broker, given.benches, given.rounds, given.short, console)
+                for sample in measure(broker, given.benches, given.rounds, given.short, console):
+                    measured[sample.row].add(sample.contender, sample.value)
+            except KeyboardInterrupt:
+                interrupted = True  # what was measured until now is shown
             finally:
                 node.kill()
     except ProgramFailed as error:
         sys.exit(f"Error: {error}")
-    except KeyboardInterrupt:
+    results = [each for each in measured.values() if each.values]
+    Console(width=None if sys.stdout.isatty() else 130).print(report.table(results))
+    if interrupted:
         sys.exit(130)
     record = Record(found, results)
-    Console(width=None if sys.stdout.isatty() else 130).print(report.table(results))
     if not given.short:
         record = Record.read(FILE).joined(record) if FILE.exists() else record
         record.write(FILE)

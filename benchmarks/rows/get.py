@@ -28,7 +28,7 @@ def ours(stage: Stage) -> Iterator[Sample]:
         place.ours("client", "get") as client,
     ):
         client.go(stage.size(20, 2))
-        yield Sample(ROW.key, OURS, client.go(stage.size(300, 10)))
+        yield Sample(ROW.key, OURS, client.go(stage.size(100, 10)))
 
 
 def celery(stage: Stage, name: str, backend: dict[str, str], count: int) -> Iterator[Sample]:
@@ -47,7 +47,7 @@ def stock(stage: Stage) -> Iterator[Sample]:
 
 
 def rpc(stage: Stage) -> Iterator[Sample]:
-    yield from celery(stage, RPC, {"BENCH_BACKEND": "rpc://"}, stage.size(300, 10))
+    yield from celery(stage, RPC, {"BENCH_BACKEND": "rpc://"}, stage.size(100, 10))
 
 
 def pika(stage: Stage) -> Iterator[Sample]:
@@ -57,7 +57,7 @@ def pika(stage: Stage) -> Iterator[Sample]:
         place.peer("pika_reply", "client") as client,
     ):
         client.go(stage.size(20, 2))
-        yield Sample(ROW.key, PIKA, client.go(stage.size(300, 10)))
+        yield Sample(ROW.key, PIKA, client.go(stage.size(100, 10)))
 
 
 BENCH = Bench("get", (ROW,), (ours, pika, stock, rpc))
