@@ -23,6 +23,7 @@ from proj.enqueue.composing import Recorder
 from proj.enqueue.definition import check_function
 from proj.enqueue.loader import Loader
 from proj.enqueue.options import check_name, check_options
+from proj.enqueue.template import Templates
 from proj.enqueue.typed import P, R
 from proj.errors import OutcomeUnknown, ProjError
 from proj.logs import events
@@ -121,6 +122,11 @@ class App(celery.Celery):
         )
         with _logged(name, options):
             return one.run(send, functools.partial(_mark_repeat, options), given)
+
+    @functools.cached_property
+    def templates(self) -> Templates:
+        """Templates of messages, for calls whose message Celery need not make."""
+        return Templates(self)
 
     @contextmanager
     def producer_or_acquire(self, producer: Producer | None = None) -> Iterator[Producer]:

@@ -1,0 +1,246 @@
+"""Templates of messages: all but the id and the arguments, encoded once.
+
+Celery makes each message anew, which takes most of the time of a publish. The messages of a template are
+equal to Celery's, byte for byte.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from struct import Struct
+from typing import Any, Final
+
+import amqp
+import celery
+from amqp import serialization
+from celery import signals
+from celery.app.routes import MapRoute
+from celery.utils.saferepr import saferepr
+from kombu.serialization import dumps
+
+from proj import queues
+from proj.enqueue.composing import UNSENDABLE, Recorder
+
+#: Stand in a template for what differs between its messages.
+_ID: Final = "proj-template-id"
+_ARGS: Final = "proj-template-args"
+_KWARGS: Final = "proj-template-kwargs"
+
+#: The third part of the body of a message that no other step follows.
+_NO_STEPS: Final = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+#: Before each text in a table of AMQP: its type and its number of bytes.
+_TEXT: Final = Struct(">cI")
+
+#: Characters up to which Celery certainly shows arguments uncut: it cuts from 1,024 on.
+_UNCUT: Final = 1000
+
+#: Types that Celery shows with `str`.
+_PLAIN: Final = frozenset({int, float, bool, type(None)})
+
+#: Celery's signals whose receivers see each message before or after it is published, and may change it.
+_SIGNALS: Final = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
+
+
+class EncodedMessage(amqp.Message):
+    """A message whose headers are bytes, encoded as AMQP's table without its length."""
+
+    #: As AMQP orders them, up to the last one that a template has. A long text is encoded as a table is: its
+    #: length, and its bytes.
+    PROPERTIES: Final = [
+        (name, "S" if name == "application_headers" else kind) for name, kind in amqp.Message.PROPERTIES[:7]
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """Makes messages of one task that go to one queue."""
+
+    app: celery.Celery
+    task: str
+    exchange: str
+    routing_key: str
+    serializer: str
+    ignore_result: bool
+    #: The properties that all messages have.
+    properties: Mapping[str, Any]
+    #: The headers' bytes around the id, the id again, the arguments and the keyword arguments.
+    headers: tuple[bytes, ...]
+    #: How deep nested arguments are shown (Celery's `task_repr_maxlevels`).
+    levels: int
+
+    @property
+    def priority(self) -> int:
+        """The priority of its messages."""
+        return self.properties.get("priority") or 0
+
+    def message(
+        self, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, repeat: bool = False
+    ) -> amqp.Message:
+        """The message for these arguments, which must have been checked; marked, if it may be a repeat.
+
+        Raises `kombu.exceptions.EncodeError` for arguments that only Celery itself can send, such as models
+        of pydantic.
+        """
+        _, _, body = dumps((args, kwargs, _NO_STEPS), serializer=self.serializer)
+        first, second, third, fourth, last = self.headers
+        shown_args = self._shown(args).encode("utf-8", "surrogatepass")
+        shown_kwargs = self._shown(kwargs).encode("utf-8", "surrogatepass")
+        text_id = task_id.encode()
+        text_id = _TEXT.pack(b"S", len(text_id)) + text_id
+        parts = (
+            first,
+            text_id,
+            second,
+            text_id,
+            third,
+            _TEXT.pack(b"S", len(shown_args)),
+            shown_args,
+            fourth,
+            _TEXT.pack(b"S", len(shown_kwargs)),
+            shown_kwargs,
+            last,
+            _REPEAT if repeat else b"",
+        )
+        return EncodedMessage(
+            body.encode() if isinstance(body, str) else body,
+            application_headers=b"".join(parts),
+            correlation_id=task_id,
+            reply_to=self.app.thread_oid,
+            **self.properties,
+        )
+
+    def _shown(self, arguments: tuple[Any, ...] | dict[str, Any]) -> str:
+        """The arguments as Celery shows them, to which texts and numbers have a shorter way."""
+        if not arguments:
+            return "()" if type(arguments) is tuple else "{}"
+        if type(arguments) is tuple:
+            each = [_plain(value) for value in arguments]
+            if None not in each:
+                text = f"({', '.join(each)}{',' * (len(each) == 1)})"  # type: ignore[arg-type]
+                if len(text) < _UNCUT:
+                    return text
+        return str(saferepr(arguments, self.app.amqp.argsrepr_maxsize, maxlevels=self.levels))
+
+
+class Templates:
+    """The templates of an application, each made when it is first used."""
+
+    def __init__(self, app: celery.Celery) -> None:
+        self._app = app
+        self._made: dict[tuple[Any, ...], Template | None] = {}
+        self._process = os.getpid()
+
+    def find(
+        self,
+        task: celery.Task,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        ignore_result: bool | None = None,
+    ) -> Template | None:
+        """The template for calls of this task with these options, of which None stands for the task's own.
+
+        None where only Celery itself can make the message: while a task is executed, which would be its
+        parent; when a signal has receivers, which may change it; when it would differ in more than the id and
+        the arguments. Raises `BadInput` for a wrong option.
+        """
+        if self._app.current_worker_task or any(signal.receivers for signal in _SIGNALS):
+            return None
+        if self._process != os.getpid():  # a message has the name of its process
+            self._made, self._process = {}, os.getpid()
+        if ignore_result is None:
+            ignore_result = task.ignore_result
+        key = task, queue, priority, ignore_result
+        try:
+            return self._made[key]
+        except KeyError:
+            made = self._made[key] = self._make(task, queue, priority, ignore_result)
+            return made
+
+    def _make(
+        self, task: celery.Task, queue: str | None, priority: int | None, ignore_result: bool
+    ) -> Template | None:
+        app, conf = self._app, self._app.conf
+        if (
+            conf.task_send_sent_event
+            or getattr(task.shadow_name, "__func__", None) is not celery.Task.shadow_name
+            or not all(isinstance(route, MapRoute) for route in app.amqp.routes)  # may depend on arguments
+        ):
+            return None
+        options = {"queue": queue, "priority": priority, "ignore_result": ignore_result}
+        recorder = Recorder(app.connection_for_write())
+        try:
+            # Celery's own, since these arguments would be refused.
+            celery.Task.apply_async(
+                task,
+                task_id=_ID,
+                argsrepr=_ARGS,
+                kwargsrepr=_KWARGS,
+                producer=recorder,
+                declare=[],
+                add_to_parent=False,
+                **{name: value for name, value in options.items() if value is not None},
+            )
+        except UNSENDABLE:  # whose error depends on more than the template
+            return None
+        [(message, address)] = recorder.recorded
+        given = message.properties
+        properties = {name: given[name] for name, _ in message.PROPERTIES if given.get(name) is not None}
+        headers = properties.pop("application_headers")
+        del properties["correlation_id"], properties["reply_to"]
+        headers.pop(queues.REPEAT_HEADER)  # which a given id has caused
+        serializer = task.serializer or conf.task_serializer
+        content_type, content_encoding, body = dumps(((), {}, _NO_STEPS), serializer=serializer)
+        parts = _split(_table(headers), _ID, _ID, _ARGS, _KWARGS)
+        usual = {"content_type", "content_encoding", "delivery_mode", "priority"}
+        if (
+            parts is None
+            or not properties.keys() <= usual
+            or (properties.get("content_type"), properties.get("content_encoding"))
+            != (content_type, content_encoding)
+            or message.body != body
+        ):
+            return None
+        return Template(
+            app=app,
+            task=task.name,
+            exchange=address["exchange"],
+            routing_key=address["routing_key"],
+            serializer=serializer,
+            ignore_result=ignore_result,
+            properties=properties,
+            headers=parts,
+            levels=conf.task_repr_maxlevels,
+        )
+
+
+def _plain(value: Any) -> str | None:
+    """A number or a text as Celery shows it, which is not always Python's `repr`; None for anything else."""
+    kind = type(value)
+    if kind is str:
+        escaped: str = value.replace("'", "\\'")
+        return f"'{escaped}'"
+    return str(value) if kind in _PLAIN else None
+
+
+def _table(headers: Mapping[str, Any]) -> bytes:
+    """The headers as AMQP encodes them, without their length."""
+    encoded: bytes = serialization.dumps("F", [headers])
+    return encoded[4:]
+
+
+def _split(table: bytes, *texts: str) -> tuple[bytes, ...] | None:
+    """What is around these texts, which the table must have in this order and no more often."""
+    parts = []
+    for text in texts:
+        before, found, table = table.partition(_TEXT.pack(b"S", len(text)) + text.encode())
+        if not found:
+            return None
+        parts.append(before)
+    parts.append(table)
+    return None if any(text.encode() in part for text in texts for part in parts) else tuple(parts)
+
+
+#: What marks a message that may be a repeat.
+_REPEAT: Final = _table({queues.REPEAT_HEADER: True})

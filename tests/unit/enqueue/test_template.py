@@ -1,0 +1,207 @@
+"""A message of a template is Celery's own, byte for byte; where it would not be, there is no template."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import count
+from types import SimpleNamespace
+from typing import Any
+
+import amqp
+import pytest
+from amqp.method_framing import frame_writer
+from celery import signals
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from proj import app
+from proj.enqueue.checks import is_id
+from proj.enqueue.composing import Composer
+from proj.enqueue.template import Template, Templates
+from proj.errors import BadInput
+
+NUMBERS = count()
+
+
+def anything(*args: Any, **kwargs: Any) -> None: ...
+
+
+@contextmanager
+def task(**options: Any) -> Iterator[Any]:
+    """A task of these options that takes any arguments."""
+    name = f"test.anything_{next(NUMBERS)}"
+    decorate: Any = app.task(name=name, shared=False, lazy=False, **options)
+    try:
+        yield decorate(anything)
+    finally:
+        app.tasks.pop(name)
+
+
+@pytest.fixture(scope="module")
+def any_task() -> Iterator[Any]:
+    with task() as made:
+        yield made
+
+
+def frames(message: amqp.Message) -> bytes:
+    """What py-amqp writes for the message."""
+    written = bytearray()
+    write = frame_writer(
+        SimpleNamespace(frame_max=2**20, bytes_sent=0), SimpleNamespace(write=written.extend)
+    )
+    write(1, 1, (60, 40), b"", message)
+    return bytes(written)
+
+
+TEMPLATES, COMPOSER = Templates(app), Composer(app)
+
+TEXTS = st.text(st.characters(codec="utf-8")) | st.text(alphabet="'\"\\\n\t é")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda inside: st.lists(inside) | st.tuples(inside) | st.dictionaries(TEXTS, inside),
+    max_leaves=8,
+)
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "queue": st.just("proj.tasks"),
+        "priority": st.integers(0, 9),
+        "ignore_result": st.booleans(),
+    },
+)
+
+
+@given(
+    args=st.lists(JSON, max_size=4).map(tuple),
+    kwargs=st.dictionaries(TEXTS, JSON, max_size=3),
+    task_id=st.uuids().map(str) | TEXTS.filter(is_id),
+    repeat=st.booleans(),
+    options=OPTIONS,
+)
+@example(
+    args=("it's", 'say "no"', "back\\slash"), kwargs={"it's": "\\"}, task_id="é", repeat=False, options={}
+)
+@example(args=("x" * 1024,), kwargs={}, task_id="1", repeat=False, options={})
+@example(args=tuple(range(500)), kwargs={"x": [[[[1]]]]}, task_id="1", repeat=True, options={})
+def test_same_as_celery_makes_it(
+    any_task: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    task_id: str,
+    repeat: bool,
+    options: dict[str, Any],
+) -> None:
+    """Properties, headers, body and address are the same, for all arguments and options."""
+    template = TEMPLATES.find(any_task, **options)
+    assert template
+    theirs = COMPOSER.compose(any_task.signature(args, kwargs, **options), task_id, repeat=repeat)
+
+    message = template.message(task_id, args, kwargs, repeat=repeat)
+
+    assert frames(message) == frames(theirs.message)
+    assert (template.exchange, template.routing_key) == (theirs.exchange, theirs.routing_key)
+
+
+@pytest.mark.parametrize("options", [{"ignore_result": True}, {"time_limit": 5}])
+def test_own_options_of_a_task(options: dict[str, Any]) -> None:
+    """They are in its messages, and so are those of its route, as Celery has them there."""
+    routes = {"test.*": {"routing_key": "proj.other", "priority": 3}}
+    with task(**options) as any_task, setting("task_routes", routes):
+        template = Templates(app).find(any_task)
+        assert template
+        theirs = Composer(app).compose(any_task.s(1), "id").message
+        assert frames(template.message("id", (1,), {})) == frames(theirs)
+
+
+def test_result_that_is_ignored_from_now_on() -> None:
+    """A template that was made before is not used then."""
+    with task() as any_task:
+        templates = Templates(app)
+        assert not templates.find(any_task).ignore_result  # type: ignore[union-attr]
+        any_task.ignore_result = True
+        assert templates.find(any_task).ignore_result  # type: ignore[union-attr]
+
+
+def test_made_once_a_process() -> None:
+    """A message has the name of its process: a child that is forked makes templates of its own."""
+    with task() as any_task:
+        templates = Templates(app)
+        first = templates.find(any_task)
+        assert first is templates.find(any_task)
+        read, write = os.pipe()
+        if not os.fork():
+            ours = Composer(app).compose(any_task.s(1), "id").message
+            own = templates.find(any_task)
+            os.write(write, bytes([own is not None and frames(own.message("id", (1,), {})) == frames(ours)]))
+            os._exit(0)
+        os.wait()
+        assert os.read(read, 1) == b"\1"
+
+
+@contextmanager
+def receiver(signal: Any) -> Iterator[None]:
+    def receive(**_: Any) -> None: ...
+
+    signal.connect(receive)
+    try:
+        yield
+    finally:
+        signal.disconnect(receive)
+
+
+@contextmanager
+def setting(name: str, value: object) -> Iterator[None]:
+    before = app.conf[name]
+    app.conf[name] = value
+    app.amqp.flush_routes()
+    try:
+        yield
+    finally:
+        app.conf[name] = before
+        app.amqp.flush_routes()
+
+
+@pytest.mark.parametrize(
+    ("options", "state"),
+    [
+        ({}, lambda: receiver(signals.before_task_publish)),
+        ({}, lambda: receiver(signals.after_task_publish)),
+        ({}, lambda: receiver(signals.task_sent)),
+        ({}, lambda: setting("task_send_sent_event", True)),
+        ({}, lambda: setting("task_routes", [lambda *_, **__: None])),
+        ({"expires": 60}, nullcontext),
+        ({"compression": "gzip"}, nullcontext),
+        ({"shadow_name": lambda *_: "shadow"}, nullcontext),
+    ],
+    ids=["before", "after", "sent", "events", "routes", "expires", "compression", "shadow"],
+)
+def test_message_that_only_celery_makes(
+    options: dict[str, Any], state: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """A signal's receiver may change it, or more of it than its arguments differs."""
+    with task(**options) as any_task, state():
+        assert Templates(app).find(any_task) is None
+
+
+def test_message_of_a_task_that_is_executed() -> None:
+    """It has the task as its parent; then there is a template again."""
+    with task() as any_task:
+        templates = Templates(app)
+        found = []
+
+        def parent() -> None:
+            found.append(templates.find(any_task))
+
+        decorate: Any = app.task(name="test.parent", shared=False, lazy=False)
+        decorate(parent).apply()
+        app.tasks.pop("test.parent")
+        found.append(templates.find(any_task))
+
+    assert [type(each) for each in found] == [type(None), Template]
+
+
+@pytest.mark.parametrize("options", [{"priority": 10}, {"queue": 5}])
+def test_wrong_option(options: dict[str, Any]) -> None:
+    """It is refused as in any call."""
+    with task() as any_task, pytest.raises(BadInput):
+        Templates(app).find(any_task, **options)
