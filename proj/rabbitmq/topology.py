@@ -1,6 +1,9 @@
 """Declares the topology on a broker, and inspects it."""
 
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from amqp.exceptions import AccessRefused, NotFound
@@ -48,7 +51,8 @@ def declare(channel: Any, topology: Topology) -> None:
 def ensure(connection: Any, topology: Topology) -> None:
     """Declare all that a consumer needs, or check that it exists when the user may not declare it.
 
-    Raises `amqp.exceptions.NotFound` (404) for a queue that is missing then, and the errors of `declare`.
+    Raises `amqp.exceptions.NotFound` (404) for a queue that is missing then, as far as the user may look, and
+    the errors of `declare`.
     """
     for queue in topology.queues:
         queue.no_declare = False
@@ -58,7 +62,8 @@ def ensure(connection: Any, topology: Topology) -> None:
     except AccessRefused:
         channel = connection.channel()
         for queue in topology.queues:
-            channel.queue_declare(queue.name, passive=True)
+            with suppress(AccessRefused):  # see `_exists`
+                channel.queue_declare(queue.name, passive=True)
             queue.no_declare = True  # Celery, too, declares what it consumes
     channel.close()
 
@@ -66,7 +71,8 @@ def ensure(connection: Any, topology: Topology) -> None:
 def ensure_delays(connection: Any, topology: Topology) -> None:
     """Declare what is missing of the delay queues and their exchanges and bindings.
 
-    Raises `amqp.exceptions.AccessRefused` (403) when some is missing and the user may not declare it.
+    What a user may neither declare nor look at counts as there. Raises `amqp.exceptions.AccessRefused` (403)
+    when some is missing and the user may not declare it.
     """
     try:
         if not _delays_are_complete(connection):
@@ -121,18 +127,24 @@ def _delays_are_complete(connection: Any) -> bool:
         )
 
 
-# A passive declaration that fails closes its channel, and py-amqp reopens it.
 def _exchange_exists(channel: Any, name: str) -> bool:
-    try:
-        channel.exchange_declare(name, type="topic", passive=True)
-    except NotFound:
-        return False
-    return True
+    return _exists(partial(channel.exchange_declare, name, type="topic"))
 
 
 def _queue_exists(channel: Any, name: str) -> bool:
+    return _exists(partial(channel.queue_declare, name))
+
+
+def _exists(declare: Callable[..., Any]) -> bool:
+    """Whether there is such a thing, or the user may not know.
+
+    Since RabbitMQ 4.3.1 a passive declaration requires some right on what it looks at
+    (https://github.com/rabbitmq/rabbitmq-server/issues/16085). When it fails, the broker closes its channel,
+    and py-amqp reopens it.
+    """
     try:
-        channel.queue_declare(name, passive=True)
+        with suppress(AccessRefused):
+            declare(passive=True)
     except NotFound:
         return False
     return True
