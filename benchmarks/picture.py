@@ -25,10 +25,13 @@ _STYLE: Final = (
 
 
 def svg(results: list[Results]) -> str:
-    """Each row has a scale of its own, from zero to its highest figure. A line over a bar is the spread."""
+    """Of the rows that have something to reach. Each has a scale of its own, from zero to its highest figure.
+
+    A line over a bar is the spread.
+    """
     body = []
     top = 0
-    for each in results:
+    for each in (each for each in results if each.row.targets):
         top += _LINE + 6
         better = "more" if each.row.more_is_better else "less"
         title = f"{each.row.title.replace('`', '')}, {each.row.unit} ({better} is better)"
