@@ -59,7 +59,9 @@ def measure(
                 if number >= takes[bench.name]:
                     continue
                 for runner in bench.turns(number):
-                    progress.update(task, description=f"{bench.name}, round {number + 1} of {rounds}")
+                    progress.update(
+                        task, description=f"{bench.name}, round {number + 1} of {takes[bench.name]}"
+                    )
                     yield from runner(Stage(broker, number, short))
                     progress.advance(task)
 
