@@ -1,10 +1,12 @@
 """Deadlines for blocking code that has no timeout."""
 
 import _thread
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -12,30 +14,77 @@ T = TypeVar("T")
 #: Seconds between two cuts: the code may open another socket, such as for the next address of a host.
 _AGAIN: Final = 0.1
 
+#: Seconds without a block after which the thread that watches over them sleeps.
+_LINGER: Final = 5.0
+
+
+class _Watcher:
+    """One thread that watches over all blocks: to start one for each would take longer than most blocks do.
+
+    A signal handler may interrupt its methods in the same thread, so there is no lock to wait for.
+    """
+
+    def __init__(self) -> None:
+        #: When to cut each block that is running, and how.
+        self.blocks: dict[object, tuple[float, Callable[[], None]]] = {}
+        self._started = False
+        self._sleeps = False
+        self._alarm = threading.Lock()
+        self._alarm.acquire()
+
+    def watch(self, block: object, until: float, cut: Callable[[], None]) -> None:
+        self.blocks[block] = until, cut
+        if not self._started:
+            self._started = True
+            # Not a `Thread`, whose start needs a lock.
+            _thread.start_new_thread(self._run, ())
+        elif self._sleeps:
+            with suppress(RuntimeError):  # another thread has woken it
+                self._alarm.release()
+
+    def _run(self) -> None:
+        idle_since = time.monotonic()
+        while True:
+            now = time.monotonic()
+            for block, (until, cut) in list(self.blocks.items()):
+                idle_since = now
+                if until <= now and block in self.blocks:
+                    with suppress(Exception):  # other blocks must be cut too
+                        cut()
+            if now - idle_since > _LINGER:
+                self._sleeps = True
+                if not self.blocks:
+                    self._alarm.acquire()
+                self._sleeps = False
+                idle_since = time.monotonic()
+            time.sleep(_AGAIN)
+
+
+_watcher = _Watcher()
+
+
+def _forget() -> None:
+    global _watcher
+    _watcher = _Watcher()
+
+
+os.register_at_fork(after_in_child=_forget)
+
 
 @contextmanager
 def cut_after(seconds: float, cut: Callable[[], None]) -> Iterator[None]:
     """Call `cut` in another thread when the block takes longer, and repeat it until the block has ended.
 
     A socket's timeout does not bound the block: it holds for one system call, and a slow peer causes many.
-    When `cut` shuts the socket down, whatever waits on it fails with an `OSError`.
+    When `cut` shuts the socket down, whatever waits on it fails with an `OSError`. It must not wait, and
+    comes up to a tenth of a second late.
     """
-    # Not an Event, whose `set` is Python code that Ctrl-C can interrupt.
-    running = threading.Lock()
-    running.acquire()
-
-    def watch() -> None:
-        left = max(0, seconds)
-        while not running.acquire(timeout=left):
-            cut()
-            left = _AGAIN
-
-    timer = threading.Thread(target=watch, daemon=True)
+    block, watcher = object(), _watcher
     try:
-        timer.start()
+        watcher.watch(block, time.monotonic() + seconds, cut)
         yield
     finally:
-        running.release()
+        watcher.blocks.pop(block, None)
 
 
 def within(seconds: float, act: Callable[[], T]) -> T:

@@ -16,7 +16,7 @@ from proj import queues
 from proj.enqueue.routing import unknown_queue
 from proj.errors import BadArguments, BadInput
 from proj.logs.printable import shown
-from proj.rabbitmq import failures
+from proj.rabbitmq import encoded, failures
 
 #: What a canvas publishes in several steps, while its parts run.
 _CANVAS: Final = frozenset({"celery.chain", "celery.group", "celery.chord"})
@@ -51,8 +51,7 @@ class Composed:
 
     def mark_repeat(self) -> None:
         """Let a worker look for a stored success before it executes the message."""
-        headers = self.message.properties.get("application_headers") or {}
-        self.message.properties["application_headers"] = {**headers, queues.REPEAT_HEADER: True}
+        encoded.mark_repeat(self.message)
 
 
 class Recorder(kombu.Producer):

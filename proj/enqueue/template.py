@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import amqp
 import celery
-from amqp import serialization
 from celery import signals
 from celery.app.routes import MapRoute
 from celery.utils.saferepr import saferepr
@@ -20,6 +19,7 @@ from kombu.serialization import dumps
 
 from proj import queues
 from proj.enqueue.composing import UNSENDABLE, Recorder
+from proj.rabbitmq import encoded
 
 #: Stand in a template for what differs between its messages.
 _ID: Final = "proj-template-id"
@@ -40,16 +40,6 @@ _PLAIN: Final = frozenset({int, float, bool, type(None)})
 
 #: Celery's signals whose receivers see each message before or after it is published, and may change it.
 _SIGNALS: Final = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
-
-
-class EncodedMessage(amqp.Message):
-    """A message whose headers are bytes, encoded as AMQP's table without its length."""
-
-    #: As AMQP orders them, up to the last one that a template has. A long text is encoded as a table is: its
-    #: length, and its bytes.
-    PROPERTIES: Final = [
-        (name, "S" if name == "application_headers" else kind) for name, kind in amqp.Message.PROPERTIES[:7]
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +90,9 @@ class Template:
             _TEXT.pack(b"S", len(shown_kwargs)),
             shown_kwargs,
             last,
-            _REPEAT if repeat else b"",
+            encoded.REPEAT if repeat else b"",
         )
-        return EncodedMessage(
+        return encoded.EncodedMessage(
             body.encode() if isinstance(body, str) else body,
             application_headers=b"".join(parts),
             correlation_id=task_id,
@@ -192,7 +182,7 @@ class Templates:
         headers.pop(queues.REPEAT_HEADER)  # which a given id has caused
         serializer = task.serializer or conf.task_serializer
         content_type, content_encoding, body = dumps(((), {}, _NO_STEPS), serializer=serializer)
-        parts = _split(_table(headers), _ID, _ID, _ARGS, _KWARGS)
+        parts = _split(encoded.table(headers), _ID, _ID, _ARGS, _KWARGS)
         usual = {"content_type", "content_encoding", "delivery_mode", "priority"}
         if (
             parts is None
@@ -224,12 +214,6 @@ def _plain(value: Any) -> str | None:
     return str(value) if kind in _PLAIN else None
 
 
-def _table(headers: Mapping[str, Any]) -> bytes:
-    """The headers as AMQP encodes them, without their length."""
-    encoded: bytes = serialization.dumps("F", [headers])
-    return encoded[4:]
-
-
 def _split(table: bytes, *texts: str) -> tuple[bytes, ...] | None:
     """What is around these texts, which the table must have in this order and no more often."""
     parts = []
@@ -240,7 +224,3 @@ def _split(table: bytes, *texts: str) -> tuple[bytes, ...] | None:
         parts.append(before)
     parts.append(table)
     return None if any(text.encode() in part for text in texts for part in parts) else tuple(parts)
-
-
-#: What marks a message that may be a repeat.
-_REPEAT: Final = _table({queues.REPEAT_HEADER: True})

@@ -1,6 +1,7 @@
 """Connections to the broker, each operation of which ends before a deadline."""
 
 import os
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -68,6 +69,8 @@ def is_alive(connection: Connection) -> bool:
     """Whether the connection is open, as far as is known: false when the broker has closed it meanwhile."""
     try:
         while connection.connected:
+            if not _has_input(connection.connection.sock):
+                return True
             connection.drain_events(timeout=0)
     except TimeoutError as error:
         # Without an error number there was nothing to read; with one, the system has given up the connection.
@@ -144,6 +147,16 @@ class _CuttableConnection(transport.Connection):
             abandon(self.client)
             self.client._connection = None
             raise
+
+
+def _has_input(sock: Any) -> bool:
+    """Whether there is something to read, or an error of the socket: to look costs less than to try."""
+    decrypted = getattr(sock, "pending", None)  # of TLS, which reads more than it is asked for
+    if decrypted and decrypted():
+        return True
+    look = select.poll()
+    look.register(sock, select.POLLIN)
+    return bool(look.poll(0))
 
 
 def _listen_for_alarms(connection: Connection) -> None:

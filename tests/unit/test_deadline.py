@@ -1,0 +1,101 @@
+"""What runs past its deadline is cut, by one thread for all."""
+
+import os
+import threading
+from contextlib import ExitStack
+
+import psutil
+import pytest
+
+from proj import deadline
+from proj.deadline import cut_after
+
+#: Seconds for what must happen soon, on a busy machine too.
+PATIENCE = 60
+
+
+class Cuts:
+    """Counts its calls."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._happened = threading.Condition()
+
+    def __call__(self) -> None:
+        with self._happened:
+            self.number += 1
+            self._happened.notify_all()
+
+    def wait(self, number: int) -> None:
+        with self._happened:
+            assert self._happened.wait_for(lambda: self.number >= number, PATIENCE)
+
+
+def test_cut_again_until_the_block_ends() -> None:
+    """Not once only; and not after the end of the block, nor before its time."""
+    late, later, in_time = Cuts(), Cuts(), Cuts()
+    with cut_after(PATIENCE, in_time):
+        with cut_after(0, late):
+            late.wait(2)
+        number = late.number
+        with cut_after(-1, later):
+            later.wait(2)
+    assert late.number == number
+    assert in_time.number == 0
+
+
+def test_error_in_a_block() -> None:
+    """The block has ended, too."""
+    late, later = Cuts(), Cuts()
+    with pytest.raises(LookupError), cut_after(0, late):
+        raise LookupError
+    with cut_after(0, later):
+        later.wait(2)
+    assert late.number <= 1
+
+
+def test_cut_that_fails() -> None:
+    """Other blocks are cut all the same."""
+
+    def fail() -> None:
+        raise OSError
+
+    cuts = Cuts()
+    with cut_after(0, fail), cut_after(0, cuts):
+        cuts.wait(2)
+
+
+def test_many_blocks_have_one_thread() -> None:
+    """To start a thread takes longer than most blocks do."""
+    with cut_after(PATIENCE, lambda: None):
+        before = psutil.Process().num_threads()
+        with ExitStack() as stack:
+            for _ in range(100):
+                stack.enter_context(cut_after(PATIENCE, lambda: None))
+            assert psutil.Process().num_threads() <= before
+
+
+def test_thread_that_was_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It wakes up for the next block."""
+    monkeypatch.setattr(deadline, "_LINGER", 0)
+    monkeypatch.setattr(deadline, "_AGAIN", 0.001)
+    monkeypatch.setattr(deadline, "_watcher", deadline._Watcher())
+    for _ in range(100):
+        cuts = Cuts()
+        with cut_after(0, cuts):
+            cuts.wait(1)
+
+
+def test_child_of_a_process_that_waits() -> None:
+    """Its blocks are cut, and those of its parent are not its own to cut."""
+    read, write = os.pipe()
+    of_parent = Cuts()
+    with cut_after(PATIENCE, of_parent):
+        if not os.fork():
+            cuts = Cuts()
+            with cut_after(0, cuts):
+                cuts.wait(1)
+            os.write(write, bytes([len(deadline._watcher.blocks)]))
+            os._exit(0)
+        os.wait()
+    assert os.read(read, 1) == b"\0"
