@@ -1,5 +1,6 @@
 """Programs that are measured: those that obey the line protocol, and workers."""
 
+import itertools
 import json
 import os
 import signal
@@ -26,6 +27,8 @@ GRACE: Final = 10
 #: Settings of others must not decide.
 _FOREIGN: Final = ("CELERY_", "AMQP_", "PROJ_", "RABBITMQ_", "dramatiq_")
 
+_numbers = itertools.count()
+
 
 class ProgramFailed(Exception):
     """Raised when a program ended, or said something unexpected."""
@@ -44,7 +47,7 @@ class Process:
     ) -> None:
         self.command = [str(word) for word in command]
         self.folder = folder
-        self.log = folder / f"{'-'.join(self.command[1:5])}.log".replace("/", "_")
+        self.log = folder / f"{next(_numbers)}.log"
         self._env = clean_environment() | {
             "PYTHONPATH": str(ROOT),
             "TMPDIR": str(folder),
@@ -68,14 +71,15 @@ class Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._talks:
-            self.popen.communicate(timeout=GRACE) if self.popen.poll() is None else None
         self.kill()
 
     def kill(self) -> None:
         """Kill the program and all that it has started."""
         with suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
+        for pipe in filter(None, (self.popen.stdin, self.popen.stdout)):
+            with suppress(OSError):
+                pipe.close()
         self.popen.wait()
 
     def failed(self, what: str) -> ProgramFailed:
@@ -99,9 +103,11 @@ class Program(Process):
             raise
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        with suppress(subprocess.TimeoutExpired):
-            super().__exit__(*exception)
+    def __exit__(self, *_: object) -> None:
+        assert self.popen.stdin
+        with suppress(OSError, subprocess.TimeoutExpired):
+            self.popen.stdin.close()
+            self.popen.wait(GRACE)
         self.kill()
 
     def go(self, count: int) -> Any:
