@@ -28,7 +28,7 @@ def _number(value: object) -> object:
 Number = Annotated[int | float, BeforeValidator(_number)]
 
 
-@app.task(name="proj.tasks.sleep_dots", pydantic=True)
+@app.task(name="proj.tasks.sleep_dots")
 def sleep_dots(text: str) -> int:
     """Sleep one second for each dot in the text, or the number of seconds that it is; return the seconds."""
     log.info("Received %r", text)
@@ -38,7 +38,7 @@ def sleep_dots(text: str) -> int:
     return seconds
 
 
-@app.task(name="proj.tasks.add", pydantic=True)
+@app.task(name="proj.tasks.add")
 def add(x: Number, y: Number) -> Number:
     """Return the sum of both numbers."""
     result = x + y

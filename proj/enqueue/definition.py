@@ -13,6 +13,9 @@ from proj.logs.printable import one_line, shown
 
 _INSTEAD = "write a plain function that calls asyncio.run(…)"
 
+#: Types of most results, which need no further look.
+_PLAIN = frozenset({type(None), bool, int, float, str, list, dict})
+
 
 def check_function(name: str, function: Callable[..., Any]) -> None:
     """Raise `BadTask` for a function without a name or without readable parameters, and for a coroutine."""
@@ -46,6 +49,8 @@ def refuse_coroutine(name: str, function: Callable[..., Any]) -> None:
 
 def result_of(name: str, result: Any) -> Any:
     """What the task returned. Raises `BadTask` for a coroutine or a generator."""
+    if type(result) in _PLAIN:
+        return result
     if inspect.isawaitable(result) or inspect.isasyncgen(result):
         if inspect.iscoroutine(result):
             result.close()  # or Python warns that it was never awaited

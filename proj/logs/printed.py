@@ -53,10 +53,10 @@ class Printed(LoggingProxy):
         self._log()
 
     def _log(self) -> None:
-        parts = self._parts()
-        text = "".join(parts)
-        parts.clear()
-        super().write(text)
+        if parts := self._parts():
+            text = "".join(parts)
+            parts.clear()
+            super().write(text)
 
     def _parts(self) -> list[str]:
         """The parts of this thread's unfinished line."""

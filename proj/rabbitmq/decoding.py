@@ -18,6 +18,10 @@ from amqp import Message, abstract_channel, serialization, spec
 #: ends the worker, and what it still reads cannot always be handed to a pool, logged or stored.
 MAX_NESTING: Final = 64
 
+#: AMQP's types of headers: a table and a list, and a time.
+_NESTED: Final = b"FA"
+_TIME: Final = ord("T")
+
 #: Stands for what is nested deeper.
 TOO_DEEP: Final = "(nested too deep)"
 
@@ -64,13 +68,13 @@ def _read_escaped(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
 
 
 def _read_header(buffer: Any, offset: int) -> tuple[Any, int]:
-    kind = bytes(buffer[offset : offset + 1])
-    if kind in (b"F", b"A"):
+    kind = buffer[offset]
+    if kind in _NESTED:
         return _read_nested(buffer, offset)
     try:
         value: tuple[Any, int] = _decode_header(buffer, offset)
     except (OSError, OverflowError, ValueError):
-        if kind != b"T":
+        if kind != _TIME:
             raise
         return datetime.max, offset + 1 + 8  # the type, and 64 bits
     return value

@@ -14,6 +14,7 @@ from celery.worker.strategy import hybrid_to_proto2, proto1_to_proto2
 from proj import queues
 from proj.dead_letters.reasons import Reason
 from proj.enqueue import checks
+from proj.worker import watchers
 from proj.worker.request import Request
 
 #: Messages a second: up to this rate limit, messages wait for their turns in delay queues, which count whole
@@ -57,17 +58,18 @@ def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
         if request.revoked():
             return
         signals.task_received.send(sender=consumer, request=request)
-        request.send_event(
-            "task-received",
-            name=request.name,
-            args=request.argsrepr,
-            kwargs=request.kwargsrepr,
-            root_id=request.root_id,
-            parent_id=request.parent_id,
-            retries=request.request_dict.get("retries", 0),
-            eta=request.eta and request.eta.isoformat(),
-            expires=request.expires and request.expires.isoformat(),
-        )
+        if watchers.are_sent(request.eventer):
+            request.send_event(
+                "task-received",
+                name=request.name,
+                args=request.argsrepr,
+                kwargs=request.kwargsrepr,
+                root_id=request.root_id,
+                parent_id=request.parent_id,
+                retries=request.request_dict.get("retries", 0),
+                eta=request.eta and request.eta.isoformat(),
+                expires=request.expires and request.expires.isoformat(),
+            )
         bucket = consumer.task_buckets[task.name]
         if bucket and queues.TURN_HEADER in message.headers:
             bucket = None

@@ -32,7 +32,7 @@ from proj.dead_letters.reasons import Reason
 from proj.enqueue import checks
 from proj.logs import events, formats
 from proj.logs.printable import shortened
-from proj.worker import burial, pools, shape
+from proj.worker import burial, pools, shape, watchers
 
 log = get_logger(__name__)
 
@@ -203,6 +203,8 @@ class Request(request.Request):
 
     def send_event(self, type: str, **fields: Any) -> None:
         """Send an event about the task, with its texts shortened to what the broker accepts."""
+        if not watchers.are_sent(self.eventer):
+            return
         short = {
             key: shortened(value, formats.LONGEST_TEXT) if isinstance(value, str) else value
             for key, value in fields.items()

@@ -64,21 +64,23 @@ def check(request: Any) -> None:
     ):
         if not is_good:
             raise InvalidTaskError(f"expected {what}, got {burial.text(repr(value))}")
-    for name, value in request.request_dict.items():
-        if name in _RESERVED:
-            raise InvalidTaskError(f"a header cannot be named {name!r}: Celery reserves this name")
-        _check(name, value, _KNOWN)
+    for name in _RESERVED.intersection(request.request_dict):
+        raise InvalidTaskError(f"a header cannot be named {name!r}: Celery reserves this name")
+    _check_types(request.request_dict, _KNOWN)
     for name, value in (embedded or {}).items():
         if name not in _EMBEDDED:
             raise InvalidTaskError(f"a message embeds {', '.join(_EMBEDDED)}, got {burial.text(repr(name))}")
-        _check(name, value, _EMBEDDED)
+        if value is None:
+            continue
+        _check_types({name: value}, _EMBEDDED)
         for each in value if isinstance(value, list) else [value]:
             _check_signature(name, each, request.app)
 
 
-def _check(name: str, value: object, known: Mapping[str, Callable[[object], bool]]) -> None:
-    if value is not None and not known.get(name, is_any)(value):
-        raise InvalidTaskError(f"{name} cannot be {burial.text(repr(value))}")
+def _check_types(values: Mapping[str, object], known: Mapping[str, Callable[[object], bool]]) -> None:
+    for name, value in values.items():
+        if value is not None and not known.get(name, is_any)(value):
+            raise InvalidTaskError(f"{name} cannot be {burial.text(repr(value))}")
 
 
 def _check_signature(name: str, value: Any, app: Celery) -> None:

@@ -31,6 +31,12 @@ _NO_EVENTS: Final = b"[]"
 _TRANSIENT: Final = 1
 
 
+def are_sent(dispatcher: Any) -> bool:
+    """Whether Celery's dispatcher sends the events about tasks that it is given."""
+    # It takes no groups for all of them.
+    return bool(dispatcher and dispatcher.enabled and (not dispatcher.groups or _GROUP in dispatcher.groups))
+
+
 class WatchersStep(bootsteps.StartStopStep):
     """Asks the broker again and again whether a queue is bound to the exchange of events.
 
