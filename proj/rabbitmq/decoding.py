@@ -2,12 +2,12 @@
 
 RabbitMQ does not check that AMQP's short strings are UTF-8, nor that its times are in range. Py-amqp 5.4
 raises while it reads the frame: one such message ends every worker that gets it, and hides all dead letters.
-Neither py-amqp nor Celery has an extension point for this, so three functions are replaced here:
+Neither py-amqp nor Celery has an extension point for this, so two functions are replaced here:
 https://github.com/celery/celery/issues/2873.
 """
 
 import re
-import threading
+from collections.abc import Iterable
 from datetime import datetime
 from struct import unpack_from
 from typing import Any, Final
@@ -18,14 +18,13 @@ from amqp import Message, abstract_channel, serialization, spec
 #: ends the worker, and what it still reads cannot always be handed to a pool, logged or stored.
 MAX_NESTING: Final = 64
 
-#: AMQP's types of headers: a table and a list, and a time.
-_NESTED: Final = b"FA"
+#: Types of headers.
+_TABLE: Final = ord("F")
+_LIST: Final = ord("A")
 _TIME: Final = ord("T")
 
 #: Stands for what is nested deeper.
 TOO_DEEP: Final = "(nested too deep)"
-
-_nesting = threading.local()
 
 _decode = serialization.PROPERTY_CLASSES[spec.Basic.CLASS_ID]
 # upstream: celery#2873; remove when py-amqp reads properties, headers and routing keys of other programs
@@ -41,56 +40,83 @@ def install() -> None:
     """
     # upstream: celery#2873; remove when py-amqp reads properties, headers and routing keys of other programs
     serialization.PROPERTY_CLASSES[spec.Basic.CLASS_ID] = _read
-    serialization._read_item = _read_header
     abstract_channel.loads = _read_arguments
 
 
 def _read(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
+    # Most messages are what py-amqp reads, and it reads them in half the time.
     try:
-        properties: tuple[dict[str, Any], int] = _decode(buffer, offset)
-    except UnicodeDecodeError:
-        return _read_escaped(buffer, offset)
-    return properties
+        properties, end = _decode(buffer, offset)
+    except (OSError, OverflowError, RecursionError, ValueError):
+        return _read_carefully(buffer, offset)
+    if _is_deeper(properties.get("application_headers", {}).values(), MAX_NESTING):
+        return _read_carefully(buffer, offset)
+    return properties, end
 
 
-def _read_escaped(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
+def _is_deeper(values: Iterable[object], levels: int) -> bool:
+    """Whether tables and lists are nested in these values to more levels."""
+    return any(
+        not levels or _is_deeper(each.values() if isinstance(each, dict) else each, levels - 1)
+        for each in values
+        if isinstance(each, dict | list)
+    )
+
+
+def _read_carefully(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
     (flags,) = unpack_from(">H", buffer, offset)
     offset += 2
-    properties = {}
+    properties: dict[str, Any] = {}
     for place, (name, kind) in enumerate(Message.PROPERTIES):
         if not flags & 0x8000 >> place:
             continue
         if kind == "s":
             properties[name], offset = _read_short(buffer, offset)
+        elif kind == "F":
+            properties[name], offset = _read_table(buffer, offset, 0)
         else:
             (properties[name],), offset = serialization.loads(kind, buffer, offset)
     return properties, offset
 
 
-def _read_header(buffer: Any, offset: int) -> tuple[Any, int]:
+def _read_header(buffer: Any, offset: int, depth: int = 0) -> tuple[Any, int]:
     kind = buffer[offset]
-    if kind in _NESTED:
-        return _read_nested(buffer, offset)
-    try:
-        value: tuple[Any, int] = _decode_header(buffer, offset)
-    except (OSError, OverflowError, ValueError):
-        if kind != _TIME:
-            raise
-        return datetime.max, offset + 1 + 8  # the type, and 64 bits
-    return value
-
-
-def _read_nested(buffer: Any, offset: int) -> tuple[Any, int]:
-    depth = getattr(_nesting, "depth", 0)
+    if kind not in (_TABLE, _LIST):
+        try:
+            value: tuple[Any, int] = _decode_header(buffer, offset)
+        except (OSError, OverflowError, ValueError):
+            if kind != _TIME:
+                raise
+            return datetime.max, offset + 1 + 8  # the type, and 64 bits
+        return value
     if depth == MAX_NESTING:
         (size,) = unpack_from(">I", buffer, offset + 1)
         return TOO_DEEP, offset + 1 + 4 + size  # the type, the size, and the value
-    _nesting.depth = depth + 1
-    try:
-        value: tuple[Any, int] = _decode_header(buffer, offset)  # calls `_read_header` for each item
-    finally:
-        _nesting.depth = depth
-    return value
+    return (_read_table if kind == _TABLE else _read_list)(buffer, offset + 1, depth + 1)
+
+
+def _read_table(buffer: Any, offset: int, depth: int) -> tuple[dict[Any, Any], int]:
+    (size,) = unpack_from(">I", buffer, offset)
+    offset += 4
+    end, table = offset + size, {}
+    while offset < end:
+        start, offset = offset + 1, offset + 1 + buffer[offset]
+        try:
+            name = buffer[start:offset].decode()
+        except UnicodeDecodeError:
+            name = buffer[start:offset]  # as py-amqp does
+        table[name], offset = _read_header(buffer, offset, depth)
+    return table, offset
+
+
+def _read_list(buffer: Any, offset: int, depth: int) -> tuple[list[Any], int]:
+    (size,) = unpack_from(">I", buffer, offset)
+    offset += 4
+    end, values = offset + size, []
+    while offset < end:
+        value, offset = _read_header(buffer, offset, depth)
+        values.append(value)
+    return values, offset
 
 
 def _read_arguments(kinds: str, buffer: Any, offset: int) -> tuple[list[Any], int]:
