@@ -2,9 +2,9 @@
 
 from proj.config import Settings
 from proj.enqueue.app import App
-from proj.logs import celery_lines
+from proj.logs import celery_command, celery_lines
 from proj.rabbitmq import connection, decoding
-from proj.worker import commands, start
+from proj.worker import start
 
 __all__ = ["install"]
 
@@ -21,9 +21,15 @@ def install(app: App, settings: Settings) -> None:
     app.Task.max_retries = settings.proj_max_retries
     app.steps["consumer"].add("proj.worker.heartbeat:HeartbeatStep")
     app.steps["consumer"].add("proj.worker.watchers:WatchersStep")
+    app.steps["consumer"].add("proj.worker.timers:TimersStep")
     app.steps["worker"].add("proj.worker.lookout:LookoutStep")
     connection.keep_from_children(app)
     celery_lines.install()
-    commands.install()
+    if celery_command.is_running("control", "inspect"):
+        # It looks up their arguments. A worker's `Consumer` installs them too; whoever only publishes need
+        # not import Celery's worker.
+        from proj.worker import commands
+
+        commands.install()
     decoding.install()
     start.install()
