@@ -3,6 +3,7 @@
 `load` reads the process's environment, which takes precedence, and a `.env` file in the working folder.
 """
 
+import io
 import ipaddress
 import os
 import re
@@ -17,6 +18,8 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 from kombu.utils.url import sanitize_url
 from pydantic import (
     AfterValidator,
+    BaseModel,
+    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -24,7 +27,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from proj import queues, state_dir, tls
 from proj.errors import ConfigError, did_you_mean
@@ -158,19 +160,13 @@ def _check_queues(text: str) -> str:
 _PATHS: Final = frozenset({"proj_broker_ca", "proj_state_dir", "proj_rabbitmq_dir", "proj_ingest_routes"})
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """The settings of the environment; each has the attribute's name in capitals.
 
     Raises `pydantic.ValidationError` for a wrong value, which `load` turns into one line.
     """
 
-    model_config = SettingsConfigDict(
-        env_file=state_dir.ENV_FILE,
-        env_file_encoding="utf-8",
-        env_ignore_empty=True,
-        extra="ignore",
-        populate_by_name=True,
-    )
+    model_config = ConfigDict(extra="forbid")
 
     #: Overrides the five `AMQP_…` settings. With several URLs, separated by `;`, connections fail over.
     celery_broker_url: Annotated[str, AfterValidator(_check_broker_url)] | None = Field(None, repr=False)
@@ -311,12 +307,28 @@ def load() -> Settings:
     text = state_dir.read_env_file()
     written = re.findall(_WRITTEN_NAME, text or "")
     try:
-        # With None, pydantic-settings does not look for the file, which fails in an unreadable folder.
-        settings = Settings(_env_file=None if text is None else state_dir.ENV_FILE)
+        settings = Settings(**_given(text))
     except ValidationError as error:
         raise ConfigError(_explain(error), f"fix it in the environment or in {state_dir.ENV_FILE}") from None
     _refuse_slips([*os.environ, *written])
     return settings
+
+
+def _given(text: str | None) -> dict[str, Any]:
+    """The settings that are set, by attribute. Names ignore case, and an empty value counts as none.
+
+    Without pydantic-settings, which takes as long to import as all of kombu.
+    """
+    written: dict[str, str | None] = {}
+    if text:
+        from dotenv import dotenv_values  # takes as long as Python itself
+
+        written = dotenv_values(stream=io.StringIO(text))
+    return {
+        name.lower(): value
+        for name, value in (*written.items(), *os.environ.items())
+        if value and name.lower() in Settings.model_fields
+    }
 
 
 def _explain(error: ValidationError) -> str:

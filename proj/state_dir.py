@@ -10,7 +10,7 @@ from collections.abc import Iterable
 #: The file of settings that is read from the working folder.
 ENV_FILE = ".env"
 
-#: Names ignore case, in the environment and in the file, as in pydantic-settings.
+#: Names ignore case, in the environment and in the file, as in `proj.config`.
 _NAME = "proj_state_dir"
 
 
@@ -61,10 +61,7 @@ def _unknown(why: ValueError) -> Exception:
 
 
 def read_env_file() -> str | None:
-    """The text of the `.env` file, or None without one. Raises `ConfigError` when it cannot be read.
-
-    pydantic-settings ignores a file that is not a regular one, and crashes on one that is not text.
-    """
+    """The text of the `.env` file, or None without one. Raises `ConfigError` when it cannot be read."""
     try:
         os.lstat(ENV_FILE)
     except FileNotFoundError:  # also when the working folder was deleted

@@ -8,12 +8,9 @@ import logging
 from typing import Any, Final
 
 from celery import signals
-from celery.app import trace
 from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
 from celery.utils.serialization import get_pickled_exception
-from celery.worker.consumer import consumer
-from celery.worker.request import Request
 from kombu.utils.encoding import safe_repr, safe_str
 
 from proj.logs import events
@@ -36,8 +33,9 @@ def install() -> None:
     signals.task_failure.connect(_failed)
     for name, level in _QUIET.items():
         logging.getLogger(name).setLevel(level)
-    trace.logger.addFilter(_is_not_of_a_task)
-    consumer.logger.addFilter(_is_not_of_a_request)
+    # By their names: a program that only publishes need not import Celery's worker.
+    logging.getLogger("celery.app.trace").addFilter(_is_not_of_a_task)
+    logging.getLogger("celery.worker.consumer.consumer").addFilter(_is_not_of_a_request)
 
 
 def _succeeded(sender: Any, result: Any, runtime: float, **_: Any) -> None:
@@ -87,5 +85,7 @@ def _is_not_of_a_task(record: logging.LogRecord) -> bool:
 
 def _is_not_of_a_request(record: logging.LogRecord) -> bool:
     """False for a line about a request, which `proj.worker.request` logs too, unless it reports an error."""
+    from celery.worker.request import Request  # here, since only a worker has these lines
+
     arguments = record.args if isinstance(record.args, tuple) else ()
     return bool(record.exc_info) or not any(isinstance(each, Request) for each in arguments)

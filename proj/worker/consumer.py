@@ -15,7 +15,7 @@ from celery.worker.state import maybe_shutdown
 from proj.dead_letters.reasons import Reason
 from proj.errors import ExitCode
 from proj.rabbitmq import connection, failures, topology
-from proj.worker import burial
+from proj.worker import burial, commands
 from proj.worker.delaying import Delays
 from proj.worker.delivery import Turns, strategy
 from proj.worker.heartbeat import HeartbeatStep
@@ -122,6 +122,7 @@ class Consumer(consumer.Consumer):
         return conn
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        commands.install()
         self.turns = Turns()
         super().__init__(*args, **options)
         self.delays = Delays(self.app, self)

@@ -218,11 +218,7 @@ def test_the_monitor_sees_the_broker_and_the_workers(bundle: Bundle, users: User
     """The management API as Flower and `proj` read it, workers that answer, and their events."""
     bundle.worker(env=users.env("proj-worker"), mingle=True).ready()
     management = Management.from_settings(
-        Settings(
-            celery_broker_url=users.url("proj-monitor"),
-            proj_management_url=bundle.node.management_url,
-            _env_file=None,
-        )
+        Settings(celery_broker_url=users.url("proj-monitor"), proj_management_url=bundle.node.management_url)
     )
     assert management.get("overview")["rabbitmq_version"]
     assert management.get("nodes")
@@ -255,11 +251,7 @@ def test_the_others_see_nothing_of_the_management_api(bundle: Bundle, users: Use
     """Only the monitor has the tag for it."""
     for user in ("proj-worker", "proj-producer", "proj-operator"):
         management = Management.from_settings(
-            Settings(
-                celery_broker_url=users.url(user),
-                proj_management_url=bundle.node.management_url,
-                _env_file=None,
-            )
+            Settings(celery_broker_url=users.url(user), proj_management_url=bundle.node.management_url)
         )
         with pytest.raises(ManagementUnavailable, match="lacks the tag 'monitoring'"):
             management.get("overview")

@@ -298,7 +298,7 @@ def test_module_is_the_same_as_the_script(bundle: Bundle) -> None:
 def test_own_task_needs_a_function_and_nothing_else(bundle: Bundle) -> None:
     """A function in `proj/tasks.py`, written as the README says, is enqueued, executed and validated."""
     bundle.add_task("""
-        @app.task(name="proj.tasks.shout", pydantic=True)
+        @app.task(name="proj.tasks.shout")
         def shout(text: str, times: int = 1) -> str:
             return text.upper() + "!" * times
     """)

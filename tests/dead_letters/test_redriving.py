@@ -249,7 +249,7 @@ def test_redriven_task_is_executed_when_its_cause_is_gone(bundle: Bundle) -> Non
     with (bundle.copy_of_the_project() / "proj" / "tasks.py").open("a") as file:
         file.write("""
 
-@app.task(name="proj.tasks.shout", pydantic=True)
+@app.task(name="proj.tasks.shout")
 def shout(text: str) -> str:
     return text.upper()
 """)

@@ -63,7 +63,7 @@ _PRELOADED: Final = (
     "multiprocessing.util",
     "platformdirs",
     "psycopg",
-    "pydantic_settings",
+    "pydantic",
     "rich.live",
     "rich.progress",
     "rich.table",

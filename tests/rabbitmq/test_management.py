@@ -15,9 +15,7 @@ from tests.lib.bundle import Bundle
 
 
 def management(bundle: Bundle, url: str | None = None) -> Management:
-    settings = Settings(
-        celery_broker_url=bundle.url, proj_management_url=url or bundle.node.management_url, _env_file=None
-    )
+    settings = Settings(celery_broker_url=bundle.url, proj_management_url=url or bundle.node.management_url)
     return Management.from_settings(settings)
 
 
@@ -126,7 +124,5 @@ def test_a_redirect_is_not_followed(bundle: Bundle, bystander: str) -> None:
 )
 def test_where_it_is(broker: str, given: str | None, expected: tuple[str, str, str, str]) -> None:
     """Beside the broker and as its user, unless set."""
-    found = Management.from_settings(
-        Settings(celery_broker_url=broker, proj_management_url=given, _env_file=None)
-    )
+    found = Management.from_settings(Settings(celery_broker_url=broker, proj_management_url=given))
     assert (found.url, found.user, found.password, found.vhost) == expected

@@ -189,7 +189,6 @@ def test_the_management_api_is_asked_over_it(own: Bundle, secured: Secured, ca_f
             celery_broker_url=own.env["CELERY_BROKER_URL"],
             proj_management_url=own.env["PROJ_MANAGEMENT_URL"],
             proj_broker_ca=ca,
-            _env_file=None,
         )
         return str(Management.from_settings(settings).get("overview")["rabbitmq_version"])
 

@@ -46,7 +46,7 @@ def limits(monkeypatch: pytest.MonkeyPatch, **known: Any) -> Finding:
     monkeypatch.setattr(settings, "own_tasks", lambda _: {"proj.tasks.add": SimpleNamespace(time_limit=None)})
     subject = SimpleNamespace(
         topology=queues.Topology(),
-        settings=config.Settings(_env_file=None),
+        settings=config.Settings(),
         app=None,
         configured=lambda _: 900_000,
         unmanaged=None,

@@ -27,7 +27,7 @@ arguments = {Number1 = "x", Number2 = "y"}
 
 def application(**settings: Any) -> App:
     app = App("routes", set_as_current=False)
-    given = config.Settings(_env_file=None, proj_queues="slow", **settings)
+    given = config.Settings(proj_queues="slow", **settings)
     app.config_from_object(configuration(given))
     worker.install(app, given)
 
