@@ -23,8 +23,9 @@ STARTING = 40
 
 
 def _without_counts(message: dict[str, Any]) -> dict[str, Any]:
-    """What `show` says, but for the broker's own count of how often it was handed out."""
-    headers = {name: value for name, value in message["headers"].items() if name != "x-delivery-count"}
+    """What `show` says, but for the broker's own counts of how often it was handed out."""
+    counts = {"x-delivery-count", "x-acquired-count"}
+    headers = {name: value for name, value in message["headers"].items() if name not in counts}
     return message | {"headers": headers}
 
 
