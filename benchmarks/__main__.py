@@ -70,6 +70,7 @@ def main() -> None:
     given = parse()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all programs are ended
     console = Console(stderr=True)
+    found: dict[str, str] = {}
     measured = {row.key: Results(row) for bench in given.benches for row in bench.rows}
     interrupted = False
     try:
@@ -82,19 +83,21 @@ def main() -> None:
                 for sample in measure(broker, given.benches, given.rounds, given.short, console):
                     measured[sample.row].add(sample.contender, sample.value)
             except KeyboardInterrupt:
-                interrupted = True  # what was measured until now is shown
+                interrupted = True  # what was measured until now is shown and kept
             finally:
                 node.kill()
     except ProgramFailed as error:
         sys.exit(f"Error: {error}")
     results = [each for each in measured.values() if each.values]
     Console(width=None if sys.stdout.isatty() else 130).print(report.table(results))
-    if interrupted:
+    if not results:
         sys.exit(130)
     record = Record(found, results)
     if not given.short:
         record = Record.read(FILE).joined(record) if FILE.exists() else record
         record.write(FILE)
+    if interrupted:
+        sys.exit(130)
     if given.write:
         page.write(record)
         picture.write(record.results)
