@@ -1,4 +1,4 @@
-"""One private RabbitMQ for the session, and for each test a virtual host and folders of its own."""
+"""One private RabbitMQ for all tests, and for each test a virtual host and folders of its own."""
 
 import os
 import subprocess
@@ -10,7 +10,6 @@ import hypothesis
 import pytest
 
 from proj.errors import BrokerNodeError
-from proj.private_node import node as private_node
 from proj.private_node.node import BrokerNode, find_server_dir
 from tests.lib import ports
 from tests.lib.bundle import Bundle, vhost_of
@@ -18,13 +17,10 @@ from tests.lib.missing import missing
 from tests.lib.vhosts import VirtualHosts
 
 #: Fixtures of many rooms.
-pytest_plugins = ("tests.lib.databases", "tests.lib.faults")
+pytest_plugins = ("tests.lib.one_node", "tests.lib.databases", "tests.lib.faults")
 
 #: No test talks to a broker that it did not start: a process that is told of none gets this one.
 NO_BROKER_URL = "amqp://a-test-that-needs-a-broker-asks-for-a-bundle.invalid"
-
-#: Test processes whose nodes have ports of their own.
-_PROCESSES = 16
 
 # The same examples everywhere, and no time decides.
 hypothesis.settings.register_profile(
@@ -53,14 +49,8 @@ def _clean_environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _ports_of_this_process(worker_id: str) -> Iterator[None]:
-    """So that no test process beside this one takes the ports of a node that is down for a moment."""
-    number = int(worker_id.removeprefix("gw") or 0) if worker_id != "master" else 0
-    with pytest.MonkeyPatch.context() as patch:
-        for owner in (private_node, ports):
-            some = len(owner.FREE_PORTS) // _PROCESSES
-            patch.setattr(owner, "FREE_PORTS", owner.FREE_PORTS[number % _PROCESSES * some :][:some])
-        yield
+def _ports_of_this_process(worker_id: str) -> None:
+    ports.take_share(int(worker_id.removeprefix("gw")) if worker_id != "master" else 0)
 
 
 @pytest.fixture(scope="session")
@@ -70,16 +60,6 @@ def rabbitmq() -> None:
         find_server_dir()
     except BrokerNodeError as error:
         missing(str(error))
-
-
-@pytest.fixture(scope="session")
-def node(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerNode]:
-    # Milliseconds after which its management API counts anew: the usual 5 seconds would be waited for.
-    node = BrokerNode(tmp_path_factory.mktemp("rabbitmq"), extra_config="collect_statistics_interval = 300")
-    node.start()
-    yield node
-    # An orderly stop takes seconds, to save what nobody will read.
-    node.kill()
 
 
 @pytest.fixture(scope="session")

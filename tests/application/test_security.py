@@ -24,7 +24,7 @@ from proj.config import Settings
 from proj.errors import ManagementUnavailable
 from proj.private_node.node import BrokerNode
 from proj.rabbitmq.management import Management
-from tests.lib.bundle import BIN, Bundle
+from tests.lib.bundle import BIN, Bundle, shared_vhost
 from tests.lib.waiting import eventually
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / "deploy/rabbitmq"
@@ -364,7 +364,7 @@ def test_what_is_not_their_work_is_refused(bundle: Bundle, users: Users) -> None
 @pytest.fixture(scope="module")
 def refusing(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bundle, Users]]:
     """One virtual host for what is refused, and so changes nothing in it."""
-    with Bundle(node, vhost="refusing", folder=tmp_path_factory.mktemp("refusing")) as bundle:
+    with Bundle(node, vhost=shared_vhost("refusing"), folder=tmp_path_factory.mktemp("refusing")) as bundle:
         yield bundle, Users(bundle).give_passwords()
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from proj import queues
 from proj.depths import statistics
 from proj.private_node.node import BrokerNode
 from proj.rabbitmq import topology
@@ -22,7 +21,7 @@ from proj.rabbitmq.management import Management
 from tests.lib import dead
 from tests.lib.alarm import alarm
 from tests.lib.bundle import MANAGEMENT_OFF, Bundle
-from tests.lib.erlang import evaluate, quick_ticks
+from tests.lib.erlang import count_often, evaluate
 from tests.lib.proxy import Network, Proxy
 from tests.lib.refusal import refuses
 from tests.lib.waiting import PATIENCE, eventually
@@ -48,8 +47,7 @@ def number(bundle: Bundle, queue: str, what: str, env: dict[str, str] | None = N
 @pytest.fixture
 def counted(bundle: Bundle) -> Bundle:
     """A bundle whose work queue tells the management API its numbers several times a second."""
-    with quick_ticks(bundle.node), bundle.channel() as channel:
-        topology.declare(channel, queues.Topology())
+    count_often(bundle)
     return bundle
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from proj.private_node.node import BrokerNode
 from tests.lib.alarm import alarm
-from tests.lib.bundle import Bundle
+from tests.lib.bundle import Bundle, shared_vhost
 from tests.lib.publisher import SLACK, limit, user
 from tests.lib.waiting import eventually
 
@@ -185,7 +185,7 @@ class Ends:
 
 @pytest.fixture(scope="module")
 def shared(own_node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    with Bundle(own_node, vhost="callers", folder=tmp_path_factory.mktemp("callers")) as bundle:
+    with Bundle(own_node, vhost=shared_vhost("callers"), folder=tmp_path_factory.mktemp("callers")) as bundle:
         yield bundle
 
 

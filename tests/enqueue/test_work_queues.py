@@ -13,7 +13,7 @@ from proj.enqueue import priorities
 from proj.private_node.node import BrokerNode
 from proj.rabbitmq import version
 from tests.lib import dead as dead_letters
-from tests.lib.bundle import GATED_TASK, MANAGEMENT_OFF, Bundle
+from tests.lib.bundle import GATED_TASK, MANAGEMENT_OFF, Bundle, shared_vhost
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
 
@@ -36,7 +36,7 @@ TASKS = """
 
 @pytest.fixture(scope="module")
 def shared(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    with Bundle(node, "work-queues", tmp_path_factory.mktemp("work-queues")) as bundle:
+    with Bundle(node, vhost=shared_vhost("work-queues"), folder=tmp_path_factory.mktemp("shared")) as bundle:
         bundle.env |= QUEUES
         bundle.add_task(TASKS)
         bundle.add_task(GATED_TASK)

@@ -12,7 +12,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from proj.private_node.node import BrokerNode
-from tests.lib.bundle import GATED_TASK, Bundle
+from tests.lib.bundle import GATED_TASK, Bundle, shared_vhost
+from tests.lib.erlang import count_often
 from tests.lib.flower import LOGIN, PASSWORD, Flower
 from tests.lib.missing import missing
 from tests.lib.waiting import PATIENCE
@@ -88,11 +89,12 @@ FAILING_TASK = """
 @pytest.fixture(scope="package")
 def site(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """For the tests that only look: to start it takes seconds."""
-    with Bundle(node, vhost="site", folder=tmp_path_factory.mktemp("site")) as bundle:
+    with Bundle(node, vhost=shared_vhost("site"), folder=tmp_path_factory.mktemp("site")) as bundle:
         bundle.management("PUT", "users/anna", {"password": PASSWORD, "tags": "monitoring"})
         rights = dict.fromkeys(("configure", "write", "read"), ".*")
-        bundle.management("PUT", "permissions/site/anna", rights)
+        bundle.management("PUT", f"permissions/{bundle.vhost}/anna", rights)
         bundle.env["CELERY_BROKER_URL"] = bundle.url.replace("guest:guest", LOGIN)
+        count_often(bundle)
         bundle.add_task(FAILING_TASK)
         bundle.add_task(GATED_TASK)
         flower = Flower(bundle, env={"FLOWER_BASIC_AUTH": LOGIN})

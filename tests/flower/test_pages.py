@@ -9,6 +9,7 @@ from playwright.sync_api import Error, Page, expect
 
 from tests.flower.conftest import Site
 from tests.lib.bundle import Bundle
+from tests.lib.erlang import count_often
 from tests.lib.flower import LOGIN, PASSWORD, SAVE_INTERVAL, Flower
 from tests.lib.waiting import eventually
 
@@ -98,6 +99,7 @@ def test_read_only_has_no_button_that_stops_a_worker(
 def test_the_broker_page_shows_how_much_waits(bundle: Bundle, flower: Start, page: Page) -> None:
     """Each work queue and the dead letters, also while no worker runs."""
     bundle.env["PROJ_QUEUES"] = "slow"
+    count_often(bundle, "slow")
     monitor = flower()
     bundle.enqueue("add", "1", "2", "--count", "3")
     bundle.enqueue("add", "1", "2", "--queue", "slow")
@@ -107,7 +109,7 @@ def test_the_broker_page_shows_how_much_waits(bundle: Bundle, flower: Start, pag
         rows = [page.locator(f"#queue-table tr[id='{name}'] td") for name in ("proj.tasks", "slow")]
         return [row.nth(3).inner_text() if row.count() else "" for row in rows]
 
-    # The management API is up to 5 s late.
+    # The management API is late.
     eventually("three messages are ready, and one", lambda: waiting() == ["3", "1"])
     expect(page.locator("#queue-table tr[id='proj.dead']")).to_be_visible()
 

@@ -54,9 +54,19 @@ BIN = Path(sys.executable).parent
 PACKAGE = Path(proj.__file__).parent
 
 
+#: Which of the test processes this is: they share a node, and may run tests of the same module.
+_PROCESS = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+
+
+def shared_vhost(name: str) -> str:
+    """The name of a virtual host that some tests of this process share."""
+    return f"{name}-{_PROCESS}"
+
+
 def vhost_of(request: pytest.FixtureRequest) -> str:
     """The name of a virtual host for this test alone."""
-    return re.sub(r"\W+", "-", request.node.name)
+    module = request.node.path.stem.removeprefix("test_")
+    return shared_vhost(re.sub(r"\W+", "-", f"{module}-{request.node.name}"))
 
 
 def _write(path: Path, code: str) -> None:

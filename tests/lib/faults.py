@@ -7,19 +7,16 @@ import pytest
 
 from proj.private_node.node import BrokerNode
 from tests.lib.bundle import Bundle, vhost_of
+from tests.lib.one_node import CONFIG, quick_folder, started
 from tests.lib.proxy import Proxy
 from tests.lib.publisher import MAX_SIZE, hurry
 
 
 @pytest.fixture(scope="session")
-def own_node(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerNode]:
+def own_node(rabbitmq: None) -> Iterator[BrokerNode]:
     """A node for alarms, freezes, plugins and settings of which the other tests must not know."""
-    # Milliseconds after which its management API counts anew, as of the other node.
-    config = f"max_message_size = {MAX_SIZE}\ncollect_statistics_interval = 300"
-    node = BrokerNode(tmp_path_factory.mktemp("chaos"), extra_config=config)
-    node.start()
-    yield node
-    node.kill()
+    with quick_folder() as folder, started(folder, f"max_message_size = {MAX_SIZE}\n{CONFIG}") as node:
+        yield node
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from proj.private_node.node import BrokerNode
 from tests.lib import dead
-from tests.lib.bundle import Bundle
+from tests.lib.bundle import Bundle, shared_vhost
 from tests.lib.logged import MOODY, PRINTS, Shared
 from tests.lib.proxy import Proxy
 from tests.lib.waiting import eventually
@@ -24,14 +24,14 @@ JSON = {"PROJ_LOG_FORMAT": "json"}
 
 @pytest.fixture(scope="module")
 def json_worker(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    with Bundle(node, vhost="logs-json", folder=tmp_path_factory.mktemp("json")) as bundle:
+    with Bundle(node, vhost=shared_vhost("logs-json"), folder=tmp_path_factory.mktemp("json")) as bundle:
         bundle.env |= JSON
         yield Shared(bundle)
 
 
 @pytest.fixture(scope="module")
 def text_worker(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    with Bundle(node, vhost="logs-text", folder=tmp_path_factory.mktemp("text")) as bundle:
+    with Bundle(node, vhost=shared_vhost("logs-text"), folder=tmp_path_factory.mktemp("text")) as bundle:
         yield Shared(bundle)
 
 

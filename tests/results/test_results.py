@@ -8,7 +8,7 @@ import pytest
 
 from proj.private_node.node import BrokerNode
 from tests.lib import stores
-from tests.lib.bundle import Bundle
+from tests.lib.bundle import Bundle, shared_vhost
 from tests.lib.stores import Database
 from tests.lib.waiting import eventually
 
@@ -53,7 +53,7 @@ def stored(
 ) -> Iterator[Bundle]:
     """Each kind of store, with a worker that works."""
     name = f"results-{request.param}"
-    with Bundle(node, vhost=name, folder=tmp_path_factory.mktemp(name)) as bundle:
+    with Bundle(node, vhost=shared_vhost(name), folder=tmp_path_factory.mktemp(name)) as bundle:
         env = {}
         if request.param == "postgresql":
             Database(request.getfixturevalue("postgres"), bundle)

@@ -12,7 +12,7 @@ import pytest
 
 from proj.private_node.node import BrokerNode
 from tests.lib import dead
-from tests.lib.bundle import Bundle
+from tests.lib.bundle import Bundle, shared_vhost
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
 
@@ -163,7 +163,7 @@ def _outcome(bundle: Bundle, task_id: str = "it") -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def shared(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    with Bundle(node, vhost="failures", folder=tmp_path_factory.mktemp("failures")) as bundle:
+    with Bundle(node, vhost=shared_vhost("failures"), folder=tmp_path_factory.mktemp("failures")) as bundle:
         bundle.declare()
         bundle.add_task(SCRIPTED)
         bundle.add_task(OTHERS)

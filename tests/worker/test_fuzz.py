@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 
 from proj.private_node.node import BrokerNode
-from tests.lib.bundle import Bundle
+from tests.lib.bundle import Bundle, shared_vhost
 from tests.lib.fuzzing import Fuzzing, Verdict
 from tests.lib.messages import MESSAGES, Message
 from tests.lib.wire import Raw, Text
@@ -32,7 +32,7 @@ def fuzzing(
     node: BrokerNode, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Fuzzing]:
     folder = tmp_path_factory.mktemp("fuzz")
-    with Bundle(node, vhost=f"fuzz-{request.param}", folder=folder) as bundle:
+    with Bundle(node, vhost=shared_vhost(f"fuzz-{request.param}"), folder=folder) as bundle:
         fuzzing = Fuzzing(bundle, f"--pool={request.param}", slots=2)
         fuzzing.start()
         yield fuzzing

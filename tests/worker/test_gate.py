@@ -15,7 +15,7 @@ import pytest
 from proj import queues
 from proj.private_node.node import BrokerNode
 from tests.lib import dead
-from tests.lib.bundle import Bundle, vhost_of
+from tests.lib.bundle import Bundle, shared_vhost, vhost_of
 from tests.lib.waiting import PATIENCE, eventually
 from tests.lib.worker import Worker
 
@@ -78,7 +78,7 @@ BAD_IDS: Final[dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def bundle(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    with Bundle(node, vhost="gate", folder=tmp_path_factory.mktemp("gate")) as bundle:
+    with Bundle(node, vhost=shared_vhost("gate"), folder=tmp_path_factory.mktemp("gate")) as bundle:
         yield bundle
 
 

@@ -1,0 +1,119 @@
+"""One RabbitMQ for all test processes: to start one of its own costs each 5 seconds of the processor.
+
+The process that controls the others starts and ends it. A test process that is alone does so itself.
+"""
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from proj.errors import BrokerNodeError
+from proj.private_node.guard import NodeInfo, read_info
+from proj.private_node.node import BrokerNode
+from tests.lib import ports
+from tests.lib.erlang import usual_ticks
+from tests.lib.waiting import eventually
+
+#: Milliseconds after which a node's management API counts anew: the usual 5 seconds would be waited for.
+CONFIG: Final = "collect_statistics_interval = 300"
+
+#: What a test process is handed: the folder of the node.
+_INPUT: Final = "one_node"
+
+#: A file there, once the node has started or has failed to: nothing, or why.
+_OUTCOME: Final = "outcome"
+
+#: A file system in memory, where there is one with room: queues sync each message to it.
+_MEMORY: Final = Path("/dev/shm")
+_ROOM: Final = 2**30
+
+
+@contextmanager
+def quick_folder() -> Iterator[Path]:
+    """A folder in memory for a node's data, if there is room, else on disk."""
+    quick = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM
+    with tempfile.TemporaryDirectory(dir=_MEMORY if quick else None) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def started(folder: Path, config: str = CONFIG) -> Iterator[BrokerNode]:
+    """A node whose queues report their numbers only where a test asks for it."""
+    node = BrokerNode(folder, extra_config=config)
+    node.start()
+    try:
+        usual_ticks(node)
+        yield node
+    finally:
+        # An orderly stop takes seconds, to save what nobody will read.
+        node.kill()
+
+
+class _Elsewhere(BrokerNode):
+    """The node, in a process that neither starts nor ends it."""
+
+    @property
+    def info(self) -> NodeInfo:
+        found = read_info(self.data_dir)
+        assert found, f"no node runs in {self.data_dir}"
+        return found
+
+
+@pytest.fixture(scope="session")
+def node(rabbitmq: None, request: pytest.FixtureRequest) -> Iterator[BrokerNode]:
+    folder = getattr(request.config, "workerinput", {}).get(_INPUT)
+    if folder is None:
+        with quick_folder() as data, started(data) as own:
+            yield own
+    else:
+        outcome = Path(folder, _OUTCOME)
+        eventually("the node has started, or has failed to", outcome.exists)
+        assert not outcome.read_text()
+        yield _Elsewhere(Path(folder, "node"))
+
+
+# --- The process that controls the others
+
+
+class _Node:
+    """Starts while the test processes look for their tests."""
+
+    def __init__(self) -> None:
+        self._cleanup = ExitStack()
+        self.folder = self._cleanup.enter_context(quick_folder())
+        self._thread = threading.Thread(target=self._start)
+        self._thread.start()
+
+    def _start(self) -> None:
+        reason = ""
+        try:
+            self._cleanup.enter_context(started(self.folder / "node"))
+        except (AssertionError, BrokerNodeError) as error:
+            reason = str(error)
+        new = self.folder / "new"
+        new.write_text(reason)
+        new.rename(self.folder / _OUTCOME)
+
+    def end(self) -> None:
+        self._thread.join()
+        self._cleanup.close()
+
+
+_NODE = pytest.StashKey[_Node]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a test process of the node, before it begins."""
+    config: pytest.Config = node.config
+    if _NODE not in config.stash:
+        ports.take_share(ports.CONTROLLER)
+        config.stash[_NODE] = _Node()
+        config.add_cleanup(config.stash[_NODE].end)
+    node.workerinput[_INPUT] = str(config.stash[_NODE].folder)
