@@ -27,6 +27,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final, NoReturn
 
 #: From `linux/prctl.h`.
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 #: What a request may be long, in bytes: an environment and a command line.
@@ -126,12 +127,15 @@ class _Server:
 @contextmanager
 def _adopting() -> Iterator[None]:
     """Adopt each process that loses its parent in the block; later ones, nobody here would wait for."""
-    prctl = ctypes.CDLL(None).prctl
-    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield
     finally:
-        prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        _prctl(_PR_SET_CHILD_SUBREAPER, 0)
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 @functools.cache
@@ -144,6 +148,7 @@ def _server() -> _Server:
 
 def _serve(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     """Fork a program for each request. Returns in each program, and, with None, when the tests are over."""
+    tests = os.getppid()
     while True:
         data, fds, _, _ = socket.recv_fds(sock, _MAX_REQUEST, 3)
         if not data:
@@ -152,11 +157,13 @@ def _serve(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
         reading, writing = os.pipe()
         between = os.fork()
         if not between:
+            first = os.getpid()
             program = os.fork()
             if not program:
                 os.close(reading)
                 os.close(writing)
                 sock.close()
+                _end_with(tests, first)
                 return json.loads(data.decode("utf-8", "surrogateescape")), fds
             os.write(writing, str(program).encode())
             os._exit(0)
@@ -165,6 +172,15 @@ def _serve(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
         os.waitpid(between, 0)
         sock.send(os.read(reading, 64))
         os.close(reading)
+
+
+def _end_with(tests: int, first: int) -> None:
+    """Let this program be killed when the test process ends, also when that is killed itself."""
+    while os.getppid() == first:
+        time.sleep(0.001)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != tests:
+        os._exit(1)
 
 
 def _become(request: dict[str, Any], fds: list[int]) -> None:
