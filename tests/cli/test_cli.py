@@ -11,6 +11,8 @@ from tests.lib import dead
 from tests.lib.bundle import BIN, COMMAND_TIMEOUT, Bundle
 from tests.lib.waiting import eventually
 
+pytestmark = pytest.mark.used_vhost
+
 
 def _ids(bundle: Bundle) -> list[str]:
     return [message["properties"]["headers"]["id"] for message in bundle.peek("proj.tasks")]

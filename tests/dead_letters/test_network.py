@@ -8,6 +8,8 @@ from tests.lib import dead
 from tests.lib.bundle import Bundle
 from tests.lib.proxy import Network, Proxy
 
+pytestmark = pytest.mark.used_vhost
+
 
 def _silent_in(proxy: Proxy, method: tuple[int, int]) -> None:
     proxy.network, proxy.method = Network.ENDS_IN_A_FRAME, method

@@ -16,6 +16,8 @@ from tests.lib.bundle import Bundle
 from tests.lib.erlang import evaluate
 from tests.lib.waiting import eventually
 
+pytestmark = pytest.mark.used_vhost
+
 #: A time that is over.
 LONG_AGO = "2020-01-01T00:00:00+00:00"
 

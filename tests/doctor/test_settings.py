@@ -3,9 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from proj import queues
 from tests.lib.bundle import Bundle
 from tests.lib.findings import about, bad, doctor, finds, results
+
+pytestmark = pytest.mark.used_vhost
 
 
 def test_settings_that_break_the_promise(declared: Bundle) -> None:

@@ -9,6 +9,8 @@ from tests.lib.bundle import Bundle
 from tests.lib.proxy import Network, Proxy
 from tests.lib.publisher import SLACK, TIMEOUT
 
+pytestmark = pytest.mark.used_vhost
+
 #: How a publish ends; what is wrong with a task is not among it.
 OUTCOMES = {"confirmed", "BrokerUnreachable", "BrokerRefused", "OutcomeUnknown"}
 

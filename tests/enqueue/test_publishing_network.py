@@ -29,6 +29,8 @@ from tests.lib.publisher import (
 )
 from tests.lib.waiting import PATIENCE, eventually
 
+pytestmark = pytest.mark.used_vhost
+
 #: A frame of AMQP without its last byte.
 _HALF_A_HEARTBEAT = bytes([8, 0, 0, 0, 0, 0, 0])
 
@@ -185,7 +187,7 @@ def test_broker_that_answers_slowly(bundle: Bundle, proxy: Proxy, network: Netwo
     [
         ("deadline.py", "            cut()\n", TIMEOUT / 4),
         # When this fails, kombu has learnt to show a connection before its handshake.
-        ("rabbitmq/connection.py", "        self.client._connection = self\n", TIMEOUT * 0.9),
+        ("rabbitmq/connection.py", "        self.client._connection = self\n", TIMEOUT * 0.6),
     ],
     ids=["none", "none while it connects"],
 )

@@ -14,6 +14,8 @@ from tests.lib.flower import SAVE_INTERVAL, Flower
 from tests.lib.proxy import Proxy
 from tests.lib.waiting import PATIENCE, eventually
 
+pytestmark = pytest.mark.used_vhost
+
 #: What saves the state, when a file is there.
 SLOW_SAVE = """log.warning("it saves")
             while not os.path.exists("{}"):

@@ -21,6 +21,8 @@ from tests.lib.refusal import refuses
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
 
+pytestmark = pytest.mark.used_vhost
+
 POOLS = ["prefork", "threads", "solo"]
 
 #: A worker whose broker is given a second for each answer promises its beats earlier.

@@ -5,12 +5,14 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from proj import queues
 from proj.private_node.guard import NODE_NAME, environment
 from proj.private_node.node import BrokerNode, find_server_dir
 from proj.rabbitmq import topology
 from tests.lib.bundle import Bundle
+from tests.lib.waiting import eventually
 
 #: Seconds that an expression may take.
 _TIMEOUT = 60
@@ -30,7 +32,8 @@ def evaluate(node: BrokerNode, expression: str) -> str:
     if program is None:  # it belongs to Erlang, but not in every package of it
         return node.ctl("eval", f"{expression}.").strip()
     cookie = (node.data_dir / ".erlang.cookie").read_text()
-    done = subprocess.run(
+    call = partial(
+        subprocess.run,
         [program, "-sname", NODE_NAME, "-c", cookie, "-e"],
         env=env,
         input=f"{expression}.\n",
@@ -38,9 +41,15 @@ def evaluate(node: BrokerNode, expression: str) -> str:
         text=True,
         timeout=_TIMEOUT,
     )
+    # Erlang refuses some connections while it is busy.
+    (done,) = eventually("Erlang is connected", lambda: list(filter(_connected, [call()])))
     answer = done.stdout.strip()
     assert answer.startswith("{ok, "), f"{expression}: {answer}{done.stderr}"
     return answer.removeprefix("{ok, ").removesuffix("}")
+
+
+def _connected(done: subprocess.CompletedProcess[str]) -> bool:
+    return "failed to connect" not in done.stdout + done.stderr
 
 
 def usual_ticks(node: BrokerNode) -> None:

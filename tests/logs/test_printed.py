@@ -7,6 +7,8 @@ import pytest
 
 from tests.lib.bundle import BIN, Bundle
 
+pytestmark = pytest.mark.used_vhost
+
 TASK = """
     @app.task(name="proj.tasks.writes")
     def writes() -> list:

@@ -17,6 +17,8 @@ from tests.lib.refusal import refuses
 from tests.lib.stores import Database, Fault, LoginOnly
 from tests.lib.waiting import eventually
 
+pytestmark = pytest.mark.used_vhost
+
 #: Seconds that a command may take to tell that the store fails, on a machine that is very busy.
 READING_TAKES = 40
 

@@ -10,6 +10,8 @@ from tests.lib.bundle import Bundle
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
 
+pytestmark = pytest.mark.used_vhost
+
 #: A task that leaves a line in a file for each time it is executed, and can be told to die afterwards.
 ACT = """
     @app.task(name="proj.tasks.act", pydantic=True)

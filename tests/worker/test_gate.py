@@ -15,7 +15,8 @@ import pytest
 from proj import queues
 from proj.private_node.node import BrokerNode
 from tests.lib import dead
-from tests.lib.bundle import Bundle, shared_vhost, vhost_of
+from tests.lib.bundle import Bundle, shared_vhost
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import PATIENCE, eventually
 from tests.lib.worker import Worker
 
@@ -218,14 +219,13 @@ _NO_MAPPING: Final = b"[[1, 2], null, {}]"
 
 
 def test_message_that_celery_would_acknowledge_unexecuted_is_kept(
-    node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest
+    vhosts: VirtualHosts, tmp_path: Path
 ) -> None:
     """The control for the check of its shape: what passes that is stopped where it would be acknowledged.
 
     And the control for that: without both, the message is lost.
     """
-    with Bundle(node, vhost=vhost_of(request), folder=tmp_path) as bundle:
-        bundle.declare()
+    with vhosts.lend(tmp_path) as bundle:
         bundle.switch_off("worker/request.py", "        shape.check(self)\n", "")
         worker = bundle.worker().ready()
         with bundle.channel() as channel:
@@ -244,12 +244,9 @@ def test_message_that_celery_would_acknowledge_unexecuted_is_kept(
         assert (bundle.kept("proj.tasks"), bundle.depth("proj.dead")) == (0, 1)
 
 
-def test_revocation_that_cannot_be_stored_is_not_acknowledged(
-    node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_revocation_that_cannot_be_stored_is_not_acknowledged(vhosts: VirtualHosts, tmp_path: Path) -> None:
     """While the store is down, a message that is revoked is given back."""
-    with Bundle(node, vhost=vhost_of(request), folder=tmp_path) as bundle:
-        bundle.declare()
+    with vhosts.lend(tmp_path) as bundle:
         bundle.env["CELERY_RESULT_BACKEND"] = "db+postgresql://nobody:nothing@127.0.0.1:1/nowhere"
         bundle.switch_off(
             "results/patience.py",

@@ -12,6 +12,8 @@ from tests.lib.bundle import GATED_TASK, Bundle
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
 
+pytestmark = pytest.mark.used_vhost
+
 #: A task of a fraction of a second, which leaves its number in a file each time it is executed.
 NAP = """
     @app.task(name="proj.tasks.nap", pydantic=True)

@@ -4,11 +4,14 @@ import functools
 import signal
 
 import psutil
+import pytest
 
 from tests.lib.bundle import GATED_TASK, Bundle
 from tests.lib.ports import free_port
 from tests.lib.proxy import Proxy
 from tests.lib.waiting import PATIENCE, eventually
+
+pytestmark = pytest.mark.used_vhost
 
 #: Tasks that take no time, behind one that does not end.
 SHORT = 8
@@ -217,6 +220,7 @@ def test_worker_of_a_queue_that_does_not_exist_ends(bundle: Bundle) -> None:
 def test_worker_ends_when_a_queue_has_other_arguments(bundle: Bundle) -> None:
     """A work queue that was declared otherwise ends the worker with one line that names the queue."""
     with bundle.channel() as channel:
+        channel.queue_delete("proj.tasks")
         channel.queue_declare("proj.tasks", durable=True, auto_delete=False)
 
     worker = bundle.worker()
