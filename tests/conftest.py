@@ -10,8 +10,8 @@ import hypothesis
 import pytest
 
 from proj.errors import BrokerNodeError
-from proj.private_node.node import BrokerNode, find_server_dir
-from tests.lib import ports
+from proj.private_node.node import BrokerNode
+from tests.lib import lean_server, ports
 from tests.lib.bundle import Bundle, vhost_of
 from tests.lib.missing import missing
 from tests.lib.vhosts import VirtualHosts
@@ -54,10 +54,10 @@ def _ports_of_this_process(worker_id: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq() -> None:
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What every test that starts a node asks for: a skip on a laptop without RabbitMQ, a failure in CI."""
     try:
-        find_server_dir()
+        lean_server.put_on_path(tmp_path_factory.mktemp("rabbitmq-server"))
     except BrokerNodeError as error:
         missing(str(error))
 

@@ -16,7 +16,7 @@ import pytest
 from proj.errors import BrokerNodeError
 from proj.private_node.guard import NodeInfo, read_info
 from proj.private_node.node import BrokerNode
-from tests.lib import ports
+from tests.lib import lean_server, ports
 from tests.lib.erlang import usual_ticks
 from tests.lib.waiting import eventually
 
@@ -93,6 +93,7 @@ class _Node:
     def _start(self) -> None:
         reason = ""
         try:
+            lean_server.put_on_path(self.folder / "server")
             self._cleanup.enter_context(started(self.folder / "node"))
         except (AssertionError, BrokerNodeError) as error:
             reason = str(error)
