@@ -131,18 +131,22 @@ def test_rates_are_those_of_the_work(counted: Bundle) -> None:
     eventually(
         "it holds none", lambda: number(bundle, "proj.tasks", "unacknowledged", env=MANAGEMENT_OFF) == 0
     )
-    eventually("it is at rest", lambda: number(bundle, "proj.tasks", "in") == 0)
+
+    def rates() -> statistics.Statistics:
+        return statistics.of_queues(management(bundle))["proj.tasks"]
 
     def moving() -> bool:
-        of = statistics.of_queues(management(bundle))["proj.tasks"]
+        of = rates()
         return bool(of.published and of.delivered and of.acknowledged)
 
     def told() -> bool:
         row = moving() and look(bundle)["queues"]["proj.tasks"]
         return bool(row and row["in"] and row["delivered"] and row["acknowledged"])
 
+    eventually("it is at rest", lambda: rates().published == 0)
+    assert number(bundle, "proj.tasks", "in") == 0
     with steady_work(bundle):
-        eventually("all move", told, seen=lambda: str(statistics.of_queues(management(bundle))))
+        eventually("all move", told, seen=lambda: str(rates()))
     assert number(bundle, "proj.dead", "in") is None
 
 
