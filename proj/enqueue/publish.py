@@ -9,11 +9,10 @@ A publish ends in one of these ways:
 """
 
 import logging
-import struct
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -21,16 +20,14 @@ from typing import Any, Final, TypeVar
 import amqp
 from amqp.exceptions import AccessRefused, FrameSyntaxError, MessageNacked
 from celery import Celery
-from celery.exceptions import QueueNotFound
-from kombu.exceptions import EncodeError
 
-from proj import queues
 from proj.deadline import within
-from proj.enqueue.routing import unknown_queue
-from proj.errors import BadArguments, BadInput, BrokerRefused, BrokerUnreachable, OutcomeUnknown, ProjError
+from proj.enqueue.composing import UNSENDABLE, unsendable
+from proj.enqueue.published import full_queue, no_route, unknown
+from proj.errors import BadInput, BrokerRefused, BrokerUnreachable, OutcomeUnknown, ProjError
 from proj.logs import events
 from proj.queues import Topology
-from proj.rabbitmq import connection, failures, topology
+from proj.rabbitmq import connection, encoded, failures, topology
 
 log = logging.getLogger("proj.enqueue")
 
@@ -69,22 +66,15 @@ def send(
     delay queues are declared first. A message that is sent again because no confirm came is marked as a
     repeat. Raises the errors that this module's docstring lists.
     """
-
-    def send_it(producer: Any) -> None:
-        left = max(0, publish.deadline - time.monotonic())
-        producer.channel.basic_publish(message, exchange, routing_key, mandatory=True, confirm_timeout=left)
-
-    def mark() -> None:
-        headers = message.properties.get("application_headers") or {}
-        message.properties["application_headers"] = {**headers, queues.REPEAT_HEADER: True}
-
     publish = Publish(app, name, task_id, deadline or deadline_of(app), delayed)
-    publish.run(send_it, mark)
+    publish.run(
+        partial(publish.send_message, message, exchange, routing_key), partial(encoded.mark_repeat, message)
+    )
 
 
 def deadline_of(app: Celery) -> float:
     """The deadline (of `time.monotonic`) of a publish that begins now."""
-    return time.monotonic() + float(app.conf.broker_transport_options["read_timeout"])
+    return time.monotonic() + float(app.settings.proj_publish_timeout)
 
 
 @dataclass(frozen=True)
@@ -119,17 +109,24 @@ class Publish:
                 f"it may still reach the queue; to repeat it with --id {self.task_id} is safe",
             ) from error
 
+    def send_message(self, message: amqp.Message, exchange: str, routing_key: str, producer: Any) -> None:
+        """Publish a message unchanged with this producer. Raises the errors of the connection."""
+        # `cut_at` bounds the wait. A timeout of the socket would cost five system calls more.
+        producer.channel.basic_publish(message, exchange, routing_key, mandatory=True)
+
     def _run(self, send: Callable[[Any], T], mark_repeat: Callable[[], None], given: Any) -> T:
         lost: OutcomeUnknown | None = None
         try:
             _this_thread.busy = True
             while True:
+                pooled = None
                 used_before = False
                 try:
-                    with ExitStack() as stack:
-                        producer = given or self._acquire(stack)
-                        used_before = producer.connection.connected
-                        return self._attempt(send, producer)
+                    if given is None:
+                        pooled = self._acquire()
+                    broker = given.connection if pooled is None else pooled
+                    used_before = broker.connected
+                    return self._attempt(send, broker, given)
                 except OutcomeUnknown as error:
                     if lost or time.monotonic() >= self.deadline:
                         raise lost or error from error.__cause__
@@ -142,44 +139,56 @@ class Publish:
                         raise lost from error
                     if not (used_before and _may_be_fixed(error)) or time.monotonic() >= self.deadline:
                         raise
+                finally:
+                    if pooled is not None:
+                        pooled.release()
         finally:
             _this_thread.busy = False
 
-    def _acquire(self, stack: ExitStack) -> Any:
+    def _acquire(self) -> Any:
         # Not Celery's pool of producers: in kombu 5.7 it has more producers than connections, and a producer
         # waits for a connection without a timeout.
         pool = self.app.pool
         try:
-            broker = pool.acquire(block=True, timeout=max(0, self.deadline - time.monotonic()))
+            return pool.acquire(block=True, timeout=max(0, self.deadline - time.monotonic()))
         except pool.LimitExceeded as error:
             raise BrokerUnreachable(
                 f"all {pool.limit} connections to the broker are in use", "publish from fewer threads"
             ) from error
-        return self.app.amqp.Producer(stack.enter_context(broker), auto_declare=False)
 
-    def _attempt(self, send: Callable[[Any], T], producer: Any) -> T:
+    def _attempt(self, send: Callable[[Any], T], broker: Any, given: Any) -> T:
         """Connect, declare and publish before the deadline. A failure drops the connection."""
-        broker = producer.connection
         try:
             with connection.cut_at(self.deadline, broker):
-                self._prepare(producer)
+                producer = self._prepare(broker, given)
                 return self._confirm(send, producer)
         except BaseException:
             # The broker may not answer any more, and a late confirm would count as that of the next message.
             connection.abandon(broker)
             raise
 
-    def _prepare(self, producer: Any) -> None:
-        """Connect and declare. Errors here come before the message is sent."""
-        broker = producer.connection
+    def _prepare(self, broker: Any, given: Any) -> Any:
+        """Connect and declare, unless that was done. Errors here come before the message is sent."""
+        wanted = self.app.settings.topology
         try:
             if not connection.is_alive(broker):
                 connection.abandon(broker)
                 connection.connect(broker, self.deadline)
-                producer.revive(broker)
-            _declare(producer, self.app.settings.topology, delayed=self.delayed)
+                if given is not None:
+                    given.revive(broker)
+            live = broker.connection
+            producer = live.producer if given is None else given
+            if producer is None:
+                producer = live.producer = self.app.amqp.Producer(broker, auto_declare=False)
+            if live.declared is not wanted:
+                _declare(broker, producer.channel, wanted)
+                live.declared = wanted
+            if self.delayed:
+                with suppress(AccessRefused):
+                    topology.declare_delays(broker, wanted)
             if time.monotonic() >= self.deadline:
                 raise TimeoutError
+            return producer
         except failures.ERRORS as error:
             late = time.monotonic() >= self.deadline
             raise failures.explain(TimeoutError() if late else error, broker) from error
@@ -188,52 +197,32 @@ class Publish:
         """Call `send`, and turn its errors into the outcome of the message."""
         try:
             return send(producer)
-        except EncodeError as error:
-            raise BadArguments(f"{self.name}: JSON cannot carry the arguments: {error}") from error
-        except QueueNotFound as error:
-            # Of the `KeyError` that it comes from: Celery's own words hold the name in a sentence.
-            problem = unknown_queue(self.app, getattr(error.__context__, "args", ("",))[0])
-            raise BadInput(f"{self.name}: {problem.message}", problem.hint) from error
-        except (TypeError, ValueError, LookupError, OverflowError, struct.error) as error:
-            raise BadInput(f"{self.name}: an option cannot be sent: {failures.words(error)}") from error
+        except UNSENDABLE as error:
+            raise unsendable(self.app, self.name, error) from error
         except (MessageNacked, *failures.ERRORS) as error:
             raise self._fate(producer.connection, failures.root(error)) from error
 
     def _fate(self, broker: Any, error: BaseException) -> ProjError:
         """The outcome of a publish that ended with this error."""
         if isinstance(error, MessageNacked):
-            return BrokerRefused(
-                f"{self.name}: the broker refused the message: "
-                "the queue is full, or lacks the majority of its nodes",
-                "retry when workers have made room or the nodes are up",
-            )
+            return full_queue(self.name)
         # Without a method, py-amqp has raised it, and not the broker.
         if isinstance(error, FrameSyntaxError) and error.method_sig is None:
             return BadInput(f"{self.name}: an option cannot be sent: {failures.words(error)}")
         if getattr(error, "reply_code", None) == _NO_ROUTE:
-            return BrokerRefused(
-                f"{self.name}: no queue takes the message", "does its queue exist, bound to its exchange?"
-            )
+            return no_route(self.name)
         if failures.is_refusal(error):
             return failures.explain(error, broker)
-        why = f", {connection.ALARM}" if connection.is_blocked(broker) else ""
-        return OutcomeUnknown(
-            f"{self.name}: the broker did not confirm message {self.task_id}{why}",
-            f"it may be in the queue; to repeat it with --id {self.task_id} is safe",
-        )
+        return unknown(self.name, self.task_id, connection.ALARM if connection.is_blocked(broker) else "")
 
 
-def _declare(producer: Any, wanted: Topology, *, delayed: bool) -> None:
-    """Declare what the message needs, as far as the user has the permission."""
-    broker = producer.connection
+def _declare(broker: Any, channel: Any, wanted: Topology) -> None:
+    """Declare what messages need, as far as the user has the permission."""
     # For a user who may only publish, the publish itself shows whether something is missing.
     try:
-        topology.declare(producer.channel, wanted)
+        topology.declare(channel, wanted)
     except AccessRefused:
         broker.declared_entities.update(map(hash, wanted.queues))
-    if delayed:
-        with suppress(AccessRefused):
-            topology.declare_delays(broker, wanted)
 
 
 def _may_be_fixed(error: ProjError) -> bool:

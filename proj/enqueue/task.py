@@ -2,10 +2,12 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import celery
 from celery.app.utils import find_app
+from kombu.exceptions import EncodeError
 
 from proj.enqueue import checks
 from proj.enqueue.app import App, is_unchecked
@@ -59,6 +61,11 @@ class Task(celery.Task):
             )
         if self.app.conf.task_always_eager:
             options = self.app.checked_options(self.name, options)
+        elif not options and (template := self.app.templates.find(self)):
+            with suppress(EncodeError):
+                result = self.AsyncResult(self.app.send_from(template, args, kwargs))
+                result.ignored = template.ignore_result
+                return result
         return super().apply_async(args, kwargs, **options)
 
     def check_arguments(

@@ -141,12 +141,16 @@ class Templates:
             self._made, self._process = {}, os.getpid()
         if ignore_result is None:
             ignore_result = task.ignore_result
+        if isinstance(priority, bool) or not isinstance(ignore_result, bool):  # would equal another key
+            return None
         key = task, queue, priority, ignore_result
         try:
             return self._made[key]
         except KeyError:
             made = self._made[key] = self._make(task, queue, priority, ignore_result)
             return made
+        except TypeError:  # a queue that is no name
+            return None
 
     def _make(
         self, task: celery.Task, queue: str | None, priority: int | None, ignore_result: bool

@@ -11,10 +11,12 @@ import ssl
 from pathlib import Path
 from typing import Any
 
+import kombu
 import kombu.transport
 from amqp.exceptions import IrrecoverableConnectionError
 from kombu.transport import pyamqp
 
+from proj.queues import Topology
 from proj.rabbitmq import publishing
 
 
@@ -26,6 +28,10 @@ class Connection(pyamqp.Connection):
     """A connection whose reads raise `TimeoutError` anywhere in a frame; the next read continues there."""
 
     Channel = publishing.Channel
+
+    #: What `proj.enqueue.publish` has declared over this connection, and the producer that it keeps for it.
+    declared: Topology | None = None
+    producer: kombu.Producer | None = None
 
     def __init__(self, *args: Any, ca: Path | None = None, **options: Any) -> None:
         """`ca` comes from `broker_transport_options`, all of which kombu passes on; `Transport` uses it."""

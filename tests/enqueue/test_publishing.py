@@ -1,5 +1,6 @@
 """Publishing never lies: a message is confirmed or refused, or its outcome is told to be unknown, in time."""
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -192,6 +193,28 @@ def test_message_whose_id_is_given_may_be_a_repeat(bundle: Bundle) -> None:
     made, given = headers(bundle)
     assert REPEAT not in made
     assert (given[ID], given[REPEAT], given["theirs"]) == ("mine", True, "kept")
+
+
+@pytest.mark.used_vhost
+def test_message_from_a_template_arrives_as_celerys(bundle: Bundle) -> None:
+    """All that the broker delivers is the same, but for the id."""
+    text = 'it\'s a "back\\slash" é'
+    with Publisher(bundle) as publisher:
+        outcomes = [publisher.publish(text, by_celery=by_celery) for by_celery in (False, True)]
+
+    found = bundle.peek("proj.tasks")
+    for message, outcome in zip(found, outcomes, strict=True):
+        check(outcome, "confirmed")
+        properties = message["properties"]
+        for place, key in (
+            (properties, "correlation_id"),
+            (properties["headers"], "id"),
+            (properties["headers"], "root_id"),
+        ):
+            assert place.pop(key) == outcome.text
+        del message["message_count"], message["redelivered"]
+    assert found[0] == found[1]
+    assert json.loads(found[0]["payload"])[0] == [text]
 
 
 def test_task_that_is_tried_again_is_a_repeat(bundle: Bundle) -> None:

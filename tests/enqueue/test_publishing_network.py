@@ -35,12 +35,13 @@ pytestmark = pytest.mark.used_vhost
 _HALF_A_HEARTBEAT = bytes([8, 0, 0, 0, 0, 0, 0])
 
 
-def test_confirm_that_is_lost(bundle: Bundle, proxy: Proxy) -> None:
+@pytest.mark.parametrize("by_celery", [False, True], ids=["from a template", "by Celery"])
+def test_confirm_that_is_lost(bundle: Bundle, proxy: Proxy, by_celery: bool) -> None:
     """The network swallows the answers: the outcome is unknown, and the message is in the queue."""
     with Publisher(bundle) as publisher:
-        check(publisher.publish(task_id="before"), "confirmed")
+        check(publisher.publish(task_id="before", by_celery=by_celery), "confirmed")
         proxy.network = Network.SWALLOWS_ANSWERS
-        check(publisher.publish(task_id="mine"), "OutcomeUnknown", "message mine")
+        check(publisher.publish(task_id="mine", by_celery=by_celery), "OutcomeUnknown", "message mine")
     assert proxy.happened[Network.SWALLOWS_ANSWERS]
     assert ids(bundle) == ["before", "mine"]
 
@@ -138,12 +139,13 @@ def test_network_that_swallows_a_declaration(bundle: Bundle, proxy: Proxy) -> No
     assert ids(bundle) == ["before"]
 
 
-def test_connection_cut_before_the_confirm(bundle: Bundle, proxy: Proxy) -> None:
+@pytest.mark.parametrize("by_celery", [False, True], ids=["from a template", "by Celery"])
+def test_connection_cut_before_the_confirm(bundle: Bundle, proxy: Proxy, by_celery: bool) -> None:
     """It is published again on a new connection, with the same id, and marked as a repeat."""
     with Publisher(bundle) as publisher:
         check(publisher.publish(), "confirmed")
         proxy.network = Network.CUTS_AT_ANSWER
-        outcome = publisher.publish()
+        outcome = publisher.publish(by_celery=by_celery)
     check(outcome, "confirmed")
     assert proxy.happened[Network.CUTS_AT_ANSWER] == 1
     _, first, second = headers(bundle)
@@ -151,12 +153,15 @@ def test_connection_cut_before_the_confirm(bundle: Bundle, proxy: Proxy) -> None
     assert (first.get(REPEAT), second.get(REPEAT)) == (None, True)
 
 
-def test_connection_cut_before_the_confirm_and_nobody_answers_then(bundle: Bundle, proxy: Proxy) -> None:
+@pytest.mark.parametrize("by_celery", [False, True], ids=["from a template", "by Celery"])
+def test_connection_cut_before_the_confirm_and_nobody_answers_then(
+    bundle: Bundle, proxy: Proxy, by_celery: bool
+) -> None:
     """That the second attempt did not even connect says nothing of the first: the outcome is unknown."""
     with Publisher(bundle) as publisher:
-        check(publisher.publish(task_id="before"), "confirmed")
+        check(publisher.publish(task_id="before", by_celery=by_celery), "confirmed")
         proxy.network, proxy.afterwards = Network.CUTS_AT_ANSWER, Network.SWALLOWS_ALL
-        check(publisher.publish(task_id="mine"), "OutcomeUnknown", "message mine")
+        check(publisher.publish(task_id="mine", by_celery=by_celery), "OutcomeUnknown", "message mine")
     assert proxy.happened[Network.CUTS_AT_ANSWER] == 1
     assert proxy.happened[Network.SWALLOWS_ALL]
     assert ids(bundle) == ["before", "mine"]

@@ -30,9 +30,21 @@ MAX_SIZE = 1_000_000
 _PROGRAM = """
 import json, sys, time
 from proj import errors
-from proj.enqueue import enqueue
+from proj.enqueue import checks, enqueue
+from proj.enqueue.app import App
+from proj.enqueue.composing import Recorder
+make_id, send_task = checks.uuid, App.send_task
+def make_template(app, *args, producer=None, **options):
+    assert isinstance(producer, Recorder), "the message is not made from a template"
+    return send_task(app, *args, producer=producer, **options)
 for line in sys.stdin:
-    task, args, size, options = json.loads(line)
+    task, args, size, options, from_template = json.loads(line)
+    if from_template:
+        task_id = options.pop("task_id", None)
+        checks.uuid = lambda: task_id or make_id()
+        App.send_task = make_template
+    else:
+        App.send_task = send_task
     began = time.monotonic()
     try:
         ended = "confirmed", enqueue(task, args or ["." * size], **options).id
@@ -78,12 +90,23 @@ class Publisher:
         self._process.communicate(timeout=COMMAND_TIMEOUT)
 
     def publish(
-        self, *args: Any, task: str = "proj.tasks.sleep_dots", size: int = 1, **options: Any
+        self,
+        *args: Any,
+        task: str = "proj.tasks.sleep_dots",
+        size: int = 1,
+        by_celery: bool = False,
+        **options: Any,
     ) -> Outcome:
-        """Publish the task with these arguments, or with one text of `size` letters."""
+        """Publish the task with these arguments, or with one text of `size` letters.
+
+        The message is made from a template if it has no options. The id alone is no option, unless Celery is
+        to make the message: it is that of a new message, which is no repeat.
+        """
+        options = {name: value for name, value in options.items() if value is not None}
+        from_template = not by_celery and options.keys() <= {"task_id"}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([task, args, size, options]) + "\n")
+        self._process.stdin.write(json.dumps([task, args, size, options, from_template]) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         assert answer, "the publisher died; its last words are above"

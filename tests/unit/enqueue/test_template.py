@@ -201,7 +201,14 @@ def test_message_of_a_task_that_is_executed() -> None:
 
 
 @pytest.mark.parametrize("options", [{"priority": 10}, {"queue": 5}])
-def test_wrong_option(options: dict[str, Any]) -> None:
+def test_wrong_option(any_task: Any, options: dict[str, Any]) -> None:
     """It is refused as in any call."""
-    with task() as any_task, pytest.raises(BadInput):
-        Templates(app).find(any_task, **options)
+    with pytest.raises(BadInput):
+        TEMPLATES.find(any_task, **options)
+
+
+@pytest.mark.parametrize("options", [{"priority": True}, {"ignore_result": 1}, {"queue": []}])
+def test_wrong_option_that_python_takes_for_a_right_one(any_task: Any, options: dict[str, Any]) -> None:
+    """It has no template, though one was made for what it equals; Celery's way refuses it."""
+    assert TEMPLATES.find(any_task, priority=1, ignore_result=True)
+    assert TEMPLATES.find(any_task, **options) is None
