@@ -152,7 +152,7 @@ class _CuttableConnection(transport.Connection):
 def _has_input(sock: Any) -> bool:
     """Whether there is something to read, or an error of the socket: to look costs less than to try."""
     decrypted = getattr(sock, "pending", None)  # of TLS, which reads more than it is asked for
-    if decrypted and decrypted():
+    if sock.fileno() < 0 or (decrypted and decrypted()):
         return True
     look = select.poll()
     look.register(sock, select.POLLIN)

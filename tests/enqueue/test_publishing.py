@@ -147,6 +147,7 @@ with app.connection_for_write() as connection:
     add.apply_async((1, 1), producer=producer)
     connection.connection.sock.shutdown(2)
     add.apply_async((2, 2), producer=producer)
+    connection.connection.sock.close()
     add.apply_async((3, 3), connection=connection)
 add.apply_async((4, 4), producer=None, connection=None)
 print("true")
