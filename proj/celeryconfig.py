@@ -83,5 +83,4 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "task_store_errors_even_if_ignored": True,
         # On first use instead: a worker may start before its database.
         "database_create_tables_at_setup": False,
-        "database_engine_callback": "proj.results.database:tune_engine",
     }

@@ -15,7 +15,7 @@ from proj.doctor.finding import Finding, error, info, ok, warning
 from proj.doctor.subject import Subject
 from proj.enqueue import own_tasks
 from proj.errors import ResultStoreError
-from proj.results.database import CONNECT_TIMEOUT
+from proj.results.engines import CONNECT_TIMEOUT
 from proj.results.patience import PATIENCE
 from proj.results.store import store_error
 

@@ -34,8 +34,8 @@ def retries_of(attempt: int) -> int:
     return attempt % _RETRIES
 
 
-def may_replace(state: str, attempt: int, stored_state: Any, stored_attempt: Any) -> Any:
-    """Whether the state of an attempt replaces the stored one; given columns of a table, a condition in SQL.
+def may_replace(state: str, attempt: Any, stored_state: Any, stored_attempt: Any) -> Any:
+    """Whether the state of an attempt replaces the stored one; in terms of columns, a condition in SQL.
 
     A success is final and replaces every other state. Any other state replaces states of the same or earlier
     attempts. An end also replaces a failure or revocation in the same life of the message: a repeat with the

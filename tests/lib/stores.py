@@ -78,9 +78,10 @@ class LoginOnly:
                 self._sockets.append(client)
                 client.recv(4096)
                 client.sendall(self._WELCOME)
-                while question := client.recv(4096):
-                    self.asked.append(question)
-                    client.sendall(self._answer)
+                with suppress(ConnectionError):  # it may leave before it has read the answer
+                    while question := client.recv(4096):
+                        self.asked.append(question)
+                        client.sendall(self._answer)
                 self.left += 1
 
 

@@ -6,10 +6,10 @@ import time
 from contextlib import closing
 
 import pytest
-from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 
-from proj.results import database as store_database
+from proj.results import engines
+from proj.results.engines import Kept
 from tests.lib import stores
 from tests.lib.bundle import Bundle
 from tests.lib.postgres import PASSWORD
@@ -22,10 +22,10 @@ pytestmark = pytest.mark.used_vhost
 #: Seconds that a command may take to tell that the store fails, on a machine that is very busy.
 READING_TAKES = 40
 
-_DATABASE = "results/database.py"
+_ENGINES = "results/engines.py"
 
 #: Of a server that says nothing, one second is as good as ten.
-_SHORT_ANSWER = "ANSWER_TIMEOUT: Final = 10", "ANSWER_TIMEOUT: Final = 1"
+_SHORT_ANSWER = _ENGINES, "ANSWER_TIMEOUT: Final = 10", "ANSWER_TIMEOUT: Final = 1"
 
 
 def _refuses(bundle: Bundle, code: int, *parts: str, command: tuple[str, ...] = ("result", "any")) -> None:
@@ -93,7 +93,7 @@ def test_reading_from_sqlite_that_is_locked(bundle: Bundle) -> None:
         other.execute("ROLLBACK")
         other.execute("PRAGMA locking_mode = EXCLUSIVE")
         other.execute("DELETE FROM celery_taskmeta")
-        bundle.switch_off(_DATABASE, "SQLITE_BUSY_TIMEOUT: Final = 5", "SQLITE_BUSY_TIMEOUT: Final = 1")
+        bundle.switch_off(_ENGINES, "SQLITE_BUSY_TIMEOUT: Final = 5", "SQLITE_BUSY_TIMEOUT: Final = 1")
         _refuses(bundle, 69, "database is locked")
 
 
@@ -109,7 +109,7 @@ def test_reading_from_postgresql_that_fails(bundle: Bundle, database: Database) 
     """A server that is down, or mute, or that refuses is told with its address."""
     server, url = database.server, bundle.env["CELERY_RESULT_BACKEND"]
     address = f"postgresql://app:**@127.0.0.1:{server.port}/{database.name}"
-    bundle.switch_off(_DATABASE, "CONNECT_TIMEOUT: Final = 5", "CONNECT_TIMEOUT: Final = 2")
+    bundle.switch_off(_ENGINES, "CONNECT_TIMEOUT: Final = 5", "CONNECT_TIMEOUT: Final = 2")
 
     with server.paused():
         _refuses(bundle, 69, "timeout expired", address)
@@ -125,7 +125,7 @@ def test_reading_from_postgresql_that_fails(bundle: Bundle, database: Database) 
 
 def test_reading_from_postgresql_that_answers_no_question(bundle: Bundle) -> None:
     """A server that takes the login and says nothing after it is told with its address."""
-    bundle.switch_off(_DATABASE, *_SHORT_ANSWER)
+    bundle.switch_off(*_SHORT_ANSWER)
     with LoginOnly() as server:
         bundle.env["CELERY_RESULT_BACKEND"] = "db+" + server.url
 
@@ -136,8 +136,8 @@ def test_reading_from_postgresql_that_answers_no_question(bundle: Bundle) -> Non
 
 def test_postgresql_that_answers_no_question_is_waited_for(bundle: Bundle) -> None:
     """The control for the server that says nothing: with a new connection not bounded, it is waited for."""
-    bundle.switch_off(_DATABASE, *_SHORT_ANSWER)
-    bundle.switch_off(_DATABASE, 'event.listen(engine, "connect", begin, insert=True)', "pass")
+    bundle.switch_off(*_SHORT_ANSWER)
+    bundle.switch_off(_ENGINES, 'event.listen(engine, "connect", begin, insert=True)', "pass")
     with LoginOnly() as server:
         reader = bundle.start("result", "any", env={"CELERY_RESULT_BACKEND": "db+" + server.url})
         eventually("it is asked", lambda: server.asked)
@@ -148,14 +148,13 @@ def test_postgresql_that_answers_no_question_is_waited_for(bundle: Bundle) -> No
 
 def test_postgresql_that_refuses_the_first_question_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that fails while it is new is closed at once, and nobody waits to cut it."""
-    monkeypatch.setattr(store_database, "ANSWER_TIMEOUT", 1000)
+    monkeypatch.setattr(engines, "ANSWER_TIMEOUT", 1000)
     with LoginOnly(LoginOnly.REFUSAL) as server:
-        engine = create_engine(server.url, poolclass=NullPool)
-        store_database.tune_engine(engine)
+        kept = Kept(server.url, {})
 
         # The error is kept, and with it whatever its traceback keeps.
-        with pytest.raises(OperationalError) as refused:
-            engine.connect()
+        with pytest.raises(OperationalError) as refused, kept.use():
+            pass
 
         eventually("the connection is closed", lambda: server.left == 1)
         assert "no server today" in str(refused.value)

@@ -113,7 +113,7 @@ def test_failure_that_names_what_is_no_text_is_stored(stored: Bundle) -> None:
 def test_many_writers_lose_nothing(bundle: Bundle) -> None:
     """Four processes of two workers store 300 results in one new file, and none finds it locked."""
     bundle.switch_off(
-        "results/database.py", "SQLITE_BUSY_TIMEOUT: Final = 5", "SQLITE_BUSY_TIMEOUT: Final = 60"
+        "results/engines.py", "SQLITE_BUSY_TIMEOUT: Final = 5", "SQLITE_BUSY_TIMEOUT: Final = 60"
     )
     workers = [stores.worker(bundle, "--concurrency=2", log=f"{n}.log").ready() for n in "ab"]
     bundle.python("""
@@ -152,7 +152,7 @@ print(json.dumps([session.execute(text("PRAGMA " + name)).scalar() for name in p
 def test_file_that_is_deleted_under_a_worker(bundle: Bundle, protected: bool) -> None:
     """The next result goes into a new file, and not into one that nobody can read; the control loses it."""
     if not protected:
-        bundle.switch_off("results/database.py", "raise DisconnectionError", "str")
+        bundle.switch_off("results/engines.py", 'raise DisconnectionError("the database file', 'str("the')
     stores.worker(bundle)
     first = bundle.proj("enqueue", "add", "1", "2", "--id", "first", "--wait")
     assert first.stdout == "3\n", first.stderr
