@@ -51,8 +51,11 @@ _DELAY_WORDS: Final = ("0", "1")
 #: the delay queues.
 DELAYED: Final = "delayed"
 
-#: How names of queues begin that are RabbitMQ's, Celery's, or those of dead letters.
-_RESERVED: Final = ("amq.", "celery_delayed_", "proj.dead")
+#: How names of queues begin that are RabbitMQ's, Celery's, or ours for something else.
+_RESERVED: Final = ("amq.", "celery_delayed_", "proj.dead", "proj.beat")
+
+#: An exclusive queue that serves as a lock for `celery beat`: whoever has declared it leads.
+BEAT_LEADER: Final = "proj.beat"
 
 #: An exclusive queue that serves as a lock for readers of dead letters: the broker deletes it with the
 #: reader's connection.

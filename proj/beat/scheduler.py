@@ -1,10 +1,137 @@
-"""The scheduler of `celery beat`, which publishes periodic tasks."""
+"""The scheduler of `celery beat`, which enqueues periodic tasks; two of them are one."""
 
-from celery.beat import PersistentScheduler
+import logging
+from datetime import datetime
+from typing import Any, Final
+
+from celery import beat
+
+from proj.beat import entry as entries
+from proj.beat.alive import Alive
+from proj.beat.history import History
+from proj.beat.leader import Leader
+from proj.enqueue import find_task
+from proj.errors import (
+    BadInput,
+    BrokerRefused,
+    BrokerUnreachable,
+    ExitCode,
+    OutcomeUnknown,
+    ProjError,
+    ResultStoreError,
+)
+
+log = logging.getLogger("proj.beat")
+
+#: Seconds between two looks at who leads, and between two attempts to enqueue a run.
+_LOOK: Final = 0.5
 
 
-class Scheduler(PersistentScheduler):
-    """Celery's scheduler, with connections from `App.send_task`."""
+class Scheduler(beat.Scheduler):
+    """Enqueues each due run, and repeats that until the broker has confirmed it, while it leads.
+
+    The id of a run is made of its entry and its due time, and each run is marked as a possible repeat. So a
+    run that two beats enqueue around a takeover is executed once, as soon as its success is stored.
+    """
+
+    Entry = entries.Entry
 
     #: Celery's own producer waits for an unreachable broker without a timeout, and so delays all entries.
     producer = None
+
+    def __init__(self, app: Any, *args: Any, lazy: bool = False, **options: Any) -> None:
+        """With `lazy`, only for what `celery beat` prints at its start."""
+        self._leader = Leader(app)
+        self._history = History(app)
+        self._alive = Alive(app.settings)
+        #: The due time of each entry's last run; None while it has to be read.
+        self._last: dict[str, datetime] | None = None
+        #: What was said last of each entry that could not be enqueued; of all of them with an empty name.
+        self._problems: dict[str, str] = {}
+        super().__init__(app, *args, lazy=lazy, **options)
+        if not lazy:
+            self._leader.start()
+
+    def setup_schedule(self) -> None:
+        """Check all entries. Celery's own `celery.backend_cleanup` is none: workers delete old results.
+
+        Ends the program with one line about the first entry that cannot be enqueued.
+        """
+        self.merge_inplace(self.app.conf.beat_schedule)
+        try:
+            for entry in self.schedule.values():
+                entry.check(self.app)
+        except BadInput as error:
+            log.critical("beat: %s", error)
+            raise SystemExit(int(ExitCode.USAGE)) from None
+        if not self._history.is_shared:
+            log.warning(
+                "beat: the result store is no database, so that another beat does not know what was enqueued"
+            )
+
+    def tick(self, *_: Any, **__: Any) -> float:
+        """Enqueue what is due. Returns the seconds until the next look."""
+        if self._leader.refusal:
+            log.critical("beat: %s", self._leader.refusal)
+            raise SystemExit(int(self._leader.refusal.exit_code))
+        self._alive.beat(leads=self._leader.leads)
+        if not self._leader.leads:
+            self._last = None
+            return _LOOK
+        try:
+            if self._last is None:
+                self._last = self._history.read()
+                self._begin(self._last)
+            soonest = min((self._run_due(entry) for entry in list(self.schedule.values())), default=_LOOK)
+        except (BrokerUnreachable, ResultStoreError) as error:
+            self._say("", error)
+            return _LOOK
+        self._problems.pop("", None)
+        return max(0.0, min(soonest, _LOOK))
+
+    def close(self) -> None:
+        self._leader.stop()
+        self._alive.end()
+        super().close()
+
+    def _begin(self, last: dict[str, datetime]) -> None:
+        """An entry that is new begins now: its first run is due one interval later."""
+        now = self.app.now()
+        for name in self.schedule.keys() - last.keys():
+            self._history.write(name, now)
+            last[name] = now
+
+    def _run_due(self, entry: entries.Entry) -> float:
+        """Enqueue the due runs of one entry. Returns the seconds until the next one is due."""
+        assert self._last is not None
+        for due in entry.due_since(self._last[entry.name], self.app.now()):
+            if not self._leader.leads:
+                return _LOOK
+            if not self._enqueue(entry, due):
+                return _LOOK
+            self._last[entry.name] = due
+            self._history.write(entry.name, due)
+        next_one = entry.due_after(self._last[entry.name])
+        return float((next_one - self.app.now()).total_seconds())
+
+    def _enqueue(self, entry: entries.Entry, due: datetime) -> bool:
+        """Whether the run needs no further attempt. Raises `BrokerUnreachable`."""
+        try:
+            args, kwargs = entry.arguments()
+            find_task(self.app, entry.task).apply_async(
+                args, kwargs, task_id=entry.run_id(due), **entry.sent_options()
+            )
+        except BadInput as error:
+            log.error("beat: the run of %s that was due at %s cannot be enqueued: %s", entry.name, due, error)
+        except (BrokerRefused, OutcomeUnknown) as error:
+            self._say(entry.name, error)
+            return False
+        self._problems.pop(entry.name, None)
+        return True
+
+    def _say(self, name: str, error: ProjError) -> None:
+        """Log a problem once, as long as it stays the same."""
+        if self._problems.get(name) != error.message:
+            self._problems[name] = error.message
+            what = name or "what is due"
+            log.warning("beat: %s is enqueued later: %s", what, error)

@@ -1,4 +1,4 @@
-"""Heartbeat files: a worker's event loop writes one, and `proj health` judges it.
+"""Heartbeat files: a worker's event loop or a beat writes one, and `proj health` judges it.
 
 Each beat holds the time when the next one is due, since the loop knows best what it is about to do. Times
 are those of `time.monotonic`, which all processes of one boot share on Linux and macOS. Nobody can set that
@@ -13,8 +13,9 @@ import time
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-#: Folder of the heartbeats in the state folder.
-FOLDER: Final = "workers"
+#: What writes heartbeats. The state folder has a folder for each kind, with an `s` at its end.
+WORKER: Final = "worker"
+BEAT: Final = "beat"
 
 #: States of a worker, with the words for people.
 STARTING: Final = "starting"
@@ -22,11 +23,14 @@ CONNECTING: Final = "connecting"
 READY: Final = "ready"
 NOT_CONSUMING: Final = "not-consuming"
 STOPPING: Final = "stopping"
+#: Of a beat while another one leads.
+STANDBY: Final = "standby"
 _WORDS: Final = {
     STARTING: "starts",
     CONNECTING: "connects to the broker",
     NOT_CONSUMING: "consumes no queue",
     STOPPING: "is stopping",
+    STANDBY: "stands by",
 }
 
 #: Age in seconds at which a file is deleted, even from another boot or container. A live worker writes its
@@ -59,9 +63,9 @@ class Verdict(NamedTuple):
     why: str
 
 
-def file_of(state_dir: str, worker: str, pid: int) -> str:
+def file_of(state_dir: str, worker: str, pid: int, kind: str = WORKER) -> str:
     """The path of a worker's file; the pid keeps two workers with one name apart."""
-    return os.path.join(state_dir, FOLDER, f"{worker.replace(os.sep, '%')}.{pid}.json")
+    return os.path.join(state_dir, f"{kind}s", f"{worker.replace(os.sep, '%')}.{pid}.json")
 
 
 def write(path: str, heartbeat: Heartbeat) -> None:
@@ -122,9 +126,9 @@ def read(path: str) -> Heartbeat | None:
         return None
 
 
-def read_all(state_dir: str) -> list[Heartbeat]:
+def read_all(state_dir: str, kind: str = WORKER) -> list[Heartbeat]:
     """All heartbeats in the state folder, also of ended workers. Raises `OSError`."""
-    folder = os.path.join(state_dir, FOLDER)
+    folder = os.path.join(state_dir, f"{kind}s")
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
@@ -133,9 +137,9 @@ def read_all(state_dir: str) -> list[Heartbeat]:
     return [heartbeat for heartbeat in found if heartbeat is not None]
 
 
-def clear_leftovers(state_dir: str) -> None:
+def clear_leftovers(state_dir: str, kind: str = WORKER) -> None:
     """Delete the files of workers that were killed, and old files."""
-    folder = os.path.join(state_dir, FOLDER)
+    folder = os.path.join(state_dir, f"{kind}s")
     names: list[str] = []
     with suppress(OSError):
         names = os.listdir(folder)
@@ -210,7 +214,9 @@ def select(heartbeats: list[Heartbeat], worker: str | None) -> list[Heartbeat]:
     ]
 
 
-def judge(heartbeats: list[Heartbeat], *, ready: bool, worker: str | None, state_dir: str) -> Verdict:
+def judge(
+    heartbeats: list[Heartbeat], *, ready: bool, worker: str | None, state_dir: str, kind: str = WORKER
+) -> Verdict:
     """Whether every running worker is live, or ready; unhealthy when none runs.
 
     `worker` selects by name. Files of ended workers are ignored while another one runs.
@@ -220,16 +226,16 @@ def judge(heartbeats: list[Heartbeat], *, ready: bool, worker: str | None, state
     running = [heartbeat for heartbeat in chosen if runs(heartbeat)]
     what = "ready" if ready else "live"
     if not running:
-        return Verdict(False, f"not {what}: {_nobody(chosen, worker, state_dir)}")
+        return Verdict(False, f"not {what}: {_nobody(chosen, worker, state_dir, kind)}")
     bad = [beat for beat in running if not (is_ready(beat, now) if ready else lives(beat, now))]
     if bad:
-        some = f" ({len(bad)} of {len(running)} workers)" if len(running) > 1 else ""
-        return Verdict(False, f"not {what}: {_trouble(bad[0], now)}{some}")
+        some = f" ({len(bad)} of {len(running)} {kind}s)" if len(running) > 1 else ""
+        return Verdict(False, f"not {what}: {_trouble(bad[0], now, kind)}{some}")
     if len(running) > 1:
         oldest = now - min(heartbeat.beat for heartbeat in running)
-        return Verdict(True, f"{what}: {len(running)} workers, the oldest beat {oldest:.1f} s ago")
+        return Verdict(True, f"{what}: {len(running)} {kind}s, the oldest beat {oldest:.1f} s ago")
     (only,) = running
-    return Verdict(True, f"{what}: worker {only.worker} beat {now - only.beat:.1f} s ago{_doing(only)}")
+    return Verdict(True, f"{what}: {kind} {only.worker} beat {now - only.beat:.1f} s ago{_doing(only)}")
 
 
 def describe(heartbeats: list[Heartbeat], worker: str | None) -> list[dict[str, Any]]:
@@ -253,18 +259,18 @@ def describe(heartbeats: list[Heartbeat], worker: str | None) -> list[dict[str, 
     ]
 
 
-def _nobody(chosen: list[Heartbeat], worker: str | None, state_dir: str) -> str:
+def _nobody(chosen: list[Heartbeat], worker: str | None, state_dir: str, kind: str) -> str:
     if chosen:
         last = max(chosen, key=lambda heartbeat: heartbeat.beat)
-        return f"worker {last.worker} was killed or crashed: its process {last.pid} is gone"
-    return f"no worker {f'{worker} ' if worker else ''}runs with the state folder {state_dir}"
+        return f"{kind} {last.worker} was killed or crashed: its process {last.pid} is gone"
+    return f"no {kind} {f'{worker} ' if worker else ''}runs with the state folder {state_dir}"
 
 
-def _trouble(heartbeat: Heartbeat, now: float) -> str:
+def _trouble(heartbeat: Heartbeat, now: float, kind: str) -> str:
     if lives(heartbeat, now):
-        return f"worker {heartbeat.worker} {_WORDS.get(heartbeat.state, heartbeat.state)}"
+        return f"{kind} {heartbeat.worker} {_WORDS.get(heartbeat.state, heartbeat.state)}"
     return (
-        f"worker {heartbeat.worker} beat {now - heartbeat.beat:.1f} s ago, "
+        f"{kind} {heartbeat.worker} beat {now - heartbeat.beat:.1f} s ago, "
         f"but was due to beat again within {heartbeat.due - heartbeat.beat:.1f} s{_doing(heartbeat)}"
     )
 

@@ -124,7 +124,7 @@ def test_worker_from_its_start_to_its_end(bundle: Bundle, pool: str) -> None:
     assert worker.ends() == 0
     assert [line.id for line in worker.lines("Done after")] == ["last"]
     assert not _is(bundle, "live")
-    assert os.listdir(bundle.folder / "state" / heartbeat.FOLDER) == []
+    assert os.listdir(bundle.folder / "state" / "workers") == []
 
 
 def test_killed_worker_is_not_live_at_once(bundle: Bundle) -> None:
@@ -283,7 +283,7 @@ def test_worker_that_consumes_no_queue_is_not_ready(shared: Bundle, worker: Work
 def test_worker_goes_on_when_its_heartbeat_cannot_be_written(bundle: Bundle) -> None:
     """It says so once, and executes tasks; the probe says what is in its way."""
     (bundle.folder / "state").mkdir()
-    in_the_way = bundle.folder / "state" / heartbeat.FOLDER
+    in_the_way = bundle.folder / "state" / "workers"
     in_the_way.touch()
     worker = bundle.worker().ready()
 
@@ -328,7 +328,7 @@ def test_disk_that_is_full_makes_no_worker_dead(bundle: Bundle, small_disk: Path
 @pytest.mark.usefixtures("worker")
 def test_state_folder_that_is_taken_away_is_made_again(shared: Bundle) -> None:
     """A worker that lives is found again, with its next beat."""
-    folder = shared.folder / "state" / heartbeat.FOLDER
+    folder = shared.folder / "state" / "workers"
     folder.rename(folder.with_name("away"))
 
     _becomes(shared, "live")
@@ -367,11 +367,11 @@ def test_probe_imports_nothing_that_takes_time(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ([], 2, "Error: give either --live or --ready (see: proj health --help)\n"),
+        ([], 2, "Error: give one of --live, --ready and --beat (see: proj health --help)\n"),
         (
             ["--live", "--ready"],
             2,
-            "Error: give either --live or --ready (see: proj health --help)\n",
+            "Error: give one of --live, --ready and --beat (see: proj health --help)\n",
         ),
         (
             ["--alive"],

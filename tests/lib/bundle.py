@@ -251,12 +251,18 @@ class Bundle:
 
         Without `mingle` it does not wait a second for its neighbours' answers, with each connection.
         """
+        given = ["--loglevel=INFO", "--concurrency=1", *options] + ([] if mingle else ["--without-mingle"])
+        return self._celery_program("worker", given, env, log)
+
+    def beat(self, *, env: dict[str, str] | None = None, log: str = "beat.log") -> Worker:
+        """Start a beat, which is ended with the test; it has what a worker has, but tasks."""
+        return self._celery_program("beat", ["--loglevel=INFO"], env, log)
+
+    def _celery_program(self, name: str, options: list[str], env: dict[str, str] | None, log: str) -> Worker:
         path = self.folder / log
-        program = str(BIN / "celery")
         with path.open("wb") as output:
             process = fork_server.popen(
-                [program, "-A", "proj", "worker", "--loglevel=INFO", "--concurrency=1", *options]
-                + ([] if mingle else ["--without-mingle"]),
+                [str(BIN / "celery"), "-A", "proj", name, *options],
                 cwd=self.folder,
                 env=self.env | (env or {}),
                 stdin=subprocess.DEVNULL,

@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 
-from proj.health import heartbeat
 from tests.lib.bundle import GATED_TASK, Bundle
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
@@ -52,7 +51,7 @@ def test_sigterm_lets_the_running_task_end_and_takes_no_new_one(bundle: Bundle) 
 def test_what_is_not_done_when_the_grace_is_over_is_given_back(bundle: Bundle, pool: str) -> None:
     """Another worker executes a task that is too long; the first leaves no file that says that it runs."""
     worker = bundle.worker("--pool", pool, "--pidfile=pid", env={"PROJ_SHUTDOWN_GRACE": "1"}).ready()
-    heartbeats = bundle.folder / "state" / heartbeat.FOLDER
+    heartbeats = bundle.folder / "state" / "workers"
     assert os.listdir(heartbeats)
     assert (bundle.folder / "pid").exists()
     bundle.enqueue("sleep-dots", "600", "--id", "long")

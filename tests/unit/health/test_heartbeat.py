@@ -139,7 +139,7 @@ def test_beat_is_read_as_it_was_written(tmp_path: Path) -> None:
     heartbeat.write(path, beat)
 
     assert heartbeat.read_all(str(tmp_path / "state")) == [beat]
-    assert os.listdir(tmp_path / "state" / heartbeat.FOLDER) == [Path(path).name]
+    assert os.listdir(tmp_path / "state" / "workers") == [Path(path).name]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_beat_is_read_as_it_was_written(tmp_path: Path) -> None:
 )
 def test_file_that_is_no_heartbeat_is_passed_over(tmp_path: Path, text: str) -> None:
     """A crash of the machine leaves such; a worker that lives writes anew within a second."""
-    folder = tmp_path / heartbeat.FOLDER
+    folder = tmp_path / "workers"
     folder.mkdir()
     (folder / "broken.json").write_text(text, "latin-1")
     heartbeat.write(heartbeat.file_of(str(tmp_path), "w1@host", os.getpid()), _beat())
@@ -164,7 +164,7 @@ def test_leftovers_are_cleared_away(tmp_path: Path) -> None:
         "elsewhere": _beat(machine="another"),
         "here": _beat(),
     }
-    paths = {name: tmp_path / heartbeat.FOLDER / f"{name}.json" for name in beats}
+    paths = {name: tmp_path / "workers" / f"{name}.json" for name in beats}
     for name, beat in beats.items():
         heartbeat.write(str(paths[name]), beat)
     os.utime(paths["old"], (0, 0))
@@ -178,7 +178,7 @@ def test_leftover_that_cannot_be_cleared_away_hinders_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as one that another worker has cleared away in the same moment."""
-    leftover = tmp_path / heartbeat.FOLDER / "gone.json"
+    leftover = tmp_path / "workers" / "gone.json"
     heartbeat.write(str(leftover), _beat(process="1"))
     monkeypatch.setattr("os.listdir", lambda _: ["cleared-away.json", "gone.json"])
 

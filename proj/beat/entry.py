@@ -1,0 +1,112 @@
+"""An entry of the schedule: which task is due when, and the id of each of its runs."""
+
+import uuid
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final
+
+import celery
+from celery.beat import BeatLazyFunc, ScheduleEntry
+from celery.schedules import crontab, schedule
+
+from proj.enqueue import find_task
+from proj.enqueue.task import Task
+from proj.errors import BadInput, did_you_mean
+
+#: The name space of the ids of runs (RFC 9562, version 5).
+_RUNS: Final = uuid.UUID("8b3f3b5e-2d0c-5c5e-9a54-6f1f0f2a7c11")
+
+
+#: The time that a takeover may take.
+TAKEOVER: Final = timedelta(seconds=10)
+
+
+class Missed(StrEnum):
+    """Which of the runs that were missed, while no beat ran or its broker was down, are made up for."""
+
+    #: The last one.
+    ONCE = "once"
+    #: Each of them.
+    EACH = "each"
+
+
+class Entry(ScheduleEntry):
+    """Celery's entry, whose due times do not depend on when it was looked at.
+
+    An option `missed` beside those of `apply_async` says which missed runs are made up for; see `Missed`.
+    """
+
+    @property
+    def missed(self) -> Missed:
+        """Raises `BadInput`."""
+        given = self.options.get("missed", Missed.ONCE)
+        try:
+            return Missed(given)
+        except ValueError:
+            hint = did_you_mean(str(given), list(Missed)) or f"missed is one of: {', '.join(Missed)}"
+            raise BadInput(f"{self._words}: there is no missed={given!r}", hint) from None
+
+    @property
+    def _words(self) -> str:
+        return f"entry {self.name!r} of the schedule"
+
+    def check(self, app: celery.Celery) -> None:
+        """Raises `BadInput`, with the entry's name, when its task cannot be enqueued."""
+        _ = self.missed
+        try:
+            task = find_task(app, self.task)
+            if isinstance(task, Task):
+                task.check_arguments(*self.arguments())
+        except BadInput as error:
+            raise BadInput(f"{self._words}: {error.message}", error.hint) from None
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of one run; those that are a `BeatLazyFunc` are computed for it."""
+        args = tuple(_now(value) for value in self.args or ())
+        return args, {name: _now(value) for name, value in self.kwargs.items()}
+
+    def sent_options(self) -> dict[str, Any]:
+        """The options of `apply_async`."""
+        options = {name: value for name, value in self.options.items() if name != "missed"}
+        # As Celery's own beat does, so that the task can tell.
+        return options | {"headers": {"celery_beat_task": True} | (options.get("headers") or {})}
+
+    def run_id(self, due: datetime) -> str:
+        """The id of the run that is due then: the same, whoever enqueues it, and however often."""
+        return str(uuid.uuid5(_RUNS, f"{self.name} {due.timestamp():.6f}"))
+
+    def due_after(self, last: datetime) -> datetime:
+        """When it is due next, after it was due then."""
+        if type(self.schedule) is schedule:
+            due: datetime = last + self.schedule.run_every
+            return due
+        if isinstance(self.schedule, crontab):
+            start, delta, _ = self.schedule.remaining_delta(last)
+            return _in_zone_of(last, start + delta)
+        # Such as `solar`, which only says how long it takes from now.
+        remaining = self.schedule.remaining_estimate(last)
+        return _in_zone_of(last, (self.schedule.now() + remaining).replace(microsecond=0))
+
+    def due_since(self, last: datetime, now: datetime) -> Iterator[datetime]:
+        """The due times of the runs to enqueue now, in their order.
+
+        Those of the last seconds are never skipped, since no beat may have led then; see `TAKEOVER`.
+        """
+        if self.missed is Missed.ONCE and type(self.schedule) is schedule and self.schedule.run_every:
+            every = self.schedule.run_every
+            last += max(0, min((now - TAKEOVER - last) // every, (now - last) // every - 1)) * every
+        due = self.due_after(last)
+        while due <= now:
+            next_one = self.due_after(due)
+            if self.missed is Missed.EACH or due >= now - TAKEOVER or next_one > now:
+                yield due
+            due = next_one
+
+
+def _now(value: Any) -> Any:
+    return value() if isinstance(value, BeatLazyFunc) else value
+
+
+def _in_zone_of(last: datetime, due: datetime) -> datetime:
+    return due.astimezone(last.tzinfo)

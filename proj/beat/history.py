@@ -1,0 +1,85 @@
+"""Which run of each entry was enqueued last, in the result store, so that all beats share it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, Final
+
+from proj.enqueue.app import App
+from proj.errors import ResultStoreError
+
+#: The table; a row for each entry of the schedule.
+TABLE: Final = "proj_beat"
+
+
+class History:
+    """The due time of each entry's last run.
+
+    A result store that is no database cannot keep it: then each beat knows only its own runs.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._is_ready = False
+        #: Written, or to be written when the store is up again.
+        self._unsaved: dict[str, datetime] = {}
+
+    @property
+    def is_shared(self) -> bool:
+        return hasattr(self._app.backend, "ResultSession")
+
+    def read(self) -> dict[str, datetime]:
+        """The times by entry. Raises `ResultStoreError`."""
+        if not self.is_shared:
+            return {}
+        from sqlalchemy import select
+
+        with self._session() as session:
+            rows = session.execute(select(self._table.c.entry, self._table.c.due)).all()
+        return {entry: datetime.fromtimestamp(due, UTC) for entry, due in rows}
+
+    def write(self, entry: str, due: datetime) -> None:
+        """Keep the time, and those that an error has left. A later one stays. Raises `ResultStoreError`."""
+        self._unsaved[entry] = due
+        if not self.is_shared:
+            return
+        with self._session() as session:
+            for name, when in self._unsaved.items():
+                self._write(session, name, when.timestamp())
+            session.commit()
+        self._unsaved.clear()
+
+    def _write(self, session: Any, entry: str, due: float) -> None:
+        table = self._table
+        found = session.execute(
+            table.update().where(table.c.entry == entry, table.c.due <= due).values(due=due)
+        )
+        if not found.rowcount and not session.execute(table.select().where(table.c.entry == entry)).first():
+            session.execute(table.insert().values(entry=entry, due=due))
+
+    @contextmanager
+    def _session(self) -> Iterator[Any]:
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            with self._app.backend.ResultSession() as session:
+                if not self._is_ready:
+                    self._table.create(session.connection(), checkfirst=True)
+                    session.commit()
+                    self._is_ready = True
+                yield session
+        except (SQLAlchemyError, OSError) as error:
+            self._is_ready = False  # it may come back as a new one
+            words = str(getattr(error, "orig", None) or error).splitlines()
+            raise ResultStoreError(
+                f"the result store does not answer: {words[0] if words else error!r}"
+            ) from error
+
+    @cached_property
+    def _table(self) -> Any:
+        from sqlalchemy import Column, Float, MetaData, String, Table
+
+        return Table(
+            TABLE, MetaData(), Column("entry", String(255), primary_key=True), Column("due", Float(53))
+        )

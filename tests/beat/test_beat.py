@@ -1,0 +1,124 @@
+"""`celery beat`: two that are one, and runs that are neither lost nor executed twice."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.lib import beats
+from tests.lib.bundle import Bundle
+from tests.lib.proxy import Network, Proxy
+from tests.lib.waiting import eventually
+from tests.lib.worker import Worker
+
+
+@pytest.fixture
+def ticking(bundle: Bundle) -> tuple[Bundle, Worker]:
+    """An entry that is due each second, and a worker that executes its runs."""
+    bundle.add_task(beats.TICK)
+    bundle.declare()
+    return bundle, bundle.worker().ready()
+
+
+def all_are_executed(bundle: Bundle, worker: Worker) -> None:
+    """Each second's run, from the first one to the last, is executed."""
+
+    def without_a_gap() -> bool:
+        found = beats.executed(worker).keys()
+        return beats.last_runs(bundle, len(found)) == set(found)
+
+    eventually("each due run is executed", without_a_gap, seen=worker.text)
+
+
+def kill(leader: Worker, proxy: Proxy) -> None:
+    leader.kill()
+
+
+def cut(leader: Worker, proxy: Proxy) -> None:
+    proxy.network = Network.SWALLOWS_ALL
+
+
+@pytest.mark.parametrize("fault", [kill, cut])
+def test_another_beat_takes_over(
+    ticking: tuple[Bundle, Worker], fault: Callable[[Worker, Proxy], None]
+) -> None:
+    """Each due run is executed, in time, and once; only around the takeover one may be enqueued twice."""
+    bundle, worker = ticking
+    with Proxy(bundle.node.info.port) as proxy:
+        leader = bundle.beat(env={"CELERY_BROKER_URL": bundle.url_at(proxy.port)})
+        leader.says("this beat leads")
+        other = bundle.beat(log="other.log")
+        other.says("this one stands by")
+        eventually("some are executed", lambda: len(beats.executed(worker)) >= 3)
+        assert beats.repeats(worker) == 0
+
+        fault(leader, proxy)
+        other.says("this beat leads")
+        before = len(beats.executed(worker))
+        eventually("more are executed", lambda: len(beats.executed(worker)) >= before + 5)
+    other.terminate()
+    all_are_executed(bundle, worker)
+    assert beats.repeats(worker) <= 1
+
+
+def test_only_the_leader_enqueues(ticking: tuple[Bundle, Worker]) -> None:
+    """Two beats enqueue each run once; a clean end hands over at once."""
+    bundle, worker = ticking
+    first, second = bundle.beat(log="first.log"), bundle.beat(log="second.log")
+
+    def leads(beat: Worker) -> bool:
+        return "this beat leads" in beat.text()
+
+    eventually("one leads", lambda: leads(first) or leads(second))
+    leader, other = (first, second) if leads(first) else (second, first)
+    other.says("stands by")
+    eventually("some are executed", lambda: len(beats.executed(worker)) >= 2)
+    assert bundle.proj("health", "--beat").returncode == 0
+    assert '"runs": true' in bundle.proj("health", "--beat", "--json").stdout
+
+    leader.terminate()
+    other.says("this beat leads")
+    done = len(beats.executed(worker))
+    eventually("others are executed", lambda: len(beats.executed(worker)) >= done + 2)
+    assert beats.repeats(worker) == 0
+    other.terminate()
+    assert bundle.proj("health", "--beat").returncode == 69
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"task": "proj.tasks.ad", "schedule": 1.0}, "did you mean proj.tasks.add?"),
+        ({"task": "proj.tasks.add", "schedule": 1.0, "args": ("one", 2)}, "x"),
+        ({"task": "proj.tasks.add", "schedule": 1.0, "args": (1,)}, "y"),
+        (
+            {"task": "proj.tasks.add", "schedule": 1.0, "args": (1, 2), "options": {"missed": "al"}},
+            "missed is one of: once, each",
+        ),
+    ],
+    ids=["task", "type", "missing", "option"],
+)
+def test_entry_that_cannot_be_enqueued_is_refused(bundle: Bundle, entry: object, words: str) -> None:
+    """At the start, in one line with the entry's name."""
+    bundle.add_task(f"app.conf.beat_schedule = {{'nightly': {entry!r}}}")
+    done = bundle.celery("beat")
+
+    (line,) = [line for line in done.stderr.splitlines() if "CRITICAL" in line]
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "entry 'nightly' of the schedule" in line
+    assert words in line
+
+
+def test_broker_that_is_down_delays_and_does_not_skip(ticking: tuple[Bundle, Worker]) -> None:
+    """A run that was due meanwhile is enqueued later, with the id that it had."""
+    bundle, worker = ticking
+    with Proxy(bundle.node.info.port) as proxy:
+        beat = bundle.beat(env={"CELERY_BROKER_URL": bundle.url_at(proxy.port), "PROJ_PUBLISH_TIMEOUT": "2"})
+        eventually("some are executed", lambda: len(beats.executed(worker)) >= 2)
+        proxy.network = Network.SWALLOWS_ALL
+        beat.says("leads no more")
+        proxy.network = Network.WORKS
+        eventually("it leads again", lambda: beat.text().count("this beat leads\n") == 2)
+        before = len(beats.executed(worker))
+        eventually("more are executed", lambda: len(beats.executed(worker)) >= before + 3)
+    beat.terminate()
+    all_are_executed(bundle, worker)

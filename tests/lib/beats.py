@@ -1,0 +1,35 @@
+"""The runs of a beat, as a worker has executed them, and as the beats remember the last."""
+
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+
+from proj.beat.entry import Entry
+from tests.lib.bundle import Bundle
+from tests.lib.worker import Worker
+
+#: An entry for a user's tasks that is due each second.
+TICK = 'app.add_periodic_task(1.0, add.s(1, 2), name="tick", missed="each")'
+
+
+def executed(worker: Worker) -> dict[str, float]:
+    """When each run was executed, by its id; none was executed twice."""
+    lines = worker.lines("succeeded in")
+    assert max(Counter(line.id for line in lines).values(), default=1) == 1
+    return {line.id: line.at for line in lines}
+
+
+def repeats(worker: Worker) -> int:
+    """How many runs came to the worker a second time."""
+    received = Counter(line.id for line in worker.lines("received"))
+    return sum(received.values()) - len(received)
+
+
+def last_runs(bundle: Bundle, count: int) -> set[str]:
+    """The ids of so many runs of `TICK`, up to the last one that was enqueued."""
+    with closing(sqlite3.connect(bundle.folder / "state/results.sqlite3")) as store:
+        ((due,),) = store.execute("SELECT due FROM proj_beat WHERE entry = 'tick'")
+    last = datetime.fromtimestamp(due, UTC)
+    entry = Entry(name="tick", task="proj.tasks.add", schedule=1.0)
+    return {entry.run_id(last - timedelta(seconds=number)) for number in range(count)}
