@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
+from struct import Struct
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -19,10 +20,22 @@ from amqp.method_framing import frame_writer
 from kombu.transport import pyamqp
 
 from proj import queues
+from proj.rabbitmq.encoded import EncodedMessage
 
 #: Properties that a copy of a message does not take over: `expiration` would end the copy too, and `user_id`
 #: must be that of the publisher.
 _NOT_COPIED: Final = ("application_headers", "delivery_mode", "expiration", "user_id", "cluster_id")
+
+
+#: The last byte of each frame, and the bytes of a frame and of a content header beside what they carry.
+_END: Final = 0xCE
+_LAST: Final = bytes([_END])
+_FRAME: Final = 8 + 12
+
+#: How AMQP begins a method, a content header, and a body; the latter two after the end of the frame before.
+_METHOD: Final = Struct(">BHIHH")
+_CONTENT: Final = Struct(">BBHIHHQ")
+_BODY: Final = Struct(">BBHI")
 
 
 @dataclass(eq=False, slots=True)
@@ -110,12 +123,34 @@ class Window:
         self._waiting[self._tag] = sent
         try:
             arguments = _publish_arguments(sent.exchange, sent.routing_key, mandatory, immediate)
-            self._frame(1, self.channel.channel_id, spec.Basic.Publish, arguments, sent.message)
+            if not self._put_encoded(connection, arguments, sent.message):
+                self._frame(1, self.channel.channel_id, spec.Basic.Publish, arguments, sent.message)
         except BaseException:
             del self._unwritten[before:]
             self._waiting.pop(self._tag, None)
             self._tag -= 1
             raise
+
+    def _put_encoded(self, connection: amqp.Connection, arguments: bytes, message: amqp.Message) -> bool:
+        """Put the frames of a message whose properties are encoded, if each part of it fits into one."""
+        body = message.body
+        properties = message.encoded_properties() if isinstance(message, EncodedMessage) else None
+        if properties is None or not body or max(len(body), len(properties)) > connection.frame_max - _FRAME:
+            return False
+        channel = self.channel.channel_id
+        self._unwritten += b"".join(
+            (
+                _METHOD.pack(1, channel, 4 + len(arguments), *spec.Basic.Publish),
+                arguments,
+                _CONTENT.pack(_END, 2, channel, 12 + len(properties), spec.Basic.Publish[0], 0, len(body)),
+                properties,
+                _BODY.pack(_END, 3, channel, len(body)),
+                body,
+                _LAST,
+            )
+        )
+        connection.bytes_sent += 1  # for py-amqp's heartbeats
+        return True
 
     def flush(self, deadline: float | None = None) -> None:
         """Write what was put. Raises `TimeoutError` at the deadline (of `time.monotonic`)."""
