@@ -78,10 +78,10 @@ def _each(requests: Iterator[Signature], window: int) -> Iterator[Published]:
                 batch = Batch(app if isinstance(app, App) else default_app(), window=window)
             batch.put(request)
             yield from batch.settle() if is_slow else batch.ended()
-        if batch:
+        if batch is not None:
             yield from batch.settle()
     finally:
-        if batch:
+        if batch is not None:
             batch.close()
     if failure:
         raise failure
@@ -97,6 +97,8 @@ class Batch:
     def __init__(self, app: App, *, window: int = WINDOW) -> None:
         """Connects with the first message."""
         self._window = window
+        #: Celery's `task_always_eager`: the caller executes the tasks itself.
+        self._is_eager = bool(app.conf.task_always_eager)
         self._composer = Composer(app)
         self._sender = Sender(app, window)
         self._process = os.getpid()
@@ -111,26 +113,31 @@ class Batch:
     ) -> None:
         self.close()
 
-    def __len__(self) -> int:
+    @property
+    def open(self) -> int:
         """The number of requests whose outcome is not known yet."""
         return self._sender.open
 
     def put(
         self, request: Signature, *, key: Any = None, task_id: str | None = None, repeat: bool = False
-    ) -> None:
+    ) -> bool:
         """Take a request, and send it soon; waits while the window is full.
 
         Its outcome will have the `key`. `task_id` is the id of its message; unlike one that the signature
-        gives, it does not mark the message as a repeat, which `repeat` does.
+        gives, it does not mark the message as a repeat, which `repeat` does. Returns whether it can be sent;
+        otherwise its outcome is that it is refused.
         """
         self._check_process()
         try:
+            if self._is_eager and isinstance(request, Signature):
+                executed = request.apply_async()
+                ended = Published(request, Status.CONFIRMED, request["task"], executed.id, None, key)
+                self._taken.append(ended)
+                return True
             composed = self._composer.compose(request, task_id, repeat=repeat)
         except BadInput as error:
-            name = str(request.get("task", "")) if isinstance(request, dict) else ""
-            self._taken.append(Published(request, Status.REFUSED, name, task_id, error, key))
-            events.say(log, logging.WARNING, events.PUBLISH_REFUSED, task_id, name, f"not published: {error}")
-            return
+            self.refuse(request, error, key=key)
+            return False
         entry = Entry(
             message=composed.message,
             exchange=composed.exchange,
@@ -148,6 +155,13 @@ class Batch:
                 self._sender.work(wait=True)
         else:
             self._sender.work()
+        return True
+
+    def refuse(self, request: Any, error: BadInput, *, key: Any = None) -> None:
+        """Take what is no request, for this reason; its outcome has its place among the others."""
+        name = str(request.get("task", "")) if isinstance(request, dict) else ""
+        self._taken.append(Published(request, Status.REFUSED, name, None, error, key))
+        events.say(log, logging.WARNING, events.PUBLISH_REFUSED, None, name, f"not published: {error}")
 
     def ended(self) -> list[Published]:
         """The outcomes that are known, each once, in the order of the requests."""

@@ -2,7 +2,7 @@
 
 import struct
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import amqp
 import kombu
@@ -13,13 +13,22 @@ from kombu.exceptions import EncodeError
 from kombu.transport import pyamqp
 
 from proj import queues
+from proj.enqueue import checks
+from proj.enqueue.arguments import check_call, given_arguments
+from proj.enqueue.options import check_options
 from proj.enqueue.routing import unknown_queue
 from proj.errors import BadArguments, BadInput
 from proj.logs.printable import shown
 from proj.rabbitmq import encoded, failures
 
+if TYPE_CHECKING:
+    from proj.enqueue.app import App
+
 #: What a canvas publishes in several steps, while its parts run.
 _CANVAS: Final = frozenset({"celery.chain", "celery.group", "celery.chord"})
+
+#: The options of a call that a template can have.
+_TEMPLATE_OPTIONS: Final = frozenset({"task_id", "queue", "priority", "ignore_result"})
 
 #: How the names of the exchanges begin that delay a message.
 _DELAYED: Final = "celery_delayed_"
@@ -45,9 +54,9 @@ class Composed:
     message: amqp.Message
     exchange: str
     routing_key: str
-    mandatory: bool
+    mandatory: bool = True
     #: Seconds for which the broker delays it, if any.
-    delay: int | None
+    delay: int | None = None
 
     def mark_repeat(self) -> None:
         """Let a worker look for a stored success before it executes the message."""
@@ -78,8 +87,10 @@ class Recorder(kombu.Producer):
 class Composer:
     """Composes the messages of one application."""
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: "App") -> None:
         self._app = app
+        self._tasks = app.tasks
+        self._templates = app.templates
         self._recorder = Recorder(app.connection_for_write())
 
     def compose(self, request: Signature, task_id: str | None = None, *, repeat: bool = False) -> Composed:
@@ -90,35 +101,72 @@ class Composer:
         """
         if not isinstance(request, Signature):
             raise BadInput(f"a request is a signature such as add.s(1, 2), got {shown(request)}")
-        name = str(request.task)
+        name = str(request["task"])
         if name in _CANVAS:
             raise BadInput(f"{name} is more than one message", "enqueue its tasks, or call its delay()")
         if request.app != self._app:  # one of them may be a proxy
             raise BadInput(f"{name}: the request belongs to another application")
-        options = dict(request.options)
-        repeat = repeat or options.get("task_id") is not None
-        if task_id is not None:
-            options["task_id"] = task_id
-        self._recorder.recorded.clear()
-        options |= {"producer": self._recorder, "declare": [], "add_to_parent": False}
+        options = request["options"]
+        given = options.get("task_id")
+        repeat = repeat or given is not None
+        task_id = task_id if given is None else given
+        return self._from_template(request, options, task_id, repeat) or self._as_celery_does(
+            request, options, task_id, repeat
+        )
+
+    def _from_template(
+        self, request: Signature, options: dict[str, Any], task_id: str | None, repeat: bool
+    ) -> Composed | None:
+        """The message, or None when only Celery itself can make it."""
+        name = request["task"]
+        task = self._tasks.get(name)
+        if task is None or not options.keys() <= _TEMPLATE_OPTIONS:
+            return None
+        usual = {option: value for option, value in options.items() if option != "task_id"}
+        if usual:
+            if not isinstance(usual.get("queue"), str | None):
+                return None
+            check_options(name, usual)
+        template = self._templates.find(task, **usual)
+        if template is None:
+            return None
+        args, kwargs = given_arguments(name, request["args"], request["kwargs"])
+        check_call(name, args, kwargs, task.parameters)
+        task_id = checks.checked_id(task_id)
         try:
-            if task := self._app.tasks.get(name):
-                published = task.apply_async(request.args, request.kwargs, **options)
+            message = template.message(task_id, args, kwargs, repeat=repeat)
+        except EncodeError:
+            return None
+        return Composed(name, task_id, message, template.exchange, template.routing_key)
+
+    def _as_celery_does(
+        self, request: Signature, options: dict[str, Any], task_id: str | None, repeat: bool
+    ) -> Composed:
+        name = request["task"]
+        args, kwargs = request["args"], request["kwargs"]
+        if task_id is not None:
+            options = {**options, "task_id": task_id}
+        self._recorder.recorded.clear()
+        options = {**options, "producer": self._recorder, "declare": [], "add_to_parent": False}
+        try:
+            if task := self._tasks.get(name):
+                published = task.apply_async(args, kwargs, **options)
             else:
-                published = self._app.send_task(name, request.args, request.kwargs, **options)
+                published = self._app.send_task(name, args, kwargs, **options)
         except UNSENDABLE as error:
             raise unsendable(self._app, name, error) from error
         [(message, address), *_] = self._recorder.recorded
         if not repeat:
             (message.properties.get("application_headers") or {}).pop(queues.REPEAT_HEADER, None)
+        exchange, routing_key = address["exchange"], address["routing_key"]
         return Composed(
             name,
             published.id,
             message,
-            address["exchange"],
-            address["routing_key"],
+            exchange,
+            routing_key,
             address["mandatory"],
-            _delay(address["exchange"], address["routing_key"]),
+            _delay(exchange, routing_key),
         )
 
 

@@ -12,6 +12,7 @@ from amqp.exceptions import ConnectionError as BrokerClosed
 from amqp.exceptions import ConnectionForced, FrameSyntaxError, MessageNacked
 from celery.canvas import Signature
 
+from proj.enqueue import priorities
 from proj.enqueue.app import App
 from proj.enqueue.composing import UNSENDABLE, Composed, unsendable
 from proj.enqueue.pipeline import Pipeline
@@ -155,7 +156,7 @@ class Sender:
             self._unsent.extendleft(reversed(self._nacked))
             self._nacked.clear()
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-        if not self._unsent or self._is_stale or not (self._pipeline or self._connect(now)):
+        if not self._unsent or not (self._pipeline or self._connect(now)) or self._is_stale:
             return
         assert self._pipeline is not None
         window = self._pipeline.window
@@ -166,6 +167,8 @@ class Sender:
             try:
                 if entry.composed.delay:
                     self._pipeline.declare_delays(self._deadline)
+                if entry.message.properties.get("priority"):
+                    priorities.warn_if_ignored(self._pipeline.broker)
                 entry.answered, entry.refusal = False, None
                 window.put(entry, mandatory=entry.composed.mandatory)
                 self._is_alone = entry.alone
@@ -208,7 +211,7 @@ class Sender:
         if self._pipeline:
             if self._pipeline.window.read(until):
                 return
-        else:
+        elif self._nacked:
             time.sleep(max(0, until - time.monotonic()))
         if time.monotonic() >= self._deadline:
             self._give_up()
