@@ -1,23 +1,28 @@
 """`proj enqueue`: enqueue one message or a few."""
 
 import json
-import logging
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, Final
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 import proj
+from proj.cli.batch import batch
 from proj.cli.interrupt import deferred_interrupt
 from proj.cli.progress import progress_bar
+from proj.cli.shown_log import show_log
 from proj.cli.strict_json import to_json
 from proj.errors import BadInput, ExitCode, ProjError
 from proj.logs import streams
 from proj.logs.printable import error_line
+
+if TYPE_CHECKING:
+    from proj.enqueue import Task
 
 #: Range of the numbers of `add --random`, both ends included.
 RANDOM_RANGE: Final = (0, 998)
@@ -26,13 +31,6 @@ DEFAULT_WORDS: Final = "Hello World!"
 
 #: Makes click take a negative number for an argument, not for an option.
 _NUMBERS = {"ignore_unknown_options": True}
-
-
-class _Warnings(logging.Handler):
-    """Prints what is logged as a warning: a command has no log."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"Warning: {record.getMessage()}", err=True)
 
 
 class _Moment(click.ParamType[datetime]):
@@ -97,6 +95,9 @@ def enqueue() -> None:
 
     Example: proj enqueue add 221 345 --wait
     """
+
+
+enqueue.add_command(batch)
 
 
 @enqueue.command("sleep-dots")
@@ -169,12 +170,9 @@ def _enqueue(
     if options["countdown"] is not None and options["eta"] is not None:
         raise click.UsageError("--countdown and --eta cannot be combined")
 
-    from proj.enqueue import find_task, priorities
-    from proj.logs import formats
+    from proj.enqueue import find_task
 
-    formats.write_events(proj.app.settings)
-    if proj.app.settings.proj_log_format == "text":
-        priorities.log.addHandler(_Warnings())
+    show_log()
     found = find_task(proj.app, name)
     if wait and found.ignore_result:
         raise click.UsageError(f"--wait needs a result, and {name} ignores its results (ignore_result=True)")
@@ -182,13 +180,14 @@ def _enqueue(
     given = {option: value for option, value in options.items() if value is not None}
     ids: list[str] = []
     try:
-        for _ in range(count):
-            ids.append(found.apply_async(draw_args(), kwargs, task_id=task_id, **given).id)
+        for new in _published(found, draw_args, kwargs, count, {**given, "task_id": task_id}):
+            ids.append(new)
             if not wait:
-                _print_id(ids[-1], name, as_json)
+                _print_id(new, name, as_json)
     except KeyboardInterrupt:
         safe = f"; repeating with --id {task_id} is safe" if task_id is not None else ""
-        click.echo(f"{len(ids)} of {count} messages are enqueued, and one more may be{safe}", err=True)
+        more = "one more" if count == 1 else "others"
+        click.echo(f"{len(ids)} of {count} messages are enqueued, and {more} may be{safe}", err=True)
         raise
     except OSError:  # from printing the id
         click.echo(f"{len(ids)} of {count} messages are enqueued, the last one {ids[-1]}", err=True)
@@ -200,6 +199,26 @@ def _enqueue(
         raise
     if wait:
         _print_results(ids, timeout, as_json, failed_before)
+
+
+def _published(
+    found: "Task", draw_args: Callable[[], Sequence[Any]], kwargs: dict[str, Any], count: int, options: Any
+) -> Iterator[str]:
+    """Publish, and yield the ids of the messages. Raises the error of the first that is not confirmed."""
+    if count == 1:
+        yield found.apply_async(draw_args(), kwargs, **options).id
+        return
+    from proj.enqueue import enqueue_many
+
+    problems: list[ProjError] = []
+    requests = (found.signature(draw_args(), kwargs, **options) for _ in range(count))
+    for outcome in enqueue_many(takewhile(lambda _: not problems, requests)):
+        if outcome.error is None:
+            yield str(outcome.id)
+        else:
+            problems.append(outcome.error)
+    if problems:
+        raise problems[0]
 
 
 def _print_id(task_id: str, name: str, as_json: bool) -> None:

@@ -71,7 +71,7 @@ class Sender:
         """Connects with the first entry."""
         self._app = app
         self._window = window
-        self._patience = float(app.conf.broker_transport_options["read_timeout"])
+        self._patience = app.settings.proj_publish_timeout
         #: How many entries have no outcome, and the bytes of their bodies.
         self.open = 0
         self.bytes = 0

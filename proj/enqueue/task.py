@@ -1,7 +1,7 @@
 """The callers' side of a task: it checks the arguments and enqueues."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -114,5 +114,10 @@ def find_task(app: celery.Celery, name: str) -> Task:
     tasks = own_tasks(app)
     if isinstance(name, str) and name in tasks:
         return tasks[name]
-    hint = did_you_mean(str(name)[:_LONGEST_NAME], tasks, likeness=0.4)
-    raise UnknownTask(f"there is no task {shown(name)}", hint or f"known tasks: {', '.join(tasks)}")
+    raise unknown_task(name, tasks)
+
+
+def unknown_task(name: str, known: Iterable[str]) -> UnknownTask:
+    """The error for a name that is not one of the known tasks, with the most similar that is."""
+    hint = did_you_mean(str(name)[:_LONGEST_NAME], known, likeness=0.4)
+    return UnknownTask(f"there is no task {shown(name)}", hint or f"known tasks: {', '.join(known)}")

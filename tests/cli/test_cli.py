@@ -202,8 +202,8 @@ def test_ctrl_c_while_waiting_is_130(bundle: Bundle) -> None:
     """Ctrl-C ends the wait at any time of it, and not the message."""
     bundle.switch_off(
         "cli/interrupt.py",
-        "    def deliver() -> None:\n",
-        "    def deliver() -> None:\n        open('asked', 'w').close()\n",
+        "    def __call__(self) -> None:\n",
+        "    def __call__(self) -> None:\n        open('asked', 'w').close()\n",
     )
     process = bundle.start("enqueue", "add", "1", "2", "--wait")
     eventually("it has been asked whether to wait on", (bundle.folder / "asked").exists)
@@ -236,8 +236,8 @@ def test_ctrl_c_that_is_switched_off_stays_so(bundle: Bundle, first: str, code: 
     bundle.worker()
     bundle.switch_off(
         "cli/interrupt.py",
-        "    def deliver() -> None:\n",
-        "    def deliver() -> None:\n        signal.raise_signal(signal.SIGINT)\n",
+        "    def __call__(self) -> None:\n",
+        "    def __call__(self) -> None:\n        signal.raise_signal(signal.SIGINT)\n",
     )
     done = bundle.run("sh", "-c", f"{first}exec '{BIN}/proj' enqueue add 1 2 --wait")
 

@@ -159,13 +159,14 @@ def refused(bundle: Bundle, *env: dict[str, str]) -> str:
 
 
 def test_all_programs_use_it(own: Bundle) -> None:
-    """Worker, publishing now and later, waiting, dead letters and the management API."""
+    """Worker, publishing now and later and many, waiting, dead letters and the management API."""
     worker = own.worker().ready()
     for options in ((), ("--countdown", "1")):
         done = own.proj("enqueue", "add", "2", "3", *options, "--wait")
         assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
     assert own.proj("enqueue", "add", "1", "1", "--expires", "60").returncode == 0
-    eventually("all is executed", lambda: worker.text().count("succeeded in") == 3)
+    assert own.proj("enqueue", "add", "1", "1", "--count", "30").returncode == 0
+    eventually("all is executed", lambda: worker.text().count("succeeded in") == 33)
     done = own.proj("dead", "list")
     assert (done.returncode, done.stderr) == (0, "No dead letters.\n")
 
