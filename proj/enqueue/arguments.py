@@ -2,6 +2,7 @@
 
 import collections.abc
 import json
+import math
 from collections.abc import Iterable
 from itertools import count
 from typing import Any, Final
@@ -13,6 +14,9 @@ from proj.enqueue.checks import MAX_NESTING, is_deeper
 from proj.enqueue.parameters import Arguments, Parameters
 from proj.errors import BadArguments
 from proj.logs.printable import key_shown, one_line, shown
+
+#: From this number on, a number is not plain.
+_LARGE: Final = 2**63
 
 
 def given_arguments(task: str, args: Any, kwargs: Any) -> Arguments:
@@ -40,6 +44,10 @@ def check_call(
     as from a `StrEnum` to its text; from a tuple to a list; and any change that the annotations reverse.
     Without `parameters`, for a task of another program, annotations are not checked. Raises `BadArguments`.
     """
+    if _are_plain(args, kwargs):
+        if parameters:
+            parameters.check(args, kwargs)
+        return
     try:
         arrived = _as_arrived([args, kwargs])
     except Exception as error:  # an object's own encoding may raise anything
@@ -57,6 +65,27 @@ def check_call(
             path, value, other = difference
             where = ".".join([_named(path[0], parameters), *map(key_shown, path[1:])])
             raise BadArguments(f"{task}: argument {where}: {shown(value)} would arrive as {shown(other)}")
+
+
+def _are_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether they certainly arrive as they are: numbers and texts, as most arguments."""
+    return (
+        all(map(_is_plain, args))
+        and all(map(_is_plain, kwargs.values()))
+        and all(map(str.isascii, kwargs))
+        and "__type__" not in kwargs  # kombu would decode such a dict to something else
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    kind = type(value)
+    return (
+        (kind is int and -_LARGE < value < _LARGE)  # Python reads no number of thousands of digits
+        or (kind is str and value.isascii())
+        or kind is bool
+        or value is None
+        or (kind is float and math.isfinite(value))
+    )
 
 
 class _Encoder(kombu_json.JSONEncoder):
