@@ -54,6 +54,8 @@ class Entry(ScheduleEntry):
     def check(self, app: celery.Celery) -> None:
         """Raises `BadInput`, with the entry's name, when its task cannot be enqueued."""
         _ = self.missed
+        if type(self.schedule) is schedule and self.schedule.run_every <= timedelta(0):
+            raise BadInput(f"{self._words}: its interval must be above 0 seconds")
         try:
             task = find_task(app, self.task)
             if isinstance(task, Task):
@@ -83,7 +85,9 @@ class Entry(ScheduleEntry):
             return due
         if isinstance(self.schedule, crontab):
             start, delta, _ = self.schedule.remaining_delta(last)
-            return _in_zone_of(last, start + delta)
+            due = _in_zone_of(last, start + delta)
+            # In an hour that comes twice, the addition goes back to the first one.
+            return due if due > last else _in_zone_of(last, (start + delta).replace(fold=1))
         # Such as `solar`, which only says how long it takes from now.
         remaining = self.schedule.remaining_estimate(last)
         return _in_zone_of(last, (self.schedule.now() + remaining).replace(microsecond=0))

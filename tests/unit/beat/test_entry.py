@@ -1,0 +1,80 @@
+"""When runs are due, and which of them are published after a gap: no clock but the given one."""
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import celery
+import pytest
+from celery.schedules import crontab
+
+from proj.beat.entry import TAKEOVER, Entry
+from proj.errors import BadInput
+
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
+
+
+def entry(schedule: Any, zone: str = "Europe/Berlin", **settings: Any) -> Entry:
+    app = celery.Celery("periodic", set_as_current=False)
+    app.conf.timezone = zone
+    return Entry(name="e", task="t", schedule=schedule, app=app, **settings)
+
+
+def due_times(of: Entry, begin: datetime, end: datetime) -> list[datetime]:
+    found = []
+    while (begin := of.due_after(begin)) <= end:
+        found.append(begin)
+    return found
+
+
+@pytest.mark.parametrize(("day", "hours"), [((2026, 3, 29), 23), ((2026, 3, 30), 24), ((2026, 10, 25), 25)])
+def test_a_daily_run_stays_at_its_local_time(day: tuple[int, int, int], hours: int) -> None:
+    """When the clocks change, the next is 23 or 25 hours later."""
+    noon = datetime(*day, tzinfo=UTC).replace(hour=12)
+    runs = due_times(entry(crontab(hour=12, minute=0)), noon - 36 * HOUR, noon)
+    assert [later - earlier for earlier, later in pairwise(runs)] == [hours * HOUR]
+
+
+@pytest.mark.parametrize("day", [(2026, 3, 29), (2026, 10, 25)])
+def test_an_interval_knows_no_time_zone(day: tuple[int, int, int]) -> None:
+    """Each hour of a day of 23 or 25 hours has its run."""
+    begin = datetime(*day, tzinfo=UTC)
+    assert len(due_times(entry(3600.0), begin, begin + 24 * HOUR)) == 24
+
+
+@pytest.mark.parametrize("minutes", [0, 1, 30, 59, 60, 90, 119, 120])
+def test_the_next_run_is_later_even_in_an_hour_that_comes_twice(minutes: int) -> None:
+    """Else beat would publish runs of the first such hour in the second."""
+    last = datetime(2026, 10, 25, tzinfo=UTC) + minutes * MINUTE
+    assert last < entry(crontab()).due_after(last) <= last + HOUR + MINUTE
+
+
+@pytest.mark.parametrize("schedule", [60.0, crontab()])
+def test_after_a_gap_the_last_run_or_each(schedule: Any) -> None:
+    begin = datetime(2026, 11, 28, 12, tzinfo=UTC)
+    now = begin + 90 * MINUTE + 3 * TAKEOVER
+    last = begin + 90 * MINUTE
+    assert list(entry(schedule).due_since(begin, now)) == [last]
+    each = entry(schedule, options={"missed": "each"})
+    assert list(each.due_since(begin, now)) == [begin + n * MINUTE for n in range(1, 91)]
+
+
+def test_runs_of_a_takeover_are_never_skipped() -> None:
+    begin = datetime(2026, 11, 28, 12, tzinfo=UTC)
+    runs = list(entry(1.0).due_since(begin, begin + HOUR))
+    assert set(runs) >= {begin + HOUR - timedelta(seconds=n) for n in range(10)}
+    assert len(runs) <= 12
+
+
+@pytest.mark.parametrize("interval", [0, -1.0])
+def test_an_interval_is_above_zero(interval: float) -> None:
+    """Else its runs would never end."""
+    with pytest.raises(BadInput, match="entry 'e' of the schedule: its interval must be above 0"):
+        entry(interval).check(celery.Celery(set_as_current=False))
+
+
+def test_a_run_has_one_id() -> None:
+    """Of its entry and its due time, so that two beats that publish it publish one id twice."""
+    begin = datetime(2026, 11, 28, 12, tzinfo=UTC)
+    assert entry(1.0).run_id(begin) == entry(5.0).run_id(begin)
+    assert entry(1.0).run_id(begin) != entry(1.0).run_id(begin + timedelta(seconds=1))
