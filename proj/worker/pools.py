@@ -18,16 +18,27 @@ from celery.platforms import EX_OK
 #: Levels of nesting that the pool adds to the headers.
 _MARGIN: Final = 50
 
+#: Levels of nesting that can be pickled for certain, twice what `proj.rabbitmq.decoding` leaves to a header.
+_FEW: Final = 128
 
-def check_sendable(pool: Any, headers: Any) -> None:
+
+def check_sendable(pool: Any, headers: Any, body: Any) -> None:
     """Raise what the pickling of these headers raises, if the pool has processes.
 
-    Such a pool keeps a task that it failed to send, and waits for it at its end.
+    Such a pool keeps a task that it failed to send, and waits for it at its end. `body` is JSON, and what it
+    holds is among the headers.
     """
-    if isinstance(pool, prefork.TaskPool):
+    if isinstance(pool, prefork.TaskPool) and not _is_shallow(body):
         for _ in range(_MARGIN):
             headers = [headers]
         pickle.dumps(headers)
+
+
+def _is_shallow(body: Any) -> bool:
+    """Whether this JSON is nested to few levels, for all that few brackets tell. Headers always are."""
+    if isinstance(body, bytes):
+        return body.count(b"[") + body.count(b"{") <= _FEW
+    return isinstance(body, str) and body.count("[") + body.count("{") <= _FEW
 
 
 def on_lost_error(result: Any, report: Callable[[BaseException], None]) -> None:

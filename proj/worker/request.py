@@ -125,7 +125,7 @@ class Request(request.Request):
     def execute_using_pool(self, pool: Any, **options: Any) -> Any:
         """Hand the task to the pool. Raises `TaskRevokedError` on failure, and Celery then frees the slot."""
         try:
-            pools.check_sendable(pool, self.request_dict)
+            pools.check_sendable(pool, self.request_dict, self.message.body)
             result = super().execute_using_pool(pool, **options)
             pools.on_lost_error(result, self._on_tracer_error)
             return result
