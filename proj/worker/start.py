@@ -1,5 +1,6 @@
 """A worker's start and end: its name, its checks, and the grace period of its shutdown."""
 
+import gc
 import inspect
 import os
 import signal
@@ -7,7 +8,13 @@ import threading
 from typing import Any, Final
 
 import click
-from celery.signals import celeryd_after_setup, celeryd_init, task_postrun, worker_shutting_down
+from celery.signals import (
+    celeryd_after_setup,
+    celeryd_init,
+    task_postrun,
+    worker_before_create_process,
+    worker_shutting_down,
+)
 from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
 
@@ -35,6 +42,7 @@ def install() -> None:
     celeryd_after_setup.connect(check_time_limits)
     celeryd_after_setup.connect(check_result_store)
     task_postrun.connect(printed.end_line)
+    worker_before_create_process.connect(share_memory)
 
 
 def give_unique_name(instance: Any, **_: Any) -> None:
@@ -128,3 +136,13 @@ def bound_shutdown(instance: Any, **_: Any) -> None:
             timer.start()
 
     worker_shutting_down.connect(start_timer, weak=False)
+
+
+def share_memory(**_: Any) -> None:
+    """Leave to the pool's processes, before the first one, memory that they share with the main process.
+
+    A full garbage collection writes to every object, and so copies all of it, in each process.
+    """
+    if not gc.get_freeze_count():
+        gc.collect()
+        gc.freeze()
