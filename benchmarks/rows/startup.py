@@ -19,12 +19,18 @@ IMPORTS, CELERY = "import what it needs", "import celery"
 #: Imports what a process that publishes with Celery needs before it connects.
 CODE = "from celery import Celery; Celery().amqp"
 
+#: What `proj enqueue` needs besides. A mere `import pydantic` imports next to nothing of it.
+NEEDED = (
+    "import celery.app.task, kombu.transport.pyamqp, click;"
+    " from pydantic import BaseModel, Field, SecretStr, validate_call"
+)
+
 PROJ = str(PYTHON.parent / "proj")
 
 #: By contender, in the order of the row.
 COMMANDS: dict[str, list[str]] = {
     OURS: [PROJ, "enqueue", "add", "1", "2"],
-    IMPORTS: [str(PYTHON), "-c", f"{CODE}; import celery.app.task, kombu.transport.pyamqp, pydantic, click"],
+    IMPORTS: [str(PYTHON), "-c", f"{CODE}; {NEEDED}"],
     CELERY: [str(PYTHON), "-c", CODE],
     "proj --help": [PROJ, "--help"],
     "proj health --live": [PROJ, "health", "--live"],
