@@ -11,9 +11,10 @@ from proj.health import heartbeat, report
 @click.option("--live", is_flag=True, help="Check the event loop; if it hangs, restart the worker.")
 @click.option("--ready", is_flag=True, help="Check also that the worker consumes its queue.")
 @click.option("--beat", is_flag=True, help="Check this machine's celery beat instead of its workers.")
+@click.option("--ingest", is_flag=True, help="Check this machine's `proj ingest` instead of its workers.")
 @click.option("--worker", metavar="NAME", help="Only this worker, w1@host or w1.  [default: all running]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def health(live: bool, ready: bool, beat: bool, worker: str | None, as_json: bool) -> None:
+def health(live: bool, ready: bool, beat: bool, ingest: bool, worker: str | None, as_json: bool) -> None:
     """Check that this machine's workers are live or ready.
 
     A probe for supervisors. Reads the heartbeat files that the workers' event loops write into the state
@@ -27,7 +28,9 @@ def health(live: bool, ready: bool, beat: bool, worker: str | None, as_json: boo
     """
     if live + ready + beat != 1:
         raise click.UsageError("give one of --live, --ready and --beat", click.get_current_context())
-    kind = heartbeat.BEAT if beat else heartbeat.WORKER
+    if ingest and beat:
+        raise click.UsageError("give either --ingest or --beat", click.get_current_context())
+    kind = heartbeat.BEAT if beat else heartbeat.INGEST if ingest else heartbeat.WORKER
     verdict, found = report.probe(ready=ready, worker=worker, kind=kind)
     click.echo(to_json({**verdict._asdict(), f"{kind}s": found}) if as_json else verdict.why)
     raise click.exceptions.Exit(ExitCode.DONE if verdict.healthy else ExitCode.UNREACHABLE)

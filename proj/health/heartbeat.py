@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 #: What writes heartbeats. The state folder has a folder for each kind, with an `s` at its end.
 WORKER: Final = "worker"
 BEAT: Final = "beat"
+INGEST: Final = "ingest"
 
 #: States of a worker, with the words for people.
 STARTING: Final = "starting"

@@ -1,4 +1,4 @@
-"""The report of `proj health` on this machine's workers, or on its beats."""
+"""The report of `proj health` on this machine's workers, or on its beats, or on `proj ingest`."""
 
 from typing import Any
 

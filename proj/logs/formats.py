@@ -141,6 +141,18 @@ def write_events(settings: Settings) -> None:
         logger.setLevel(logging.INFO)
 
 
+def write_log(settings: Settings) -> None:
+    """Let a program that runs until it is stopped write its log to stderr, in the format of the settings."""
+    write_events(settings)
+    if settings.proj_log_format == "text":
+        handler = logging.StreamHandler()
+        words = "[%(asctime)s: %(levelname)s] %(message)s"
+        handler.setFormatter(TextFormatter(words, use_color=sys.stderr.isatty()))
+        logger = logging.getLogger("proj")
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
 def log_only_json(instance: Any, **_: Any) -> None:
     """Let a worker (`celery.apps.worker.Worker`) write nothing but JSON, if `PROJ_LOG_FORMAT` is `json`.
 

@@ -65,11 +65,16 @@ def is_blocked(connection: Connection) -> bool:
     return connection in _blocked
 
 
+def has_input(connection: Connection) -> bool:
+    """Whether an open connection has something to be read."""
+    return _has_input(connection.connection.sock)
+
+
 def is_alive(connection: Connection) -> bool:
     """Whether the connection is open, as far as is known: false when the broker has closed it meanwhile."""
     try:
         while connection.connected:
-            if not _has_input(connection.connection.sock):
+            if not has_input(connection):
                 return True
             connection.drain_events(timeout=0)
     except TimeoutError as error:

@@ -115,9 +115,13 @@ class Bundle:
         """Run `proj` to its end."""
         return self._forked_to_its_end([str(BIN / "proj"), *args], env)
 
-    def start(self, *args: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        """Start `proj`, which is ended with the test."""
-        process = self._forked([str(BIN / "proj"), *args], env)
+    def start(
+        self, *args: str, env: dict[str, str] | None = None, log: str | None = None
+    ) -> subprocess.Popen[str]:
+        """Start `proj`, which is ended with the test; its output goes to pipes, or to the file `log`."""
+        with ExitStack() as stack:
+            output = stack.enter_context((self.folder / log).open("ab")) if log else None
+            process = self._forked([str(BIN / "proj"), *args], env, output)
         self._cleanup.enter_context(process)
         self._cleanup.callback(process.kill)
         return process
@@ -179,14 +183,16 @@ class Bundle:
             timeout=COMMAND_TIMEOUT,
         )
 
-    def _forked(self, command: list[str], env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    def _forked(
+        self, command: list[str], env: dict[str, str] | None = None, output: Any = None
+    ) -> subprocess.Popen[str]:
         return fork_server.popen(
             command,
             cwd=self.folder,
             env=self.env | (env or {}),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=output or subprocess.PIPE,
+            stderr=output or subprocess.PIPE,
             text=True,
         )
 

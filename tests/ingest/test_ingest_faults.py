@@ -1,0 +1,156 @@
+"""No foreign message is lost, whatever is killed; how often its task runs depends on its `message_id`."""
+
+import signal
+from collections import Counter
+
+import pytest
+
+from proj.ingest.source import PREFETCH
+from tests.lib import foreign
+from tests.lib.alarm import alarm
+from tests.lib.bundle import Bundle
+from tests.lib.publisher import limit
+from tests.lib.waiting import eventually
+
+COUNT = 1000
+
+#: Ends ingest as SIGKILL does, between the confirm and the acknowledgement of a message.
+DIES_BEFORE_ACK = (
+    "            self._channel.basic_ack(last.tag, multiple=True)",
+    "            import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+)
+
+
+def _publish(bundle: Bundle, *, with_ids: bool) -> None:
+    import pika
+
+    with pika.BlockingConnection(pika.URLParameters(bundle.url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare("task_queue", durable=True)
+        for number in range(COUNT):
+            properties = pika.BasicProperties(delivery_mode=2, message_id=f"m-{number}" if with_ids else None)
+            channel.basic_publish("", "task_queue", f"message {number}", properties)
+
+
+def _fill(bundle: Bundle, ingest: foreign.Ingest, count: int) -> None:
+    """Publish texts, the first ones by themselves: a quorum queue that is full says so a moment later."""
+    foreign.publish(bundle, ["0", "1"])
+    ingest.says("published", 2)
+    foreign.publish(bundle, map(str, range(2, count)))
+
+
+def _has_begun(ingest: foreign.Ingest) -> None:
+    eventually("it has begun", lambda: len(ingest.rows()) > COUNT // 10, seen=ingest.text)
+
+
+@pytest.mark.parametrize("with_ids", [True, False], ids=["message_id", "none"])
+def test_ingest_is_killed_in_the_middle(bundle: Bundle, with_ids: bool) -> None:
+    """Each message is there at least once. Of those with a `message_id`, a second has the id of the first."""
+    _publish(bundle, with_ids=with_ids)
+    victim = foreign.start(bundle, "victim.log")
+    _has_begun(victim)
+    victim.kill()
+    assert len(victim.rows()) < COUNT
+    ingest = foreign.start(bundle).consumes()
+    foreign.settle(bundle, ingest)
+
+    made = foreign.tasks(bundle)
+    assert {argument for _, argument in made} == {f"message {number}" for number in range(COUNT)}
+    assert len(made) - COUNT <= PREFETCH
+    if with_ids:
+        assert len({task_id for task_id, _ in made}) == COUNT
+    assert max(Counter(argument for _, argument in made).values()) <= 2
+
+
+@pytest.mark.parametrize("message_id", ["m-1", None], ids=["message_id", "none"])
+def test_ingest_is_killed_between_confirm_and_acknowledgement(bundle: Bundle, message_id: str | None) -> None:
+    """With a `message_id`, the task's effect happens once; without, twice."""
+    bundle.switch_off("ingest/source.py", *DIES_BEFORE_ACK)
+    victim = foreign.start(bundle, "victim.log").consumes("task_queue")
+    foreign.publish(bundle, ["effect"], message_id=message_id)
+    assert victim.ends() == -signal.SIGKILL
+    assert bundle.depth("proj.tasks") == 1
+    bundle.heal()
+    ingest = foreign.start(bundle).consumes()
+    foreign.settle(bundle, ingest)
+    worker = bundle.worker().ready()
+    bundle.enqueue("sleep-dots", "last")
+    worker.says("Received 'last'")
+
+    assert worker.text().count("Received 'effect'") == (1 if message_id else 2)
+
+
+def test_without_the_wait_for_confirms_messages_are_lost(own: Bundle) -> None:
+    """The control: acknowledged as soon as it is sent, what a full queue refuses is gone."""
+    own.switch_off("ingest/source.py", "and sent.answered:", "and True:")
+    limit(own)
+    ingest = foreign.start(own).consumes()
+    foreign.publish(own, map(str, range(100)))
+    foreign.settle(own, ingest)
+    assert own.depth("proj.tasks") < 100
+
+
+def test_a_full_work_queue_is_waited_for(bundle: Bundle) -> None:
+    """Nothing is lost; when there is room, all goes on."""
+    bundle.declare()
+    path = limit(bundle)
+    ingest = foreign.start(bundle).consumes()
+    _fill(bundle, ingest, 20)
+    ingest.says("queue task_queue waits: the broker does not take its messages: the work queue is full")
+
+    bundle.management("DELETE", path)
+
+    ingest.says("queue task_queue goes on")
+    foreign.settle(bundle, ingest)
+    assert sorted(int(text) for _, text in foreign.tasks(bundle)) == list(range(20))
+
+
+def test_ingest_is_told_to_stop_while_the_queue_is_full(bundle: Bundle) -> None:
+    bundle.declare()
+    limit(bundle)
+    ingest = foreign.start(bundle).consumes()
+    _fill(bundle, ingest, 20)
+    ingest.says("queue task_queue waits")
+    assert ingest.terminate() == 0
+    assert bundle.kept("task_queue") + bundle.depth("proj.tasks") == 20
+
+
+def test_the_work_queue_is_deleted(bundle: Bundle) -> None:
+    """It is declared again, and no message is lost."""
+    ingest = foreign.start(bundle).consumes()
+    with bundle.channel() as channel:
+        channel.queue_delete("proj.tasks")
+    foreign.publish(bundle, ["a", "b"])
+    ingest.says("published", 2)
+    foreign.settle(bundle, ingest)
+    assert [text for _, text in foreign.tasks(bundle)] == ["a", "b"]
+
+
+def test_an_alarm_of_the_broker_is_waited_out(own: Bundle) -> None:
+    """The broker reads nothing meanwhile, not even an acknowledgement."""
+    ingest = foreign.start(own).consumes()
+    foreign.publish(own, map(str, range(5)))
+    ingest.says("published", 5)
+    with own.channel() as channel:
+        channel.queue_declare("held", durable=True, auto_delete=False)
+    foreign.publish(own, map(str, range(5, 300)))
+    with alarm(own.node, "memory"):
+        pass
+    foreign.settle(own, ingest)
+    assert {int(text) for _, text in foreign.tasks(own)} == set(range(300))
+
+
+def test_the_broker_is_killed(own: Bundle) -> None:
+    """SIGKILL while ingest is at a thousand messages: it connects again, and none is lost."""
+    _publish(own, with_ids=True)
+    ingest = foreign.start(own)
+    _has_begun(ingest)
+    own.node.kill()
+    ingest.says("; trying again")
+    own.node.start()
+    ingest.says("connected to", 2)
+    foreign.settle(own, ingest)
+
+    made = foreign.tasks(own)
+    assert {argument for _, argument in made} == {f"message {number}" for number in range(COUNT)}
+    assert len({task_id for task_id, _ in made}) == COUNT
