@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "enqueue": ("proj.cli.enqueue", "Enqueue a task and wait for the broker's confirm."),
     "result": ("proj.cli.result", "Show how a task ended."),
     "ingest": ("proj.cli.ingest", "Make tasks of plain messages in queues of other programs."),
+    "schema": ("proj.cli.schema", "Print JSON Schema of tasks' arguments and foreign bodies."),
     "queues": ("proj.cli.queues", "Show the length and message rates of queues."),
     "dead": ("proj.cli.dead", "List, show, redrive or drop dead letters."),
     "doctor": ("proj.cli.doctor", "Check the installation, and suggest a fix for each problem."),

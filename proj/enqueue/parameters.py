@@ -19,7 +19,7 @@ from proj.logs.printable import key_shown, one_line, shown
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 #: A class that pydantic does not know may be an annotation: it accepts only its instances.
-_CONFIG: Final = ConfigDict(arbitrary_types_allowed=True)
+CONFIG: Final = ConfigDict(arbitrary_types_allowed=True)
 
 #: Annotations that pydantic converts to an iterator, which the check would exhaust.
 _ITERABLES: Final = (collections.abc.Iterable, collections.abc.Iterator, collections.abc.Generator)
@@ -49,11 +49,11 @@ class Parameters:
         self._rest = next((each.name for each in parameters if each.kind is each.VAR_POSITIONAL), "")
 
         try:
-            self._check = _check_of(parameters)
+            self._check = check_of(parameters)
         except Exception as error:  # pydantic raises errors of many kinds
             for parameter in parameters:
                 try:
-                    _check_of([parameter])
+                    check_of([parameter])
                 except Exception as its_own:
                     raise _bad_annotation(task, parameter, its_own) from its_own
             raise BadTask(f"{task}: its arguments cannot be checked: {one_line(error)}") from error
@@ -97,7 +97,7 @@ class Parameters:
         )
 
 
-def _check_of(parameters: list[inspect.Parameter]) -> Callable[..., Arguments]:
+def check_of(parameters: list[inspect.Parameter]) -> Callable[..., Arguments]:
     def arguments(*args: Any, **kwargs: Any) -> Arguments:
         return args, kwargs
 
@@ -105,7 +105,7 @@ def _check_of(parameters: list[inspect.Parameter]) -> Callable[..., Arguments]:
     arguments.__annotations__ = {
         each.name: each.annotation for each in parameters if each.annotation is not each.empty
     }
-    return validate_call(config=_CONFIG)(arguments)
+    return validate_call(config=CONFIG)(arguments)
 
 
 def _annotation(name: str, run: Callable[..., Any], parameter: inspect.Parameter) -> Any:
