@@ -39,6 +39,11 @@ DUPLICATE: Final = "duplicate"
 GIVEN_BACK: Final = "given_back"
 DEAD_LETTERED: Final = "dead_lettered"
 
+# --- Replies to foreign messages
+REPLIED: Final = "replied"
+#: Nobody takes the reply, or the broker does not confirm it.
+REPLY_DROPPED: Final = "reply_dropped"
+
 # --- Dead letters
 REDRIVEN: Final = "redriven"
 DROPPED: Final = "dropped"

@@ -21,6 +21,7 @@ from proj import queues
 from proj.logs import events
 from proj.logs.printable import shortened
 from proj.results import polling, stored_exception
+from proj.results.ended import ended
 
 log = get_logger(__name__)
 
@@ -86,7 +87,6 @@ class Patient:
             stored = super().store_result(task_id, result, state, traceback, *args, **kwargs)  # type: ignore[misc]
             if state in states.READY_STATES and current_task and current_task.request.id == task_id:
                 current_task.request.end_is_stored = True  # the task itself may have stored it
-            return stored
         except Exception as error:
             if state in _NEEDED:
                 raise celery.exceptions.BackendStoreError(
@@ -95,6 +95,15 @@ class Patient:
             fields = {"task_id": task_id, "task_name": getattr(kwargs.get("request"), "task", None)}
             log.error("State %s of task %s is not stored: %s", state, task_id, reason_of(error), extra=fields)
             return result
+        if state in states.READY_STATES:
+            ended.send(
+                sender=self.app,  # type: ignore[attr-defined]
+                task_id=task_id,
+                state=state,
+                result=result,
+                request=kwargs.get("request"),
+            )
+        return stored
 
     def _store_progress(self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
         """Store progress in one attempt, or drop it: a store that is down must not hold the task."""

@@ -15,7 +15,7 @@ from celery.worker.state import maybe_shutdown
 from proj.dead_letters.reasons import Reason
 from proj.errors import ExitCode
 from proj.rabbitmq import connection, failures, topology
-from proj.worker import burial, commands
+from proj.worker import burial, commands, replies
 from proj.worker.delaying import Delays
 from proj.worker.delivery import Turns, strategy
 from proj.worker.heartbeat import HeartbeatStep
@@ -123,6 +123,7 @@ class Consumer(consumer.Consumer):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         commands.install()
+        replies.install()  # before the pool forks
         self.turns = Turns()
         super().__init__(*args, **options)
         self.delays = Delays(self.app, self)

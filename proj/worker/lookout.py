@@ -47,7 +47,8 @@ CHUNK: Final = 50
 #: Ends stored after one survey, so that the worker's main process is not held up.
 MAX_STORED: Final = 100
 
-#: Reasons of dead letters that the broker makes by itself. For all others a worker has stored the end.
+#: Reasons of dead letters that the broker makes by itself. For all others a worker has stored the end, except
+#: for those of `proj ingest`, which has no store.
 _BY_THE_BROKER: Final = (Reason.DELIVERY_LIMIT, Reason.EXPIRED, Reason.MAXLEN)
 
 
@@ -132,7 +133,7 @@ class Lookout:
         def note(letter: DeadLetter) -> None:
             nonlocal all_are_settled
             key = letter.id, letter.last
-            if letter.reason not in _BY_THE_BROKER or not checks.is_id(letter.id):
+            if not (letter.foreign or letter.reason in _BY_THE_BROKER) or not checks.is_id(letter.id):
                 return
             if key in self._settled:
                 settled.add(key)
@@ -172,7 +173,10 @@ class _End:
     def __init__(self, letter: DeadLetter) -> None:
         self.key = letter.id, letter.last
         self._id = letter.id
-        self._words = Reason(letter.reason).words
+        known = letter.reason in list(Reason)
+        self._words = Reason(letter.reason).words if known else letter.reason
+        if letter.foreign:
+            self._last_error = f": {letter.foreign.problem}"
         self._died = datetime.fromisoformat(letter.last) if letter.last else datetime.now(UTC)
         self._context = Context({**letter.embedded, **letter.headers, "id": letter.id})
 

@@ -32,7 +32,7 @@ from proj.dead_letters.reasons import Reason
 from proj.enqueue import checks
 from proj.logs import events, formats
 from proj.logs.printable import shortened
-from proj.worker import burial, pools, shape, watchers
+from proj.worker import burial, pools, replies, shape, watchers
 
 log = get_logger(__name__)
 
@@ -76,6 +76,9 @@ class Request(request.Request):
 
     #: The task was cancelled, its message is left unacknowledged, and that is logged.
     _cancelled = False
+
+    #: What the store has of a duplicate.
+    _stored: Any = None
 
     def __init__(self, message: Any, **options: Any) -> None:
         """Raises `InvalidTaskError` for a malformed message, on which Celery would fail later."""
@@ -262,6 +265,7 @@ class Request(request.Request):
                 self._exception = repr(error)
                 return self.give_back(Reason.STORE_UNREACHABLE)
             if self._end:
+                self._reply_again()
                 # Celery logs only the first duplicate in each of its processes.
                 words = "is a duplicate: it succeeded already, and is not executed"
                 self.say(logging.INFO, events.DUPLICATE, words)
@@ -275,7 +279,12 @@ class Request(request.Request):
 
     def _success_is_stored(self) -> bool:
         """Raises `BackendGetMetaError`."""
-        return bool(self.task.backend.get_task_meta(self.id)["status"] == states.SUCCESS)
+        self._stored = self.task.backend.get_task_meta(self.id)
+        return bool(self._stored["status"] == states.SUCCESS)
+
+    def _reply_again(self) -> None:
+        """Send the stored success, which the worker that stored it may not have sent."""
+        replies.reply(self.app, self.id, states.SUCCESS, self._stored["result"], self._context)
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         """Settle a failed task: an exception, a killed process, a time limit, or `Reject`."""

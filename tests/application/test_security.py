@@ -323,10 +323,10 @@ OPERATIONS: Final[dict[str, tuple[set[str], Callable[[Any], Any]]]] = {
     "take dead letters": ({"worker", "operator"}, get(DEAD)),
     "empty the dead letters": ({"worker", "operator"}, purge(DEAD)),
     "empty a delay queue": (set(), purge(DELAY_QUEUE)),
-    "enqueue": ({"producer", "worker"}, publish(queues.task_exchange.name)),
+    "enqueue": ({"producer", "worker", "ingest"}, publish(queues.task_exchange.name)),
     "enqueue for later": ({"producer", "worker"}, publish(DELAY_ENTRY)),
-    "send past the exchange": ({"operator"}, publish("")),
-    "forge a dead letter": (set(), publish(queues.dead_exchange.name)),
+    "send past the exchange": ({"operator", "worker"}, publish("")),
+    "forge a dead letter": ({"ingest"}, publish(queues.dead_exchange.name)),
     "control workers": ({"worker", "monitor"}, publish("celery.pidbox")),
     "forge an event": ({"worker", "monitor"}, publish("celeryev")),
     "declare": (set(), declare(queues.work_queue(queues.DEFAULT_QUEUE))),
@@ -353,7 +353,7 @@ def test_what_is_not_their_work_is_refused(bundle: Bundle, users: Users) -> None
     with bundle.channel() as channel:  # what a worker would have declared
         channel.exchange_declare("celery.pidbox", "fanout", durable=False, auto_delete=False)
         channel.exchange_declare("celeryev", "topic", durable=True, auto_delete=False)
-    for user in ("producer", "worker", "operator", "monitor"):
+    for user in ("producer", "worker", "ingest", "operator", "monitor"):
         assert may_do(users.url(f"proj-{user}")) == {
             what for what, (who, _) in OPERATIONS.items() if user in who
         }
