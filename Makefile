@@ -50,7 +50,7 @@ check: setup ## Lint, check imports and types, and run all tests.
 	@$(MAKE) --no-print-directory test
 
 .PHONY: up
-up: setup ## Run a broker (unless one is running), a worker, beat and Flower until Ctrl-C.
+up: setup ## Run a broker (unless one is running), a worker, ingest, beat and Flower until Ctrl-C.
 	@$(PYTHON_IN_VENV) scripts/up || test $$? -eq 130  # Ctrl-C is the normal end
 
 .PHONY: env
