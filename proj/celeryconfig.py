@@ -77,6 +77,9 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "worker_send_task_events": False,
         # --- Results
         "result_backend": settings.result_backend,
+        # `proj.worker.ageing` deletes what expires in a database. With None, `celery beat` does not send
+        # `celery.backend_cleanup`, which deletes failures too. Other stores expire results by themselves.
+        "result_expires": None if settings.deletes_results else settings.proj_result_expires or None,
         # Store the name, the arguments and the worker with the result.
         "result_extended": True,
         # `proj dead` shows the stored exception of a dead letter.

@@ -35,6 +35,10 @@ from proj.errors import ConfigError, did_you_mean
 #: `consumer_timeout`. With late acknowledgement a task must end before that.
 CONSUMER_TIMEOUT: Final = 30 * 60
 
+#: Seconds for which results are kept: a week, and a century at most.
+RESULT_EXPIRES: Final = 7 * 24 * 3600
+LONGEST_EXPIRES: Final = 100 * 365 * 24 * 3600
+
 #: Seconds to connect to a node of the broker before the next node is tried.
 CONNECT_TIMEOUT: Final = 4
 
@@ -212,6 +216,9 @@ class Settings(BaseModel):
     #: Seconds that the broker waits for an acknowledgement: its `consumer_timeout`.
     proj_consumer_timeout: int = Field(CONSUMER_TIMEOUT, gt=0)
 
+    #: Seconds for which the result of a task that succeeded is kept; 0 for ever.
+    proj_result_expires: int = Field(RESULT_EXPIRES, ge=0, le=LONGEST_EXPIRES)
+
     #: How often a task that failed with a transient error is retried.
     proj_max_retries: int = Field(5, ge=0)
 
@@ -291,6 +298,11 @@ class Settings(BaseModel):
         # Only the characters with a meaning in URLs are quoted, so that bytes that are not UTF-8 remain.
         path = re.sub(r"[%?#\s]", lambda one: quote(one[0]), str(self.state_dir / "results.sqlite3"))
         return f"db+sqlite:///{path}"
+
+    @property
+    def deletes_results(self) -> bool:
+        """Whether our workers delete old results; other stores do it by themselves, or Celery does."""
+        return self.result_backend.startswith(("db+sqlite", "db+postgresql"))
 
     @property
     def safe_result_backend(self) -> str:

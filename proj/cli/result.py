@@ -38,8 +38,17 @@ def result(task_id: str, as_json: bool) -> None:
         )
     if not found.ended:
         raise NoResultYet(
-            f"no result of {task_id} is stored yet",
+            f"no result for {task_id}{_kept_for(proj.app.settings.proj_result_expires)}",
             "it is waiting or running, or a dead letter that no worker has read, or was never enqueued",
         )
     if found.error:
         raise click.exceptions.Exit(ExitCode.TASK_FAILED)
+
+
+def _kept_for(seconds: int) -> str:
+    """How long results are kept, in the largest unit that fits; nothing when they are kept for ever."""
+    for unit, length in (("day", 24 * 3600), ("hour", 3600), ("minute", 60), ("second", 1)):
+        count, rest = divmod(seconds, length)
+        if count and not rest:
+            return f" (kept for {count} {unit}{'s' if count > 1 else ''})"
+    return ""

@@ -9,17 +9,19 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import amqp
 from amqp.exceptions import ResourceLocked
 
-from proj import queues
+from proj import queues, results
 from proj.dead_letters import publisher
 from proj.dead_letters.letter import DeadLetter, Wanted
 from proj.dead_letters.publisher import WINDOW
+from proj.enqueue import checks
 from proj.enqueue.app import App
 from proj.errors import BrokerRefused, OutcomeUnknown
 from proj.logs import events
@@ -94,6 +96,15 @@ def survey(app: App, limit: int, size: int, note: Callable[[DeadLetter], None]) 
                 break
 
 
+def is_empty(app: App) -> bool:
+    """Whether there is no dead letter, not even one that another program is reading.
+
+    Raises `Busy` when another program is reading.
+    """
+    with _reading(app, patience=0) as reader:
+        return bool(reader.total == 0)
+
+
 def redrive(
     app: App,
     wanted: Wanted,
@@ -129,7 +140,27 @@ def drop(
 
     Raises `OutcomeUnknown` when the broker stops answering.
     """
-    return _work(app, wanted, limit, dry_run, progress, lambda _: lambda _: {}, events.DROPPED)
+    return _work(
+        app, wanted, limit, dry_run, progress, lambda _: lambda _: {}, events.DROPPED, _Failures(app).forget
+    )
+
+
+class _Failures:
+    """The stored failures of dropped letters; asks no more of a store that is down."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._is_up = True
+
+    def forget(self, letters: list[DeadLetter]) -> None:
+        """Delete those of these letters, but none that was stored after its letter died."""
+        ends: dict[str, datetime] = {}
+        for letter in letters:
+            with suppress(ValueError, TypeError):  # the time may be what another program wrote
+                if checks.is_id(letter.id):
+                    # The broker records whole seconds.
+                    ends[letter.id] = datetime.fromisoformat(letter.last or "") + timedelta(seconds=1)
+        self._is_up = self._is_up and results.forget_failures(self._app, ends)
 
 
 def _work(
@@ -140,6 +171,7 @@ def _work(
     progress: Progress | None,
     sender: Callable[["_Reader"], Send],
     event: str,
+    after: Callable[[list[DeadLetter]], None] = lambda _: None,
 ) -> Report:
     report = Report()
     with (
@@ -160,6 +192,7 @@ def _work(
                 report.undeliverable |= any(reason != publisher.NOWHERE for reason in kept.values())
                 if not dry_run:
                     reader.settle(done)
+                    after(done)
                     for letter in done:
                         _log(event, letter, began)
                 report.done += len(done)

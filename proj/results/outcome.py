@@ -1,5 +1,6 @@
 """The outcome of a task: read from the result store, or waited for."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ from celery import Celery, states
 
 from proj.errors import BadArguments, Ignored, NoResultYet, NotExecuted
 from proj.results import polling, stored_exception
+from proj.results.patience import reason_of
 from proj.results.store import store_error
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,24 @@ def failure(app: Celery, task_id: str) -> object:
         return (result.state, result.date_done) if result.state in states.PROPAGATE_STATES else None
     except Exception as error:
         raise store_error(app, error) from error
+
+
+def forget_failures(app: Celery, until: dict[str, datetime]) -> bool:
+    """Delete the failures of these ids that were stored before these times, in SQLite or PostgreSQL.
+
+    A store that is down keeps them until they are old; returns False then, after a warning.
+    """
+    if not until or not app.settings.deletes_results:
+        return True
+    from proj.results import ageing  # here, since it imports SQLAlchemy
+
+    times = {task_id: moment.astimezone(UTC).replace(tzinfo=None) for task_id, moment in until.items()}
+    try:
+        ageing.forget_failures(app.backend, times)
+    except Exception as error:
+        log.warning("The failures of dropped dead letters are still stored: %s", reason_of(error))
+        return False
+    return True
 
 
 def wait(

@@ -23,6 +23,7 @@ def install(app: App, settings: Settings) -> None:
     app.steps["consumer"].add("proj.worker.watchers:WatchersStep")
     app.steps["consumer"].add("proj.worker.timers:TimersStep")
     app.steps["worker"].add("proj.worker.lookout:LookoutStep")
+    app.steps["worker"].add("proj.worker.ageing:AgeingStep")
     connection.keep_from_children(app)
     celery_lines.install()
     if celery_command.is_running("control", "inspect"):

@@ -1,10 +1,11 @@
 """Revocations in the result store, since workers forget theirs when they restart."""
 
+from contextlib import suppress
 from typing import Any
 
 import celery
 from celery import states
-from celery.exceptions import BackendGetMetaError, Ignore
+from celery.exceptions import BackendGetMetaError, BackendStoreError, Ignore
 from celery.utils.log import get_logger
 
 from proj import queues
@@ -30,6 +31,9 @@ def check(task: celery.Task) -> None:
         log.warning("Cannot check whether %s[%s] is revoked: %s", task.name, request.id, error)
         return
     if revoked:
+        with suppress(BackendStoreError):
+            # With the name of its task: the message has come, and the revocation may age.
+            task.backend.store_result(request.id, meta["result"], states.REVOKED, request=request)
         raise Ignore("revoked")
 
 

@@ -264,6 +264,9 @@ def test_any_value_is_taken_or_refused_in_one_line(name: str, value: str) -> Non
         ("PROJ_STATE_DIR", "~nobody-has-this-name/x", "the home folder ~nobody-has-this-name is not known"),
         ("PROJ_BROKER_CA", "~nobody-has-this-name/x", "the home folder ~nobody-has-this-name is not known"),
         ("AMQP_PORT", "1" * 500, "got '1{79}…"),
+        ("PROJ_RESULT_EXPIRES", "-1", "greater than or equal to 0, got '-1'"),
+        ("PROJ_RESULT_EXPIRES", "99999999999", "less than or equal to 3153600000, got '99999999999'"),
+        ("PROJ_RESULT_EXPIRES", "7d", "a valid integer"),
     ],
 )
 def test_value_that_cannot_be_used(

@@ -1,11 +1,12 @@
 """What workers do when they are told to: `celery control`, and what becomes of messages then."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
 from proj.private_node.node import BrokerNode
-from tests.lib import dead
+from tests.lib import dead, stores
 from tests.lib.bundle import GATED_TASK, Bundle, shared_vhost
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
@@ -68,7 +69,9 @@ def test_revocation_outlives_workers(bundle: Bundle) -> None:
 
     assert worker.terminate() == 0
     assert bundle.kept("proj.tasks") == bundle.depth("proj.dead") == 0
-    assert '"state": "REVOKED"' in bundle.proj("result", "delayed", "--json").stdout
+    delayed = json.loads(bundle.proj("result", "delayed", "--json").stdout)
+    # The name says that its message has come, so the revocation ages.
+    assert (delayed["state"], delayed["task"]) == ("REVOKED", "proj.tasks.add")
     assert "[delayed] succeeded" not in worker.text()
 
 
@@ -126,7 +129,7 @@ def test_what_would_lose_messages_is_refused(shared: Bundle, worker: Worker) -> 
 def test_revocation_that_cannot_be_stored_is_an_answer(shared: Bundle, worker: Worker) -> None:
     """Whoever revokes hears that it holds for as long as the workers run, and the worker goes on."""
     worker.ready()
-    (shared.folder / "state/results.sqlite3").write_text("no database")
+    stores.garbage(shared)
 
     answer = shared.control(worker, "revoke", "it")
     assert "revoked only until the workers end: the result store cannot be" in answer
