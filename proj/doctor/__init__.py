@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from proj.doctor import broker, ingest, policies, settings, topology, workers
+from proj.doctor import beat, broker, ingest, policies, settings, topology, workers
 from proj.doctor.finding import Finding, Level, skipped
 from proj.doctor.subject import Subject
 from proj.enqueue.app import App
@@ -45,7 +45,7 @@ AREAS: Final[dict[str, tuple[Check, ...]]] = {
         settings.result_store,
         settings.credentials,
     ),
-    "workers": (workers.present_workers, workers.worker_clocks, ingest.foreign_queues),
+    "workers": (workers.present_workers, workers.worker_clocks, ingest.foreign_queues, beat.running_beat),
 }
 
 
