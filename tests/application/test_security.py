@@ -1,19 +1,13 @@
 """The users of `deploy/rabbitmq`: each can do its work, and is refused what is not its work."""
 
-import importlib.machinery
-import importlib.util
-import json
 import pickle
 import re
-import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from textwrap import dedent
-from types import ModuleType
 from typing import Any, Final
-from urllib.parse import quote
 
 import kombu
 import pytest
@@ -25,11 +19,8 @@ from proj.errors import ManagementUnavailable
 from proj.private_node.node import BrokerNode
 from proj.rabbitmq.management import Management
 from tests.lib.bundle import BIN, Bundle, shared_vhost
+from tests.lib.users import PASSWORD, Users
 from tests.lib.waiting import eventually
-
-FOLDER: Final = Path(__file__).resolve().parents[2] / "deploy/rabbitmq"
-
-PASSWORD: Final = "a-password-of-the-test"
 
 WORK, DEAD = queues.DEFAULT_QUEUE, queues.dead_queue.name
 
@@ -37,125 +28,9 @@ WORK, DEAD = queues.DEFAULT_QUEUE, queues.dead_queue.name
 DELAY_QUEUE, DELAY_ENTRY = "celery_delayed_5", "celery_delayed_27"
 
 
-class Users:
-    """The users in the bundle's virtual host, under names of their own; by default it is set up in full."""
-
-    def __init__(self, bundle: Bundle, *, topology: bool = True, folder: Path = FOLDER) -> None:
-        self._bundle = bundle
-        files = ("definitions.json", "users.json") if topology else ("users.json",)
-        for file in files:
-            definitions = json.loads((folder / file).read_text())
-            for thing in (thing for things in definitions.values() for thing in things):
-                if "vhost" in thing:
-                    thing["vhost"] = bundle.vhost
-                if "user" in thing:
-                    thing["user"] = self._name(thing["user"])
-            for user in definitions.get("users", []):
-                user["name"] = self._name(user["name"])
-            definitions["vhosts"] = [{"name": bundle.vhost}]
-            bundle.management("POST", "definitions", definitions)
-
-    def give_passwords(self) -> "Users":
-        """What `rabbitmqctl change_password` does, in a hundredth of its time."""
-        for user in json.loads((FOLDER / "users.json").read_text())["users"]:
-            body = {"password": PASSWORD, "tags": ",".join(user["tags"])}
-            self._bundle.management("PUT", f"users/{self._name(user['name'])}", body)
-        return self
-
-    def url(self, user: str, password: str = PASSWORD) -> str:
-        host = f"127.0.0.1:{self._bundle.node.info.port}"
-        return f"amqp://{self._name(user)}:{password}@{host}/{quote(self._bundle.vhost, safe='')}"
-
-    def env(self, user: str) -> dict[str, str]:
-        return {"CELERY_BROKER_URL": self.url(user)}
-
-    def _name(self, user: str) -> str:
-        return f"{user}-{self._bundle.vhost}"
-
-
 @pytest.fixture
 def users(bundle: Bundle) -> Users:
     return Users(bundle).give_passwords()
-
-
-def implied(thing: dict[str, Any]) -> dict[str, Any]:
-    """What RabbitMQ 4.3 says of exchanges and older releases do not, and the other way round of queues."""
-    return {"internal": False, "type": thing["arguments"].get("x-queue-type")}
-
-
-def test_the_definitions_are_what_the_code_declares(bundle: Bundle) -> None:
-    """RabbitMQ exports the same from a virtual host in which `proj/queues.py` declared all."""
-    bundle.declare()
-    declared = bundle.of_vhost("definitions")
-    kept = json.loads((FOLDER / "definitions.json").read_text())
-
-    def comparable(things: list[dict[str, Any]]) -> list[str]:
-        same = {"vhost": "proj"}
-        return sorted(json.dumps(implied(thing) | thing | same, sort_keys=True) for thing in things)
-
-    assert set(kept) == {"vhosts", "exchanges", "queues", "bindings"}
-    for kind in ("exchanges", "queues", "bindings"):
-        assert comparable(kept[kind]) == comparable(declared[kind]), "run: make definitions"
-
-
-@pytest.fixture
-def generated(node: BrokerNode, tmp_path: Path) -> Path:
-    """The files that `PROJ_QUEUES=slow,celery.mail make definitions` writes after `old,celery.mail`."""
-    folder = tmp_path / "generated"
-    shutil.copytree(FOLDER, folder)
-    script = _script("definitions")
-    script.let_workers_read(folder / "users.json", queues.Topology(("old", "celery.mail")))
-    script.write(folder, node, queues.Topology(("slow", "celery.mail")))
-    node.ctl("delete_vhost", script.VHOST)
-    return folder
-
-
-def _script(name: str) -> ModuleType:
-    path = str(FOLDER.parents[1] / "scripts" / name)
-    spec = importlib.util.spec_from_loader(name, importlib.machinery.SourceFileLoader(name, path))
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_definitions_of_further_queues(bundle: Bundle, generated: Path) -> None:
-    """They hold the queue and what leads to it, and the worker may consume it and nothing else."""
-    made = {
-        kind: [
-            tuple(thing.get(key) for key in ("name", "source", "destination", "routing_key"))
-            for thing in things
-        ]
-        for kind, things in json.loads((generated / "definitions.json").read_text()).items()
-    }
-    assert {name for name, *_ in made["queues"] if not name.startswith("celery_delayed_")} == {
-        *(WORK, DEAD),
-        *("slow", "celery.mail"),
-    }
-    for source, destination, key in (
-        ("proj", "slow", "slow"),
-        ("proj", "slow", "#.slow"),
-        (queues.DELAY_EXCHANGE, "proj", "#.slow"),
-    ):
-        assert (None, source, destination, key) in made["bindings"]
-    (read,) = (
-        right["read"]
-        for right in json.loads((generated / "users.json").read_text())["permissions"]
-        if right["user"] == "proj-worker"
-    )
-    assert [name for name in ("slow", "celery.mail", WORK, DEAD) if not re.search(read, name)] == []
-    assert [name for name in ("old", "slow2", "celery-mail", "proj") if re.search(read, name)] == []
-
-    users = Users(bundle, folder=generated).give_passwords()
-    further = {"PROJ_QUEUES": "slow,celery.mail"}
-    worker = bundle.worker("-Q", "slow", env=users.env("proj-worker") | further).ready()
-    done = bundle.proj(
-        *("enqueue", "add", "2", "3", "--queue", "slow", "--countdown", "1", "--wait"),
-        env=users.env("proj-producer") | further,
-    )
-    assert done.stdout == "5\n", done.stderr
-    assert not re.search(" (WARNING|ERROR|CRITICAL)/", worker.text()), worker.text()
 
 
 def test_a_user_without_a_password_cannot_log_in(bundle: Bundle) -> None:
