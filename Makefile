@@ -1,8 +1,8 @@
 .DEFAULT_GOAL := help
 PYTHON_IN_VENV := .venv/bin/python
 
-# Tests mostly wait. Each process has its own RabbitMQ. A process begins with neighbouring tests, so that few processes
-# make what the tests of a module share; idle ones take over tests at the end.
+# Tests mostly wait. A process begins with neighbouring tests, so that few processes make what the tests of a module
+# share; idle ones take over tests at the end.
 TEST_PROCESSES := 4
 
 # What `make test` runs.
