@@ -36,8 +36,8 @@ def tasks() -> Iterator[list[Any]]:
         return x
 
     yield [
-        app.task(function, name="test.plain", base=celery.Task),
-        app.task(function, name="test.derived", base=Base),
+        app.task(function, name="test.plain", base=celery.Task, shared=False),
+        app.task(function, name="test.derived", base=Base, shared=False),
         app.register_task(ByClass()),
     ]
     for name in ("test.plain", "test.derived", "test.by_class"):
