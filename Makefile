@@ -10,7 +10,7 @@ TESTS := tests
 
 # Those that depend on the release of RabbitMQ or Python.
 RELEASE_TESTS := tests/unit tests/enqueue tests/worker tests/dead_letters tests/rabbitmq tests/depths tests/doctor \
-	tests/private_node tests/application/test_definitions.py tests/application/test_security.py \
+	tests/private_node tests/beat tests/application/test_definitions.py tests/application/test_security.py \
 	tests/flower/test_metrics.py
 
 # If it is set, each process compiles all tests again.

@@ -90,9 +90,12 @@ class Scheduler(beat.Scheduler):
         return max(0.0, min(soonest, _LOOK))
 
     def close(self) -> None:
+        """End the leader's thread. Gives the exit code of a refusal, which Celery's service forgets."""
         self._leader.stop()
         self._alive.end()
         super().close()
+        if self._leader.refusal:
+            raise SystemExit(int(self._leader.refusal.exit_code))
 
     def _begin(self, last: dict[str, datetime]) -> None:
         """An entry that is new begins now: its first run is due one interval later."""

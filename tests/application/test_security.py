@@ -178,6 +178,10 @@ def declare(queue: kombu.Queue) -> Callable[[Any], Any]:
     return lambda channel: queue.queue_declare(channel=channel)
 
 
+def lead(channel: Any) -> None:
+    channel.queue_declare(queues.BEAT_LEADER, exclusive=True, durable=False, auto_delete=False)
+
+
 def bind(queue: kombu.Queue, exchange: str) -> Callable[[Any], Any]:
     return lambda channel: channel.queue_bind(queue.name, exchange, "#")
 
@@ -198,13 +202,14 @@ OPERATIONS: Final[dict[str, tuple[set[str], Callable[[Any], Any]]]] = {
     "take dead letters": ({"worker", "operator"}, get(DEAD)),
     "empty the dead letters": ({"worker", "operator"}, purge(DEAD)),
     "empty a delay queue": (set(), purge(DELAY_QUEUE)),
-    "enqueue": ({"producer", "worker", "ingest"}, publish(queues.task_exchange.name)),
-    "enqueue for later": ({"producer", "worker"}, publish(DELAY_ENTRY)),
+    "enqueue": ({"producer", "worker", "ingest", "beat"}, publish(queues.task_exchange.name)),
+    "enqueue for later": ({"producer", "worker", "beat"}, publish(DELAY_ENTRY)),
     "send past the exchange": ({"operator", "worker"}, publish("")),
     "forge a dead letter": ({"ingest"}, publish(queues.dead_exchange.name)),
     "control workers": ({"worker", "monitor"}, publish("celery.pidbox")),
     "forge an event": ({"worker", "monitor"}, publish("celeryev")),
     "declare": (set(), declare(queues.work_queue(queues.DEFAULT_QUEUE))),
+    "lead the beats": ({"beat"}, lead),
     "divert messages": (set(), bind(queues.dead_queue, queues.task_exchange.name)),
     "delete the work queue": (set(), delete_queue(WORK)),
     "delete the dead letters": (set(), delete_queue(DEAD)),
@@ -228,7 +233,7 @@ def test_what_is_not_their_work_is_refused(bundle: Bundle, users: Users) -> None
     with bundle.channel() as channel:  # what a worker would have declared
         channel.exchange_declare("celery.pidbox", "fanout", durable=False, auto_delete=False)
         channel.exchange_declare("celeryev", "topic", durable=True, auto_delete=False)
-    for user in ("producer", "worker", "ingest", "operator", "monitor"):
+    for user in ("producer", "worker", "ingest", "beat", "operator", "monitor"):
         assert may_do(users.url(f"proj-{user}")) == {
             what for what, (who, _) in OPERATIONS.items() if user in who
         }
@@ -285,3 +290,17 @@ def test_a_worker_that_may_not_declare_names_what_is_missing(bundle: Bundle) -> 
     assert f"no queue '{DEAD}'" in worker.text()
     assert "definitions.json" in worker.text()
     assert "Traceback" not in worker.text()
+
+
+def test_a_beat_leads_and_publishes(bundle: Bundle, users: Users) -> None:
+    """With its own user; with that of a producer, which may not lead, it ends with one line."""
+    bundle.add_task('app.add_periodic_task(1.0, add.s(1, 2), name="tick")')
+    refused = bundle.celery("beat", env=users.env("proj-producer"))
+    assert refused.returncode == 69
+    (line,) = [line for line in refused.stderr.splitlines() if "CRITICAL" in line]
+    assert "access to queue 'proj.beat'" in line
+    assert "SECURITY.md" in line
+    assert "Traceback" not in refused.stderr
+
+    bundle.beat(env=users.env("proj-beat")).says("this beat leads")
+    eventually("it publishes", lambda: bundle.depth(WORK))

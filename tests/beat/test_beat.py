@@ -117,7 +117,7 @@ def test_broker_that_is_down_delays_and_does_not_skip(ticking: tuple[Bundle, Wor
         proxy.network = Network.SWALLOWS_ALL
         beat.says("leads no more")
         proxy.network = Network.WORKS
-        eventually("it leads again", lambda: beat.text().count("this beat leads\n") == 2)
+        eventually("it leads again", lambda: beat.text().count("this beat leads\n") >= 2)
         before = len(beats.executed(worker))
         eventually("more are executed", lambda: len(beats.executed(worker)) >= before + 3)
     beat.terminate()

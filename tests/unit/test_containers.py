@@ -54,7 +54,7 @@ LASTING = {name: keys for name, keys in SERVICES.items() if keys["restart"] == "
 
 def test_the_services_are_those_that_are_meant() -> None:
     """What the tests below look at is not nothing."""
-    assert set(LASTING) == {"rabbitmq", "postgres", "worker", "worker-slow", "ingest", "flower"}
+    assert set(LASTING) == {"rabbitmq", "postgres", "worker", "worker-slow", "beat", "ingest", "flower"}
     assert set(SERVICES) - set(LASTING) == {"operator"}
 
 
@@ -81,7 +81,7 @@ def test_every_service_is_looked_after(name: str) -> None:
     service = LASTING[name]
 
     assert {"healthcheck", "stop_grace_period"} <= service.keys()
-    assert name.startswith(("worker", "ingest")) or "volumes" in service
+    assert name.startswith(("worker", "ingest", "beat")) or "volumes" in service
 
 
 def test_a_worker_of_a_further_queue_is_an_example() -> None:
