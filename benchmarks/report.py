@@ -9,7 +9,7 @@ from benchmarks.rounds import Results, Summary, Verdict
 
 def number(value: float) -> str:
     """Three digits, and thousands apart."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 
 def spread(summary: Summary) -> str:
