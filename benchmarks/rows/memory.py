@@ -68,4 +68,4 @@ def tasks(stage: Stage) -> Iterator[Sample]:
                 yield Sample(WORKER.key, name, sum(used) / 1e6)
 
 
-BENCH = Bench("memory", (WORKER, BATCH), (tasks,), most_rounds=1)
+BENCH = Bench("memory", (WORKER, BATCH), (tasks, batch), most_rounds=1)
