@@ -107,6 +107,11 @@ class Composer:
         if request.app != self._app:  # one of them may be a proxy
             raise BadInput(f"{name}: the request belongs to another application")
         options = request["options"]
+        if not self._app.backend.persistent and not options.get("ignore_result"):
+            raise BadInput(
+                f"{name}: many messages at once have no results over {self._app.backend.as_uri()}",
+                "keep results in a database, or give ignore_result=True",
+            )
         given = options.get("task_id")
         repeat = repeat or given is not None
         task_id = task_id if given is None else given

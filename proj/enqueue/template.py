@@ -162,7 +162,8 @@ class Templates:
             or not all(isinstance(route, MapRoute) for route in app.amqp.routes)  # may depend on arguments
         ):
             return None
-        options = {"queue": queue, "priority": priority, "ignore_result": ignore_result}
+        # Otherwise a result store such as `rpc://` prepares for the reply to this message.
+        options = {"queue": queue, "priority": priority, "ignore_result": True}
         recorder = Recorder(app.connection_for_write())
         try:
             # Celery's own, since these arguments would be refused.
@@ -184,6 +185,7 @@ class Templates:
         headers = properties.pop("application_headers")
         del properties["correlation_id"], properties["reply_to"]
         headers.pop(queues.REPEAT_HEADER)  # which a given id has caused
+        headers["ignore_result"] = ignore_result
         serializer = task.serializer or conf.task_serializer
         content_type, content_encoding, body = dumps(((), {}, _NO_STEPS), serializer=serializer)
         parts = _split(encoded.table(headers), _ID, _ID, _ARGS, _KWARGS)

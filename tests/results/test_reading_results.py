@@ -52,7 +52,10 @@ print(len(looks))
 
 
 def test_result_that_comes_by_message_is_ready(bundle: Bundle) -> None:
-    """Whoever enqueued a task may ask again and again whether its result has come over `rpc://`."""
+    """Whoever enqueued a task may ask again and again whether its result has come over `rpc://`.
+
+    A batch is refused, since nobody would receive its results.
+    """
     bundle.env["CELERY_RESULT_BACKEND"] = "rpc://"
     bundle.worker("--without-gossip")
 
@@ -61,10 +64,15 @@ import json, time
 from proj.tasks import add
 result = add.delay(1, 2)
 while not result.ready(): time.sleep(0.05)
-print(json.dumps([result.ready(), result.state, result.get(timeout=90)]))
+from proj.enqueue import enqueue_many
+outcomes = [str(each.error) for each in enqueue_many([add.s(1, 2), add.s(1, 2).set(ignore_result=True)])]
+print(json.dumps([result.ready(), result.state, result.get(timeout=90), outcomes]))
 """)
 
-    assert seen == [True, "SUCCESS", 3]
+    assert seen[:3] == [True, "SUCCESS", 3]
+    refused, confirmed = seen[3]
+    assert "have no results over rpc://" in refused
+    assert confirmed == "None"
 
 
 @pytest.mark.parametrize(
