@@ -85,7 +85,7 @@ def test_without_the_wait_for_confirms_messages_are_lost(own: Bundle) -> None:
     own.switch_off("ingest/source.py", "and sent.answered:", "and True:")
     limit(own)
     ingest = foreign.start(own).consumes()
-    foreign.publish(own, map(str, range(100)))
+    _fill(own, ingest, 100)
     foreign.settle(own, ingest)
     assert own.depth("proj.tasks") < 100
 
@@ -154,3 +154,27 @@ def test_the_broker_is_killed(own: Bundle) -> None:
     made = foreign.tasks(own)
     assert {argument for _, argument in made} == {f"message {number}" for number in range(COUNT)}
     assert len({task_id for task_id, _ in made}) == COUNT
+
+
+def test_the_worker_is_killed(bundle: Bundle) -> None:
+    """SIGKILL in the middle of a thousand tasks: another worker executes the rest, and one of them again."""
+    _publish(bundle, with_ids=True)
+    ingest = foreign.start(bundle).consumes()
+    victim = bundle.worker(log="victim.log")
+    eventually("it has begun", lambda: len(victim.lines("succeeded in")) > COUNT // 10, seen=victim.text)
+    victim.kill()
+    done = [line.id for line in victim.lines("succeeded in")]
+    assert len(done) < COUNT
+    worker = bundle.worker().ready()
+
+    def executed() -> list[str]:
+        return done + [line.id for line in worker.lines("succeeded in")]
+
+    def ended() -> set[str]:
+        # Of the last one, its victim may have stored the success and not said so.
+        return {*executed(), *(line.id for line in worker.lines("is a duplicate"))}
+
+    eventually("the rest is executed", lambda: len(ended()) == COUNT, seen=worker.text)
+    foreign.settle(bundle, ingest)
+    assert len(executed()) <= COUNT + 1
+    assert ended() == {task_id for _, task_id in ingest.rows()}
