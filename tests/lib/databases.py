@@ -24,3 +24,11 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture
 def database(postgres: Postgres, bundle: Bundle) -> Database:
     return Database(postgres, bundle)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def stored(request: pytest.FixtureRequest, bundle: Bundle) -> Bundle:
+    """A bundle with either store."""
+    if request.param != "sqlite":
+        request.getfixturevalue("database")
+    return bundle

@@ -12,14 +12,6 @@ from tests.lib.waiting import eventually
 pytestmark = pytest.mark.used_vhost
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def stored(request: pytest.FixtureRequest, bundle: Bundle) -> Bundle:
-    """A bundle with either store."""
-    if request.param != "sqlite":
-        request.getfixturevalue("database")
-    return bundle
-
-
 #: Stores states, lets them age by days, and sweeps as a worker does.
 _AGEING = """
 import json

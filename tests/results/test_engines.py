@@ -9,14 +9,6 @@ from tests.lib.bundle import Bundle
 pytestmark = pytest.mark.used_vhost
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def stored(request: pytest.FixtureRequest, bundle: Bundle) -> Bundle:
-    """A bundle with either store."""
-    if request.param != "sqlite":
-        request.getfixturevalue("database")
-    return bundle
-
-
 #: Counts the connections that are opened.
 _COUNTED = """
 import json, os, threading
