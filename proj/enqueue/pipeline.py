@@ -9,7 +9,6 @@ import kombu
 from amqp.exceptions import AccessRefused
 from celery import Celery
 
-from proj.errors import BrokerUnreachable
 from proj.rabbitmq import connection, failures, topology
 from proj.rabbitmq.publishing import Window
 
@@ -22,12 +21,7 @@ class Pipeline:
         self._wanted = app.settings.topology
         self._delays_are_declared = False
         self._stack = ExitStack()
-        try:
-            pooled = app.pool.acquire(block=True, timeout=max(0, deadline - time.monotonic()))
-        except app.pool.LimitExceeded as error:
-            raise BrokerUnreachable(
-                f"all {app.pool.limit} connections to the broker are in use", "publish from fewer threads"
-            ) from error
+        pooled = connection.acquire(app, deadline)
         #: For the words of an error, when it is closed too.
         self.broker: kombu.Connection = self._stack.enter_context(pooled)
         try:
@@ -35,7 +29,7 @@ class Pipeline:
                 if not connection.is_alive(self.broker):
                     connection.abandon(self.broker)
                     connection.connect(self.broker, deadline)
-                self._declare()
+                topology.declare_permitted(self.broker, self.broker.default_channel, self._wanted)
                 self.window = Window(self.broker.channel(), on_answer)
         except BaseException as error:
             self.abandon()
@@ -82,10 +76,3 @@ class Pipeline:
     def forget(self) -> None:
         """Leave the connection to the process that this one was forked from."""
         self._stack.pop_all()
-
-    def _declare(self) -> None:
-        # For a user who may only publish, the publish itself shows whether something is missing.
-        try:
-            topology.declare(self.broker.default_channel, self._wanted)
-        except AccessRefused:
-            self.broker.declared_entities.update(map(hash, self._wanted.queues))

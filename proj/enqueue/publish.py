@@ -26,7 +26,6 @@ from proj.enqueue.composing import UNSENDABLE, unsendable
 from proj.enqueue.published import full_queue, no_route, unknown
 from proj.errors import BadInput, BrokerRefused, BrokerUnreachable, OutcomeUnknown, ProjError
 from proj.logs import events
-from proj.queues import Topology
 from proj.rabbitmq import connection, encoded, failures, topology
 
 log = logging.getLogger("proj.enqueue")
@@ -123,7 +122,7 @@ class Publish:
                 used_before = False
                 try:
                     if given is None:
-                        pooled = self._acquire()
+                        pooled = connection.acquire(self.app, self.deadline)
                     broker = given.connection if pooled is None else pooled
                     used_before = broker.connected
                     return self._attempt(send, broker, given)
@@ -144,17 +143,6 @@ class Publish:
                         pooled.release()
         finally:
             _this_thread.busy = False
-
-    def _acquire(self) -> Any:
-        # Not Celery's pool of producers: in kombu 5.7 it has more producers than connections, and a producer
-        # waits for a connection without a timeout.
-        pool = self.app.pool
-        try:
-            return pool.acquire(block=True, timeout=max(0, self.deadline - time.monotonic()))
-        except pool.LimitExceeded as error:
-            raise BrokerUnreachable(
-                f"all {pool.limit} connections to the broker are in use", "publish from fewer threads"
-            ) from error
 
     def _attempt(self, send: Callable[[Any], T], broker: Any, given: Any) -> T:
         """Connect, declare and publish before the deadline. A failure drops the connection."""
@@ -181,7 +169,7 @@ class Publish:
             if producer is None:
                 producer = live.producer = self.app.amqp.Producer(broker, auto_declare=False)
             if live.declared is not wanted:
-                _declare(broker, producer.channel, wanted)
+                topology.declare_permitted(broker, producer.channel, wanted)
                 live.declared = wanted
             if self.delayed:
                 with suppress(AccessRefused):
@@ -214,15 +202,6 @@ class Publish:
         if failures.is_refusal(error):
             return failures.explain(error, broker)
         return unknown(self.name, self.task_id, connection.ALARM if connection.is_blocked(broker) else "")
-
-
-def _declare(broker: Any, channel: Any, wanted: Topology) -> None:
-    """Declare what messages need, as far as the user has the permission."""
-    # For a user who may only publish, the publish itself shows whether something is missing.
-    try:
-        topology.declare(channel, wanted)
-    except AccessRefused:
-        broker.declared_entities.update(map(hash, wanted.queues))
 
 
 def _may_be_fixed(error: ProjError) -> bool:

@@ -15,6 +15,7 @@ from kombu import Connection, pools
 
 from proj.config import CONNECT_TIMEOUT
 from proj.deadline import cut_after, within
+from proj.errors import BrokerUnreachable
 from proj.rabbitmq import failures, transport
 
 #: Why a broker that `is_blocked` confirms nothing.
@@ -22,6 +23,23 @@ ALARM: Final = "since its memory or disk alarm is on"
 
 #: Connections that the broker has blocked because of an alarm.
 _blocked: Final = WeakSet[Connection]()
+
+
+def acquire(app: Celery, deadline: float) -> Connection:
+    """A connection of the application's pool, before the deadline (of `time.monotonic`).
+
+    Raises `BrokerUnreachable` when all are in use until then.
+    """
+    # Not Celery's pool of producers: in kombu 5.7 it has more producers than connections, and a producer
+    # waits for a connection without a timeout.
+    pool = app.pool
+    try:
+        acquired: Connection = pool.acquire(block=True, timeout=max(0, deadline - time.monotonic()))
+    except pool.LimitExceeded as error:
+        raise BrokerUnreachable(
+            f"all {pool.limit} connections to the broker are in use", "publish from fewer threads"
+        ) from error
+    return acquired
 
 
 def connect(connection: Connection, deadline: float) -> None:

@@ -48,6 +48,17 @@ def declare(channel: Any, topology: Topology) -> None:
         maybe_declare(queue, channel)
 
 
+def declare_permitted(connection: Any, channel: Any, topology: Topology) -> None:
+    """Declare what messages need, as far as the user has the permission.
+
+    For a user who may only publish, the publish itself shows whether something is missing.
+    """
+    try:
+        declare(channel, topology)
+    except AccessRefused:
+        connection.declared_entities.update(map(hash, topology.queues))
+
+
 def ensure(connection: Any, topology: Topology) -> None:
     """Declare all that a consumer needs, or check that it exists when the user may not declare it.
 
