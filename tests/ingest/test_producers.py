@@ -18,7 +18,7 @@ from tests.lib.worker import Worker
 ROOT = Path(__file__).parents[2]
 PRODUCERS = ROOT / "examples/producers"
 
-#: Where `.ci/run` installs amqplib, and Debian the Go library.
+#: Where `.ci/run` installs amqplib, and Debian's package the Go library.
 NODE_MODULES = ROOT / ".node/node_modules"
 GO_SOURCES = Path("/usr/share/gocode")
 
@@ -31,7 +31,7 @@ def node() -> list[str]:
 
 def go() -> list[str]:
     if not shutil.which("go") or not (GO_SOURCES / "src/github.com/rabbitmq/amqp091-go").is_dir():
-        pytest.skip("there is no Go with amqp091-go")
+        missing("Go with amqp091-go: apt-get install golang-go golang-github-rabbitmq-amqp091-go-dev")
     return ["go", "run"]
 
 

@@ -14,10 +14,16 @@ from tests.lib.bundle import Bundle
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
 
-FAILS = """
+TASKS = """
     @app.task(name="proj.tasks.fails")
     def fails(text: str) -> None:
         raise LookupError(f"no {text}")
+
+    @app.task(name="proj.tasks.flaky", bind=True)
+    def flaky(self, text: str) -> str:
+        if not self.request.retries:
+            raise self.retry(countdown=1, exc=LookupError(f"no {text} yet"))
+        return f"{text} after a retry"
 """
 
 ROUTES = """
@@ -30,6 +36,11 @@ task = "proj.tasks.add"
 queue = "fails"
 decoder = "text"
 task = "proj.tasks.fails"
+
+[[route]]
+queue = "flaky"
+decoder = "text"
+task = "proj.tasks.flaky"
 """
 
 DIRECT = "amq.rabbitmq.reply-to"
@@ -39,10 +50,10 @@ DIRECT = "amq.rabbitmq.reply-to"
 def served(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bundle, Worker]]:
     """A virtual host with an ingest and a worker."""
     with Bundle(node, vhost="replies", folder=tmp_path_factory.mktemp("replies")) as bundle:
-        bundle.add_task(FAILS)
+        bundle.add_task(TASKS)
         routes = bundle.folder / "routes.toml"
         routes.write_text(ROUTES)
-        foreign.start(bundle, env={"PROJ_INGEST_ROUTES": str(routes)}).consumes("add", "fails")
+        foreign.start(bundle, env={"PROJ_INGEST_ROUTES": str(routes)}).consumes("add", "fails", "flaky")
         yield bundle, bundle.worker().ready()
 
 
@@ -84,6 +95,12 @@ def test_a_reply_says_how_the_task_ended(served: tuple[Bundle, Worker], direct: 
     with asker(served[0], direct=direct) as program:
         assert program.ask("add", "[221, 345]", "c-1") == {"status": "SUCCESS", "result": 566}
         assert program.ask("fails", "bread", "c-2") == {"status": "FAILURE", "error": "LookupError: no bread"}
+
+
+def test_a_retry_is_no_end(served: tuple[Bundle, Worker]) -> None:
+    """Its own message carries the address on: the reply is the one of the attempt that ended the task."""
+    with asker(served[0]) as program:
+        assert program.ask("flaky", "bread", "c") == {"status": "SUCCESS", "result": "bread after a retry"}
 
 
 def test_a_duplicate_gets_the_stored_end(served: tuple[Bundle, Worker]) -> None:
