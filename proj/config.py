@@ -317,13 +317,21 @@ def load() -> Settings:
     Raises `ConfigError`, one line with the wrong setting and what was expected.
     """
     text = state_dir.read_env_file()
-    written = re.findall(_WRITTEN_NAME, text or "")
     try:
         settings = Settings(**_given(text))
     except ValidationError as error:
         raise ConfigError(_explain(error), f"fix it in the environment or in {state_dir.ENV_FILE}") from None
-    _refuse_slips([*os.environ, *written])
+    _refuse_slips([*os.environ, *_written(text)])
     return settings
+
+
+def names() -> tuple[set[str], set[str]]:
+    """The names that are set, with or without a meaning: in the environment, and in the `.env` file."""
+    return set(os.environ), set(_written(state_dir.read_env_file()))
+
+
+def _written(text: str | None) -> list[str]:
+    return re.findall(_WRITTEN_NAME, text or "")
 
 
 def _given(text: str | None) -> dict[str, Any]:

@@ -41,6 +41,7 @@ AREAS: Final[dict[str, tuple[Check, ...]]] = {
         settings.publishing,
         settings.tasks,
         settings.time_limits,
+        settings.unread_names,
         settings.message_size,
         settings.result_store,
         settings.credentials,

@@ -18,6 +18,7 @@ from proj.errors import ResultStoreError
 from proj.results.engines import CONNECT_TIMEOUT
 from proj.results.patience import PATIENCE
 from proj.results.store import store_error
+from proj.worker import environment
 
 #: Connection options that publishing needs, each with the effect of leaving it out.
 _CONNECTION_OPTIONS: Final = {
@@ -126,6 +127,19 @@ def _consumer_timeout(subject: Subject) -> tuple[float, str]:
     if broker is not None:
         return broker / 1000, "set in the broker's configuration"
     return subject.settings.proj_consumer_timeout, "PROJ_CONSUMER_TIMEOUT; the broker does not report its own"
+
+
+def unread_names(subject: Subject) -> Iterator[Finding]:
+    """Check that no name of the environment looks like a setting that nothing reads."""
+    names = environment.unread()
+    if names:
+        yield warning(
+            f"nothing reads {environment.explain(names)}",
+            "whoever has set it expects an effect, unless it is for another program",
+            "set what is named instead; Celery's other settings are in proj/celeryconfig.py",
+        )
+    else:
+        yield ok("every setting of Celery in the environment is read")
 
 
 def message_size(subject: Subject) -> Iterator[Finding]:

@@ -24,6 +24,7 @@ from proj.enqueue.routing import check_queue
 from proj.errors import BadInput, ConfigError, ExitCode, ProjError
 from proj.logs import formats, printed
 from proj.logs.printable import error_line
+from proj.worker import environment
 
 log = get_logger(__name__)
 
@@ -38,6 +39,7 @@ def install() -> None:
     celeryd_init.connect(bound_shutdown)
     celeryd_init.connect(formats.log_only_json)
     celeryd_after_setup.connect(warn_of_several_queues)
+    celeryd_after_setup.connect(warn_of_unread_names)
     celeryd_after_setup.connect(check_tasks)
     celeryd_after_setup.connect(check_time_limits)
     celeryd_after_setup.connect(check_result_store)
@@ -81,6 +83,15 @@ def warn_of_several_queues(instance: Any, **_: Any) -> None:
             ", ".join(names),
             len(names) - 1,
             names[0],
+        )
+
+
+def warn_of_unread_names(**_: Any) -> None:
+    """Log which names of the environment look like settings and are none. They may be for another program."""
+    if names := environment.unread():
+        log.warning(
+            "Nothing reads %s. Other settings of Celery are in proj/celeryconfig.py",
+            environment.explain(names),
         )
 
 
