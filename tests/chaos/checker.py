@@ -1,0 +1,89 @@
+"""Says what was lost and what ran twice, by the ledgers alone: it asks neither a broker nor a result store.
+
+The words are those of Jepsen's tests of queues.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from tests.chaos.ledger import Fact, Kind
+
+_OUTCOMES: Final = frozenset({Kind.CONFIRMED, Kind.REFUSED, Kind.UNKNOWN})
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the messages of a run. Messages are counted, but for `duplicated`."""
+
+    #: A publish began.
+    attempted: int
+    #: The broker has accepted it.
+    confirmed: int
+    #: Confirmed and executed.
+    ok: int
+    #: Executed, confirmed or not.
+    executed: int
+    #: In the dead-letter queue.
+    dead: int
+    #: Confirmed, and neither executed nor a dead letter. Must be 0.
+    lost: int
+    #: Executed or dead, though never attempted, or though every publish was refused. Must be 0.
+    unexpected: int
+    #: Executions more than one a message.
+    duplicated: int
+    #: The outcome of the publish is unknown, and it was executed or is dead.
+    recovered: int
+    #: Lines that contradict others of their ledger. Must be 0: what wrote them is wrong.
+    contradictory: int
+
+    @property
+    def clean(self) -> bool:
+        return not (self.lost or self.unexpected or self.contradictory)
+
+
+def check(ledgers: Mapping[str, Sequence[Fact]]) -> Counts:
+    """Count the messages of a run by all of its ledgers."""
+    tokens: dict[Kind, set[str]] = {kind: set() for kind in Kind}
+    executions: Counter[str] = Counter()
+    for facts in ledgers.values():
+        for fact in facts:
+            tokens[fact.kind].add(fact.token)
+            if fact.kind is Kind.EXECUTED:
+                executions[fact.token] += 1
+    attempted, confirmed = tokens[Kind.ATTEMPTED], tokens[Kind.CONFIRMED]
+    arrived = tokens[Kind.EXECUTED] | tokens[Kind.DEAD]
+    known = confirmed | tokens[Kind.REFUSED]
+    possible = attempted - (tokens[Kind.REFUSED] - confirmed - tokens[Kind.UNKNOWN])
+    return Counts(
+        attempted=len(attempted),
+        confirmed=len(confirmed),
+        ok=len(confirmed & tokens[Kind.EXECUTED]),
+        executed=len(tokens[Kind.EXECUTED]),
+        dead=len(tokens[Kind.DEAD]),
+        lost=len(confirmed - arrived),
+        unexpected=len(arrived - possible),
+        duplicated=executions.total() - len(executions),
+        recovered=len((attempted - known) & arrived),
+        contradictory=sum(_contradictory(facts) for facts in ledgers.values()),
+    )
+
+
+def _contradictory(facts: Sequence[Fact]) -> int:
+    """In one ledger each message is attempted at most once, and then has at most one outcome.
+
+    Nor can one process execute one delivery twice, or the queue hold one dead letter at two places.
+    """
+    wrong = 0
+    waiting: set[str] = set()
+    attempted: set[str] = set()
+    for fact in facts:
+        if fact.kind is Kind.ATTEMPTED:
+            wrong += fact.token in attempted
+            attempted.add(fact.token)
+            waiting.add(fact.token)
+        elif fact.kind in _OUTCOMES:
+            wrong += fact.token not in waiting
+            waiting.discard(fact.token)
+    return wrong

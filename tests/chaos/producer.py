@@ -1,0 +1,101 @@
+"""A program that publishes, and writes each attempt and each outcome into its ledger before the next step.
+
+It reads from its stdin how many messages more it owes, a number a line, and ends at its end. `bulk` publishes
+with `enqueue_many`; `single` calls `.delay()` all the time, at a pace, whatever it owes.
+"""
+
+import os
+import select
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from celery.canvas import Signature
+
+from proj.enqueue import Status, enqueue_many
+from proj.errors import BrokerRefused, BrokerUnreachable, OutcomeUnknown
+from tests.chaos.ledger import FOLDER, Kind, Ledger
+from tests.chaos.tasks import mark, silent
+
+#: Messages of one `enqueue_many`.
+CHUNK: Final = 500
+
+#: Seconds between two single publishes, so that they leave the processor to others; and after one that the
+#: broker did not confirm.
+_PACE: Final = 0.01
+_PAUSE: Final = 0.25
+
+_OUTCOMES: Final = {
+    Status.CONFIRMED: Kind.CONFIRMED,
+    Status.REFUSED: Kind.REFUSED,
+    Status.UNKNOWN: Kind.UNKNOWN,
+}
+
+
+class Orders:
+    """What is read from stdin: how many messages are owed, and whether there is more to come."""
+
+    def __init__(self) -> None:
+        self.owed = 0
+        self.ended = False
+        self._text = b""
+
+    def look(self, seconds: float | None) -> None:
+        """Read what has come, or comes within so many seconds; None waits for it."""
+        readable, _, _ = select.select([0], [], [], seconds)
+        if readable:
+            data = os.read(0, 4096)
+            self.ended = not data
+            *lines, self._text = (self._text + data).split(b"\n")
+            self.owed += sum(map(int, lines))
+
+
+def bulk(ledger: Ledger, orders: Orders) -> None:
+    """Publish what is owed, until all of it is confirmed."""
+
+    def requests(count: int) -> Iterator[Signature]:
+        for number in range(count):
+            token = uuid4().hex
+            ledger.write(Kind.ATTEMPTED, token)
+            # Half of them store no result, as tasks whose caller does not wait for one.
+            yield (silent if number % 2 else mark).s(token)
+
+    while not orders.ended:
+        orders.look(None)
+        while orders.owed and not orders.ended:
+            confirmed = 0
+            chunk = min(orders.owed, CHUNK)
+            for outcome in enqueue_many(requests(chunk)):
+                ledger.write(_OUTCOMES[outcome.status], outcome.request.args[0])
+                confirmed += outcome.status is Status.CONFIRMED
+            orders.owed -= confirmed
+            orders.look(0 if confirmed == chunk else _PAUSE)
+
+
+def single(ledger: Ledger, orders: Orders) -> None:
+    """Publish one message after the other."""
+    pause = _PACE
+    while not orders.ended:
+        orders.look(pause)
+        token = uuid4().hex
+        ledger.write(Kind.ATTEMPTED, token)
+        try:
+            mark.delay(token)
+            outcome = Kind.CONFIRMED
+        except (BrokerUnreachable, BrokerRefused):
+            outcome = Kind.REFUSED
+        except OutcomeUnknown:
+            outcome = Kind.UNKNOWN
+        ledger.write(outcome, token)
+        pause = _PACE if outcome is Kind.CONFIRMED else _PAUSE
+
+
+def main() -> None:
+    ways = {"bulk": bulk, "single": single}
+    ways[sys.argv[1]](Ledger(Path(os.environ[FOLDER]), sys.argv[1]), Orders())
+
+
+if __name__ == "__main__":
+    main()
