@@ -230,7 +230,7 @@ class Stage:
     # --- The end
 
     def drain(self, patience: float = PATIENCE) -> None:
-        """Wait until all is accounted for and every queue is empty, or until nothing has changed for so long."""
+        """Wait until all is accounted for and no queue holds any, or until nothing changes for so long."""
         names = [queues.DEFAULT_QUEUE, *self.further_queues]
         deadline = time.monotonic() + patience
         seen: Any = None
@@ -280,7 +280,7 @@ def opened(
     env: dict[str, str] | None = None,
     changes: Iterable[Change] = (),
 ) -> Iterator[Stage]:
-    """A stage in a new folder. Its programs use a copy of the project with the tasks, and with these changes."""
+    """A stage in a new folder. Its programs use a copy of the project: with the tasks and the changes."""
     ledgers = folder / "ledgers"
     ledgers.mkdir(parents=True)
     with ExitStack() as stack:
