@@ -15,17 +15,21 @@ _OUTCOMES: Final = frozenset({Kind.CONFIRMED, Kind.REFUSED, Kind.UNKNOWN})
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the messages of a run. Messages are counted, but for `duplicated`."""
+    """What became of the messages of a run. Messages are counted, unless it says otherwise."""
 
     #: A publish began.
     attempted: int
     #: The broker has accepted it.
     confirmed: int
+    #: The publisher knows that the broker has not.
+    refused: int
+    #: Their publisher did not live to write how the publish ended.
+    cut: int
     #: Confirmed and executed.
     ok: int
     #: Executed, confirmed or not.
     executed: int
-    #: In the dead-letter queue.
+    #: Dead letters in their queue, copies counted.
     dead: int
     #: Confirmed, and neither executed nor a dead letter. Must be 0.
     lost: int
@@ -47,11 +51,13 @@ def check(ledgers: Mapping[str, Sequence[Fact]]) -> Counts:
     """Count the messages of a run by all of its ledgers."""
     tokens: dict[Kind, set[str]] = {kind: set() for kind in Kind}
     executions: Counter[str] = Counter()
+    dead = 0
     for facts in ledgers.values():
         for fact in facts:
             tokens[fact.kind].add(fact.token)
             if fact.kind is Kind.EXECUTED:
                 executions[fact.token] += 1
+            dead += fact.kind is Kind.DEAD
     attempted, confirmed = tokens[Kind.ATTEMPTED], tokens[Kind.CONFIRMED]
     arrived = tokens[Kind.EXECUTED] | tokens[Kind.DEAD]
     known = confirmed | tokens[Kind.REFUSED]
@@ -59,9 +65,11 @@ def check(ledgers: Mapping[str, Sequence[Fact]]) -> Counts:
     return Counts(
         attempted=len(attempted),
         confirmed=len(confirmed),
+        refused=len(tokens[Kind.REFUSED]),
+        cut=len(attempted - known - tokens[Kind.UNKNOWN]),
         ok=len(confirmed & tokens[Kind.EXECUTED]),
         executed=len(tokens[Kind.EXECUTED]),
-        dead=len(tokens[Kind.DEAD]),
+        dead=dead,
         lost=len(confirmed - arrived),
         unexpected=len(arrived - possible),
         duplicated=executions.total() - len(executions),
@@ -71,10 +79,7 @@ def check(ledgers: Mapping[str, Sequence[Fact]]) -> Counts:
 
 
 def _contradictory(facts: Sequence[Fact]) -> int:
-    """In one ledger each message is attempted at most once, and then has at most one outcome.
-
-    Nor can one process execute one delivery twice, or the queue hold one dead letter at two places.
-    """
+    """In one ledger each message is attempted at most once, and then has at most one outcome."""
     wrong = 0
     waiting: set[str] = set()
     attempted: set[str] = set()

@@ -302,6 +302,7 @@ def opened(
             FOLDER: str(ledgers),
             **(env or {}),
         }
+        bundle.declare()
         stage = Stage(broker, bundle, proxy, ledgers)
         stack.callback(stage.close)
         yield stage

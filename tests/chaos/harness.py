@@ -1,0 +1,67 @@
+"""Runs one fault: load, fault, heal, drain, check."""
+
+import time
+from pathlib import Path
+from typing import Final
+
+import amqp
+
+from proj.errors import ProjError
+from tests.chaos import ledger
+from tests.chaos.brokers import Broker
+from tests.chaos.checker import check
+from tests.chaos.faults import Plan
+from tests.chaos.row import Row, Timeline, longest_pause
+from tests.chaos.skipping import Skipped
+from tests.chaos.stage import WORKERS, Stage, opened
+
+#: Parts of the messages: before the fault, while it begins, and after it.
+_BEFORE: Final = 0.3
+_DURING: Final = 0.4
+
+#: What ends one fault's part, and not the run.
+_PROBLEMS: Final = (AssertionError, ProjError, OSError, amqp.exceptions.AMQPError, ledger.DamagedLedger)
+
+
+def run(plan: Plan, broker: Broker, folder: Path, messages: int) -> Row:
+    """Publish so many messages, and inject the fault in their midst."""
+    row = Row(plan.fault.name.lower(), plan.fault.value, bound=plan.duplicates)
+    began = time.monotonic()
+    try:
+        with opened(broker, folder, proxied=plan.proxied, env=plan.env) as stage:
+            _run(plan, stage, messages, row)
+    except Skipped as why:
+        row.skipped = str(why)
+    except _PROBLEMS as error:
+        row.problem = f"{type(error).__name__}: {error}"
+    row.seconds = time.monotonic() - began
+    return row
+
+
+def _run(plan: Plan, stage: Stage, messages: int, row: Row) -> None:
+    for _ in range(WORKERS):
+        stage.start_worker()
+    for way in ("bulk", "single"):
+        stage.load.start(way)
+    stage.await_workers()
+    stage.load.release(int(messages * _BEFORE))
+    stage.more_executed(messages // 20)
+    stage.load.release(int(messages * _DURING))
+    injected = time.time()
+    with plan.inject(stage) as row.bit:
+        pass
+    healed = time.time()
+    stage.load.release(messages - stage.load.released)
+    stage.load.finish()
+    settle(stage, row, injected, healed)
+
+
+def settle(stage: Stage, row: Row, injected: float, healed: float, **patience: float) -> None:
+    """Drain, end the workers, and check."""
+    stage.drain(**patience)
+    stage.stop_workers()
+    stage.take_dead()
+    ledgers = ledger.read(stage.ledgers)
+    row.counts = check(ledgers)
+    row.pause_s = longest_pause(ledgers, injected)
+    row.timeline = Timeline.of(ledgers, injected, healed)
