@@ -66,6 +66,9 @@ def configuration(settings: Settings) -> dict[str, Any]:
         # Below the broker's consumer timeout, which would close the worker's channel. The soft limit is set
         # for each delivery by `proj.worker.request`: set here, it might be above a task's own hard limit.
         "task_time_limit": settings.proj_task_time_limit,
+        # On quorum queues a prefetch count is fixed. After a reconnect Celery would set it to the number of
+        # processes of that moment, and a worker with --autoscale would never again have more.
+        "worker_enable_prefetch_count_reduction": False,
         # A worker retries without limit while its broker is unreachable.
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
