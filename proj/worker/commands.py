@@ -24,6 +24,9 @@ def install() -> None:
     limits = [("task_name", str), ("soft", float), ("hard", float)]
     control.control_command(args=limits, signature="<task_name> <soft_secs> [hard_secs]")(time_limit)
     control.control_command(args=[("queue", str)], signature="<queue>")(add_consumer)
+    for command in (pool_grow, pool_shrink):
+        control.control_command(args=[("n", int)], signature="[N=1]")(command)
+    control.control_command(args=[("max", int), ("min", int)], signature="[max [min]]")(autoscale)
 
 
 def shutdown(_state: Any, msg: str = "Got shutdown from remote", **_: Any) -> dict[str, str]:
@@ -62,6 +65,29 @@ def add_consumer(_state: Any, queue: Any, **_: Any) -> Any:
     except BadInput as error:
         return {"error": str(error)}
     return control.add_consumer(_state, queue)
+
+
+def pool_grow(_state: Any, **_: Any) -> dict[str, str]:
+    """Refused: the worker fetches one message for each slot that it had at its start."""
+    return _fixed("more slots would stay idle")
+
+
+def pool_shrink(_state: Any, **_: Any) -> dict[str, str]:
+    """Refused: the worker fetches one message for each slot that it had at its start."""
+    return _fixed("with fewer slots, some of them would wait while other workers are idle")
+
+
+def autoscale(_state: Any, **_: Any) -> dict[str, str]:
+    """Refused: the worker fetches as many messages as it was started for."""
+    return _fixed("another range would not change that")
+
+
+def _fixed(effect: str) -> dict[str, str]:
+    """The answer to a change of the number of slots: on quorum queues, no prefetch count changes later."""
+    return {
+        "error": f"the number of messages that a worker fetches is fixed at its start, and {effect}: "
+        "restart it with another --concurrency or --autoscale"
+    }
 
 
 def _store_revoked(app: celery.Celery, task_ids: list[Any]) -> str | None:

@@ -8,6 +8,8 @@ import threading
 from typing import Any, Final
 
 import click
+from celery import concurrency
+from celery.concurrency import prefork
 from celery.signals import (
     celeryd_after_setup,
     celeryd_init,
@@ -35,6 +37,7 @@ _LONGEST_SUFFIX: Final = ".celery.pidbox"
 def install() -> None:
     """Connect this module to Celery's signals, for all workers of this process."""
     celeryd_init.connect(give_unique_name)
+    celeryd_init.connect(refuse_options)
     celeryd_init.connect(select_queues)
     celeryd_init.connect(bound_shutdown)
     celeryd_init.connect(formats.log_only_json)
@@ -56,20 +59,41 @@ def give_unique_name(instance: Any, **_: Any) -> None:
         instance.hostname = default_nodename(None, f"celery-{os.getpid()}")
     if not queues.can_be_name(f"{instance.hostname}{_LONGEST_SUFFIX}"):
         name = error_line(instance.hostname)
-        click.echo(f"Error: a worker cannot be named {name!r} (choose a shorter name with -n)", err=True)
-        raise SystemExit(int(ExitCode.USAGE))
+        raise _refusal(f"a worker cannot be named {name!r} (choose a shorter name with -n)")
+
+
+def refuse_options(conf: Any, options: dict[str, Any], **_: Any) -> None:
+    """End a worker over an option of Celery that breaks what it says it does."""
+    if options.get("beat"):
+        # Neither notices the end of the other, such as of a beat whose schedule is refused.
+        raise _refusal("a worker cannot embed a beat with -B (run `celery -A proj beat` beside it)")
+    pool = concurrency.get_implementation(options.get("pool") or conf.worker_pool)
+    if options.get("autoscale") and not issubclass(pool, prefork.TaskPool):
+        # Other pools raise when they have to grow.
+        raise _refusal("--autoscale needs the pool prefork (leave out --pool, or use --concurrency)")
 
 
 def select_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
-    """Let a worker consume the default queue, or those that it was given, if they exist; else it ends."""
-    named = options.get("queues") or [queues.DEFAULT_QUEUE]
+    """Let a worker consume the default queue, or those that it was given, if they exist; else it ends.
+
+    With `-X`, it consumes all other work queues, as Celery documents it.
+    """
+    known = instance.app.amqp.queues
+    named, excluded = options.get("queues"), options.get("exclude_queues") or []
+    named = named or (list(known) if excluded else [queues.DEFAULT_QUEUE])
     try:
-        for name in named:
+        for name in (*named, *excluded):
             check_queue(instance.app, name)
     except BadInput as error:
-        click.echo(f"Error: {error}", err=True)
-        raise SystemExit(int(ExitCode.USAGE)) from None
-    instance.app.amqp.queues.select(named)
+        raise _refusal(str(error)) from None
+    if not set(named).difference(excluded):
+        raise _refusal("-X leaves no queue to consume (name those to consume with -Q)")
+    known.select(named)
+
+
+def _refusal(words: str) -> SystemExit:
+    click.echo(f"Error: {words}", err=True)
+    return SystemExit(int(ExitCode.USAGE))
 
 
 def warn_of_several_queues(instance: Any, **_: Any) -> None:
