@@ -68,6 +68,9 @@ REDRIVES_HEADER: Final = "x-proj-redrives"
 #: worker query the result store for a success before it executes the task.
 REPEAT_HEADER: Final = "x-proj-repeat"
 
+#: Header: when the task may be executed first, in seconds since 1970: when it was published, and its delay.
+DUE_HEADER: Final = "x-proj-due"
+
 #: Header of a copy that has got its turn under a rate limit: when that is, in seconds since 1970.
 TURN_HEADER: Final = "x-proj-turn"
 

@@ -1,6 +1,7 @@
 """A dead letter: its fields, its filter, and the message that a redrive sends."""
 
 import json
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -144,6 +145,8 @@ class DeadLetter:
         if _is_over(headers.get("expires")):
             headers["expires"] = None  # or the worker would dead-letter it as expired
         headers |= {queues.REDRIVES_HEADER: self.redrives + 1, queues.REPEAT_HEADER: True}
+        if queues.DUE_HEADER in headers:
+            headers[queues.DUE_HEADER] = time.time()
         if {"task", "retries"} <= headers.keys():
             headers["retries"] = 0  # or a task that used up its retries would get none
         if self.first:

@@ -110,6 +110,9 @@ class App(celery.Celery):
             check_call(name, args, kwargs, getattr(self.tasks.get(name), "parameters", None))
         given = self._producer(options)
         options = self.checked_options(name, options)
+        due = {queues.DUE_HEADER: time.time() + (options["countdown"] or 0)}
+        # Before the caller's own headers, as in the messages of a template; and none of these can replace it.
+        options["headers"] = due | (options.get("headers") or {}) | due
         send_task = super().send_task
         if isinstance(given, Recorder):
             return send_task(name, args, kwargs, producer=given, **options)

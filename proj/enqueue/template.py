@@ -5,6 +5,7 @@ equal to Celery's, byte for byte.
 """
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from struct import Struct
@@ -90,6 +91,7 @@ class Template:
             _TEXT.pack(b"S", len(shown_kwargs)),
             shown_kwargs,
             last,
+            encoded.due(time.time()),
             encoded.REPEAT if repeat else b"",
         )
         return encoded.EncodedMessage(
@@ -183,7 +185,7 @@ class Templates:
         given = message.properties
         properties = {name: given[name] for name, _ in message.PROPERTIES if given.get(name) is not None}
         headers = properties.pop("application_headers")
-        del properties["correlation_id"], properties["reply_to"]
+        del properties["correlation_id"], properties["reply_to"], headers[queues.DUE_HEADER]
         headers.pop(queues.REPEAT_HEADER)  # which a given id has caused
         headers["ignore_result"] = ignore_result
         serializer = task.serializer or conf.task_serializer

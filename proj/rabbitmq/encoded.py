@@ -70,6 +70,15 @@ def table(headers: Mapping[str, Any]) -> bytes:
     return encoded[4:]
 
 
+_DUE_NAME: Final = queues.DUE_HEADER.encode()
+_DUE: Final = Struct(f">B{len(_DUE_NAME)}scd")
+
+
+def due(moment: float) -> bytes:
+    """The header of a message that is due at this moment (`time.time`)."""
+    return _DUE.pack(len(_DUE_NAME), _DUE_NAME, b"d", moment)
+
+
 #: The header of a message that may have been executed before.
 REPEAT: Final = table({queues.REPEAT_HEADER: True})
 

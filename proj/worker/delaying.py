@@ -69,7 +69,7 @@ class Delays:
         """Delay the message for `seconds`. It holds its slot until the broker has confirmed its copy."""
         request.say(logging.INFO, events.DELAYED, f"delayed for {seconds} s: {why}", delay=seconds)
         due = time.time() + seconds
-        headers: dict[str, Any] = {queues.TURN_HEADER: int(due)} if is_turn else {}
+        headers: dict[str, Any] = {queues.TURN_HEADER: int(due)} if is_turn else {queues.DUE_HEADER: due}
         delayed = _Delayed(
             request, _copy(request, headers), self._consumer.routing_key_of(request), self._life, due
         )

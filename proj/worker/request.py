@@ -1,6 +1,8 @@
 """One delivery to a worker: when its message is acknowledged, requeued, or made a dead letter."""
 
 import logging
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -39,6 +41,7 @@ log = get_logger(__name__)
 
 #: Headers that belong to this message only. Celery copies all headers that it does not know to a retry.
 _DELIVERY_HEADERS: Final = (
+    queues.DUE_HEADER,
     queues.TURN_HEADER,
     queues.DELIVERIES_HEADER,
     "x-delivery-count",
@@ -91,10 +94,12 @@ class Request(request.Request):
             # Celery checks this flag before it looks for a stored success. The broker does not set it for a
             # message that was published twice.
             self.delivery_info["redelivered"] = True
+        waited = self.waited
         self.say(
             logging.INFO,
             events.RECEIVED,
-            "received",
+            "received" if waited is None else f"received, waited {waited} s",
+            waited=waited,
             retries=self.request_dict.get("retries") or None,
             redelivered=message.delivery_info.get("redelivered") or None,
         )
@@ -118,6 +123,18 @@ class Request(request.Request):
         hard = hard or self.task.time_limit
         soft = soft or self.task.soft_time_limit or settings.proj_task_soft_time_limit
         return hard, None if soft >= (hard or settings.proj_task_time_limit) else soft
+
+    @property
+    def waited(self) -> float | None:
+        """For how many seconds the message could have been executed, by two clocks: the publisher's and ours.
+
+        None when no program of ours has published it.
+        """
+        due = self.message.headers.get(queues.DUE_HEADER)
+        if not isinstance(due, float) or not math.isfinite(due):
+            return None
+        # Below 0 when the publisher's clock is ahead.
+        return max(0.0, round(time.time() - due, 3))
 
     @property
     def deliveries(self) -> int:

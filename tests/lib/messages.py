@@ -87,6 +87,7 @@ HEADERS: Final[dict[str, tuple[Any, ...]]] = {
     "replaced_task_nesting": (),
     "compression": ("application/x-gzip", "gzip", "bzip2", "zlib", "nonsense"),
     "x-proj-repeat": (True,),
+    "x-proj-due": (1e308,),
     # What Celery keeps beside a request's headers in one table of names, and a message should not have.
     "args": (),
     "kwargs": (),

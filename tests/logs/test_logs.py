@@ -64,6 +64,7 @@ def test_one_id_shows_the_whole_way_of_a_message(json_worker: Shared) -> None:
     of_it = [line for line in lines if line.get("task_id") == "it"]
     assert {line["task_name"] for line in of_it} == {"proj.tasks.moody"}
     assert [line.get("worker") for line in of_it] == [None, *["w@here"] * 6, None, *["w@here"] * 2]
+    assert all(0 <= line["waited"] < 60 for line in of_it if line["event"] == "received")
     by_event = {line["event"]: line for line in of_it}
     assert by_event["retried"]["exception"] == "ConnectionError('the other side hung up')"
     assert by_event["retried"]["delay"] in (0, 1)
@@ -88,6 +89,7 @@ def test_text_has_a_line_an_event_with_id_and_name(text_worker: Shared) -> None:
 
     words = [line.text.split()[0].strip(",:") for line in worker.lines() if line.id == "moody"]
     assert words == ["received", "published", "retry", "received", "raised", "became"]
+    assert "[moody] received, waited 0." in log.text()
     assert {line.task for line in worker.lines() if line.id == "moody"} == {"proj.tasks.moody"}
     assert r"Task proj.tasks.moody[moody] raised unexpected: ValueError('no such\nthing')" in log.text()
     for said in ("from Celery's logger", "from a library", "from print", "with a traceback"):

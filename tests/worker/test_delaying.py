@@ -106,6 +106,7 @@ def test_message_with_an_eta_waits_in_the_broker(bundle: Bundle, worker: Worker)
     assert copies[0]["payload"] == BODY.decode()
     assert (headers["own"], headers[queues.DELIVERIES_HEADER], properties["priority"]) == ("kept", 2, 3)
     assert (properties["content_type"], properties["delivery_mode"]) == ("application/json", 2)
+    assert headers[queues.DUE_HEADER] > time.time()
     assert bundle.depth("proj.tasks") == 0
 
 

@@ -1,5 +1,7 @@
 """What a redriven message is made of."""
 
+import time
+
 import amqp
 
 from proj import queues
@@ -16,4 +18,13 @@ def test_redriven_message_begins_anew() -> None:
     headers = letter.again().properties["application_headers"]
 
     assert headers["own"] == "kept"
+    assert queues.DUE_HEADER not in headers
     assert not counted.keys() & headers.keys()
+
+
+def test_redriven_message_waits_from_its_redrive_on() -> None:
+    """Not from when it was published, which may be days ago."""
+    letter = DeadLetter(amqp.Message(b"[[], {}, {}]", application_headers={queues.DUE_HEADER: 1.5}))
+    before = time.time()
+
+    assert before <= letter.again().properties["application_headers"][queues.DUE_HEADER] <= time.time()

@@ -1,6 +1,7 @@
 """A message of a template is Celery's own, byte for byte; where it would not be, there is no template."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
@@ -14,13 +15,15 @@ from celery import signals
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proj import app
+from proj import app, queues
 from proj.enqueue.checks import is_id
 from proj.enqueue.composing import Composer
 from proj.enqueue.template import Template, Templates
 from proj.errors import BadInput
 
 NUMBERS = count()
+
+NOW = 1_790_000_000.25
 
 
 def anything(*args: Any, **kwargs: Any) -> None: ...
@@ -35,6 +38,14 @@ def task(**options: Any) -> Iterator[Any]:
         yield decorate(anything)
     finally:
         app.tasks.pop(name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_moment() -> Iterator[None]:
+    """A message says when it was published."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time", lambda: NOW)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +111,17 @@ def test_same_as_celery_makes_it(
 
     assert frames(message) == frames(theirs.message)
     assert (template.exchange, template.routing_key) == (theirs.exchange, theirs.routing_key)
+
+
+@pytest.mark.parametrize(("delay", "moment"), [(None, NOW), (60, NOW + 60)])
+def test_message_says_when_it_is_due(any_task: Any, delay: int | None, moment: float) -> None:
+    """A delay is no time in which it could have been executed; no header of the caller says it instead."""
+    headers = {queues.DUE_HEADER: 0.0, "own": 1}
+    request = any_task.signature(countdown=delay, headers=headers)
+
+    found = COMPOSER.compose(request).message.properties["application_headers"]
+
+    assert (found[queues.DUE_HEADER], found["own"]) == (moment, 1)
 
 
 @pytest.mark.parametrize("options", [{"ignore_result": True}, {"time_limit": 5}])
