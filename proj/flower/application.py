@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 #: Seconds between two attempts to reconnect for events.
 RETRY_INTERVAL: Final = 5
 
+#: Seconds without a heartbeat after which a worker counts as offline in the metrics. Workers send one every
+#: two seconds, and a busy machine delays them.
+SILENT: Final = 30
+
 #: Every `Host` header that does not name this machine. Without the check, a web page whose host name resolves
 #: to 127.0.0.1 (DNS rebinding) could read a Flower that has no login.
 _FOREIGN_HOST: Final = r"(?!(localhost|127\.\d+\.\d+\.\d+|\[::1\])$).*$"
@@ -121,7 +125,15 @@ class _Metrics(monitor.Metrics):
     # Flower leaves it open: https://github.com/mher/flower/issues/1342
     @web.authenticated
     async def get(self) -> None:
+        self._notice_silent_workers()
         await super().get()
+
+    def _notice_silent_workers(self) -> None:
+        """Report as offline each worker that was killed: Flower does so only for those that said goodbye."""
+        state, now = self.application.events.state, time.time()
+        for name, worker in state.workers.items():
+            if not worker.heartbeats or worker.heartbeats[-1] < now - SILENT:
+                state.metrics.worker_online.labels(name).set(0)
 
 
 class _BrokerPage(broker.BrokerView):

@@ -11,6 +11,7 @@ from proj.dead_letters.reasons import Reason
 from proj.enqueue import checks
 from proj.errors import NotExecuted
 from proj.logs import events
+from proj.worker import watchers
 
 log = get_logger(__name__)
 
@@ -34,27 +35,27 @@ def bury(
     reason: Reason,
     problem: object = None,
     context: Any = None,
-) -> None:
+) -> Exception:
     """Log that a message becomes a dead letter, and store this as its end if the store can hold its id.
 
     The caller rejects it afterwards, so that the end is stored before the dead letter can be found. `context`
-    is the request's; with it, a chord or chain that waits for the task fails too.
+    is the request's; with it, a chord or chain that waits for the task fails too. Returns the end's error.
     """
     short_id, short_name = (text(part) if part else None for part in (task_id, task_name))
     words = f"{reason.words}: {text(problem)}" if problem else reason.words
     level = logging.WARNING if reason in _EXPECTED else logging.ERROR
     became = f"became a dead letter: {words}"
     events.say(log, level, events.DEAD_LETTERED, short_id, short_name, became, reason=reason)
+    error = NotExecuted(words)
     if not checks.is_id(task_id):
-        return
+        return error
     try:
-        app.backend.mark_as_failure(
-            task_id, NotExecuted(words), request=context or Context(id=task_id, task=short_name)
-        )
-    except Exception as error:  # the message's chain, chord or errback may be malformed too
+        app.backend.mark_as_failure(task_id, error, request=context or Context(id=task_id, task=short_name))
+    except Exception as other:  # the message's chain, chord or errback may be malformed too
         log.warning(
-            "The chain, chord or errback of message %s cannot be called: %s", short_id, text(repr(error))
+            "The chain, chord or errback of message %s cannot be called: %s", short_id, text(repr(other))
         )
+    return error
 
 
 def bury_message(consumer: Any, message: Any, reason: Reason, problem: object = None) -> None:
@@ -63,6 +64,7 @@ def bury_message(consumer: Any, message: Any, reason: Reason, problem: object = 
     ids = (headers.get("id"), properties.get("correlation_id"), properties.get("message_id"))
     # The first one that the store can hold; without one, only the log names the message.
     task_id = next(filter(checks.is_id, ids), ids[0])
-    bury(consumer.app, task_id, headers.get("task"), reason, problem)
+    error = bury(consumer.app, task_id, headers.get("task"), reason, problem)
     if not message.acknowledged:
         message.reject_log_error(log, consumer.connection_errors)
+    watchers.tell_failure(consumer.event_dispatcher, task_id, error, headers)

@@ -24,7 +24,7 @@ from proj.enqueue import checks
 from proj.errors import BrokerUnreachable
 from proj.rabbitmq import connection
 from proj.results import stored_exception
-from proj.worker import burial
+from proj.worker import burial, watchers
 
 log = get_logger(__name__)
 
@@ -62,7 +62,7 @@ class LookoutStep(bootsteps.StartStopStep):
     requires = ("celery.worker.components:Pool",)  # so that no process of the pool inherits the thread
 
     def create(self, worker: Any) -> Any:
-        self._lookout = Lookout(worker.app)
+        self._lookout = Lookout(worker.app, worker)
         return self._lookout
 
 
@@ -72,8 +72,10 @@ class Lookout:
     One worker at a time surveys, and skips the ends that others have stored.
     """
 
-    def __init__(self, app: celery.Celery) -> None:
+    def __init__(self, app: celery.Celery, worker: Any) -> None:
+        """`worker` is Celery's `WorkController`."""
         self._app = app
+        self._worker = worker
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lookout", daemon=True)
         #: The number of dead letters at the last survey; None when some of them are still to be handled.
@@ -147,11 +149,16 @@ class Lookout:
             if end.is_stored(self._app):
                 settled.add(end.key)
             else:
-                end.store(self._app)
+                error = end.store(self._app)
+                # By the worker's event loop, which alone may use the connection for events.
+                self._worker.consumer.call_soon(self._tell, end, error)
                 # The next survey checks that it is stored.
                 all_are_settled = False
         self._settled = settled
         return all_are_settled
+
+    def _tell(self, end: "_End", error: Exception) -> None:
+        watchers.tell_failure(self._worker.consumer.event_dispatcher, end.key[0], error, end.headers)
 
     def _warn(self, count: int) -> None:
         if count > MAX_LETTERS and not self._warned:
@@ -178,6 +185,7 @@ class _End:
         if letter.foreign:
             self._last_error = f": {letter.foreign.problem}"
         self._died = datetime.fromisoformat(letter.last) if letter.last else datetime.now(UTC)
+        self.headers = letter.headers
         self._context = Context({**letter.embedded, **letter.headers, "id": letter.id})
 
     def is_stored(self, app: celery.Celery) -> bool:
@@ -192,6 +200,8 @@ class _End:
         # The broker records whole seconds.
         return not done or done.replace(tzinfo=UTC) >= self._died + timedelta(seconds=1)
 
-    def store(self, app: celery.Celery) -> None:
+    def store(self, app: celery.Celery) -> Exception:
+        """Store the end; returns its error."""
         error = DeadLettered(f"{self._words}{self._last_error} (see: proj dead show {self._id})")
         app.backend.mark_as_failure(self._id, error, request=self._context)
+        return error

@@ -32,8 +32,7 @@ from kombu.utils.encoding import safe_repr, safe_str
 from proj import queues
 from proj.dead_letters.reasons import Reason
 from proj.enqueue import checks
-from proj.logs import events, formats
-from proj.logs.printable import shortened
+from proj.logs import events
 from proj.worker import burial, pools, replies, shape, watchers
 
 log = get_logger(__name__)
@@ -226,8 +225,7 @@ class Request(request.Request):
         if not watchers.are_sent(self.eventer):
             return
         short = {
-            key: shortened(value, formats.LONGEST_TEXT) if isinstance(value, str) else value
-            for key, value in fields.items()
+            key: watchers.cut(value) if isinstance(value, str) else value for key, value in fields.items()
         }
         super().send_event(type, **short)
 
@@ -256,8 +254,10 @@ class Request(request.Request):
     def bury(self, reason: Reason, problem: object = None) -> None:
         """Make the message a dead letter without executing it, and store this under its id."""
         if not self.acknowledged:
-            burial.bury(self.app, self.id, self.name, reason, problem, self._context)
+            error = burial.bury(self.app, self.id, self.name, reason, problem, self._context)
             super().reject()
+            # After the event of the rejection, which is no end.
+            watchers.tell_failure(self.eventer, self.id, error, self.request_dict)
 
     def reject(self, requeue: bool = False) -> None:
         requeue = requeue and not self._over

@@ -4,6 +4,7 @@ They cost a worker a quarter of its rate or more. Flower enables them by remote 
 them when it has gone, and Celery's own `celery events` does not enable them at all.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -11,6 +12,9 @@ import amqp
 from celery import bootsteps
 from celery.utils.log import get_logger
 
+from proj.enqueue import checks
+from proj.logs import formats
+from proj.logs.printable import shortened
 from proj.rabbitmq import failures
 
 log = get_logger(__name__)
@@ -35,6 +39,27 @@ def are_sent(dispatcher: Any) -> bool:
     """Whether Celery's dispatcher sends the events about tasks that it is given."""
     # It takes no groups for all of them.
     return bool(dispatcher and dispatcher.enabled and (not dispatcher.groups or _GROUP in dispatcher.groups))
+
+
+def tell_failure(dispatcher: Any, task_id: object, error: Exception, headers: Mapping[str, Any]) -> None:
+    """Send an event that the task of this message has failed: it became a dead letter without an attempt.
+
+    Otherwise a watcher would never see an end of it. The headers name it, if the watcher does not know it.
+    """
+    name = headers.get("task")
+    if not dispatcher or not checks.is_id(task_id) or not isinstance(name, str):
+        return
+    if getattr(dispatcher.app.tasks.get(name), "send_events", True):
+        texts = {"name": name, "args": headers.get("argsrepr"), "kwargs": headers.get("kwargsrepr")}
+        texts["exception"] = repr(error)
+        fields = {field: cut(text) for field, text in texts.items() if isinstance(text, str)}
+        # Whether or not events are on: they are few, and a watcher may have come in this very second.
+        dispatcher.publish("task-failed", {"uuid": task_id, **fields}, dispatcher.producer)
+
+
+def cut(text: str) -> str:
+    """A text of an event, shortened to what the broker accepts."""
+    return shortened(text, formats.LONGEST_TEXT)
 
 
 class WatchersStep(bootsteps.StartStopStep):

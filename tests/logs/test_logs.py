@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from tests.lib.bundle import Bundle, shared_vhost
 from tests.lib.logged import MOODY, PRINTS, Shared
 from tests.lib.proxy import Proxy
 from tests.lib.waiting import eventually
+from tests.lib.watcher import watching
 
 pytestmark = pytest.mark.used_vhost
 
@@ -178,7 +181,10 @@ print(0)
 
 
 def test_what_is_never_executed_is_one_event(json_worker: Shared) -> None:
-    """An expired message, an unknown task, and what is no request to execute a task: each with its reason."""
+    """An expired message, an unknown task, and what is no request to execute a task: each with its reason.
+
+    Who watches is told that the tasks among them have failed.
+    """
     bodies = [
         (b"[[1, 2], {}, {}]", {"id": "late", "task": "proj.tasks.add", "expires": "2020-01-01T00:00:00Z"}),
         (b"[[1], {}, {}]", {"id": "nope", "task": "proj.tasks.nope"}),
@@ -191,17 +197,26 @@ def test_what_is_never_executed_is_one_event(json_worker: Shared) -> None:
     def dead() -> list[dict[str, Any]]:
         return [line for line in _objects(log.text()) if line["event"] == "dead_lettered"]
 
-    for body, headers in bodies:
-        json_worker.bundle.publish(
-            body,
-            exchange="proj",
-            routing_key="proj.tasks",
-            headers=headers,
-            content_type="application/json",
-            content_encoding="utf-8",
-            correlation_id="by-property",
-        )
-    eventually("all are dead", lambda: len(dead()) == len(bodies), seen=log.text)
+    with watching(json_worker.bundle) as watcher:
+        for body, headers in bodies:
+            json_worker.bundle.publish(
+                body,
+                exchange="proj",
+                routing_key="proj.tasks",
+                headers=headers,
+                content_type="application/json",
+                content_encoding="utf-8",
+                correlation_id="by-property",
+            )
+        eventually("all are dead", lambda: len(dead()) == len(bodies), seen=log.text)
+        ends = [
+            eventually(f"the end of {task_id} is seen", partial(watcher.about, task_id))[-1]
+            for task_id in ("late", "nope", "odd")
+        ]
+        assert {each["type"] for each in ends} == {"task-failed"}
+        assert [re.split("[(:]", each["exception"])[1][1:] for each in ends] == [
+            *("expired", "unknown task", "unreadable"),
+        ]
 
     assert [(line["task_id"], line.get("task_name"), line["reason"]) for line in dead()] == [
         ("late", "proj.tasks.add", "expired"),

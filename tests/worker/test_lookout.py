@@ -15,6 +15,7 @@ from tests.lib import dead, stores
 from tests.lib.bundle import Bundle
 from tests.lib.erlang import evaluate
 from tests.lib.waiting import eventually
+from tests.lib.watcher import watching
 
 
 def _reach_delivery_limit(bundle: Bundle, task_id: str) -> None:
@@ -68,14 +69,21 @@ def _ends(bundle: Bundle, task_id: str) -> Any:
 def test_wait_ends_for_what_the_broker_made_a_dead_letter(
     bundle: Bundle, end: Callable[[Bundle, str], None], reason: str
 ) -> None:
-    """With exit code 1, the reason, and the command that shows the dead letter; which stays as it is."""
+    """With exit code 1, the reason, and the command that shows the dead letter; which stays as it is.
+
+    And who watches sees the end, once.
+    """
     end(bundle, "it")
     waiting = bundle.start("result", "it")
     assert waiting.wait(60) == 75  # nothing is stored yet
-    bundle.worker()
+    with watching(bundle) as watcher:
+        bundle.worker()
 
-    outcome = _ends(bundle, "it")
+        outcome = _ends(bundle, "it")
 
+        (event,) = eventually("the watcher sees it", lambda: watcher.about("it"))
+    assert (event["type"], event["name"]) == ("task-failed", "proj.tasks.add")
+    assert event["exception"] == f"DeadLettered('{reason} (see: proj dead show it)')"
     assert (outcome["state"], outcome["task"]) == ("FAILURE", "proj.tasks.add")
     assert outcome["error"] == f"DeadLettered: {reason} (see: proj dead show it)"
     (row,) = dead.rows(bundle)

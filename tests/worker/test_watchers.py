@@ -1,48 +1,17 @@
 """When a worker sends events about tasks: while somebody receives them."""
 
-import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from types import SimpleNamespace
-from typing import Any
 
-import kombu
 import pytest
-from celery.events.event import get_exchange
 
 from proj.worker.watchers import WatchersStep
 from tests.lib.bundle import Bundle
 from tests.lib.proxy import Proxy
 from tests.lib.waiting import eventually
+from tests.lib.watcher import watching
 
 pytestmark = pytest.mark.used_vhost
-
-
-class Watcher:
-    """Receives what a monitor receives, and asks no worker for anything."""
-
-    def __init__(self, channel: Any) -> None:
-        self._channel = channel
-        get_exchange(channel.connection.client)(channel).declare()
-        self._queue = channel.queue_declare("", exclusive=True).queue
-        channel.queue_bind(self._queue, "celeryev", "#")
-        self._seen: list[dict[str, Any]] = []
-
-    def events(self, task_id: str) -> list[str]:
-        """The types of the events about a task that came so far."""
-        while message := self._channel.basic_get(self._queue, no_ack=True):
-            found = json.loads(message.body)
-            self._seen += found if isinstance(found, list) else [found]
-        return [event["type"] for event in self._seen if event.get("uuid") == task_id]
-
-    def sees_the_end_of(self, task_id: str) -> None:
-        eventually(f"{task_id} has ended", lambda: "task-succeeded" in self.events(task_id))
-
-
-@contextmanager
-def watching(bundle: Bundle) -> Iterator[Watcher]:
-    with kombu.Connection(bundle.url) as conn:
-        yield Watcher(conn.channel())
 
 
 def test_events_follow_their_watchers(bundle: Bundle) -> None:
