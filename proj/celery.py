@@ -8,7 +8,7 @@ celery_command.install()
 with celery_command.one_line_errors():
     settings = config.load()
 
-app = App("proj", include=["proj.tasks"])
+app = App("proj", include=settings.task_modules)
 app.config_from_object(celeryconfig.configuration(settings))
 worker.install(app, settings)
 

@@ -5,6 +5,7 @@
 
 import io
 import ipaddress
+import keyword
 import os
 import re
 import ssl
@@ -160,6 +161,17 @@ def _check_queues(text: str) -> str:
     return text
 
 
+def _check_modules(text: str) -> str:
+    """The names of further modules with tasks. Raises `ValueError`."""
+    names = _names_of(text)
+    for place, name in enumerate(names):
+        if not all(part.isidentifier() and not keyword.iskeyword(part) for part in name.split(".")):
+            raise ValueError(f"{name!r} is not the name of a module, such as photos.tasks")
+        if name in names[:place]:
+            raise ValueError(f"{name!r} is named twice")
+    return text
+
+
 #: Settings that are names of files.
 _PATHS: Final = frozenset({"proj_broker_ca", "proj_state_dir", "proj_rabbitmq_dir", "proj_ingest_routes"})
 
@@ -194,6 +206,9 @@ class Settings(BaseModel):
 
     #: Names of further work queues, besides `proj.tasks`, separated by commas.
     proj_queues: Annotated[str, AfterValidator(_check_queues)] = ""
+
+    #: Names of further modules with tasks, besides `proj.tasks`, separated by commas.
+    proj_tasks: Annotated[str, AfterValidator(_check_modules)] = ""
 
     #: File of the routes from foreign queues to tasks, TOML, or JSON if its name ends with `.json`.
     proj_ingest_routes: Annotated[Path, AfterValidator(_absolute)] | None = None
@@ -266,6 +281,11 @@ class Settings(BaseModel):
     @cached_property
     def topology(self) -> queues.Topology:
         return queues.Topology(_names_of(self.proj_queues), self.proj_consumer_timeout)
+
+    @property
+    def task_modules(self) -> tuple[str, ...]:
+        """The modules with tasks, the project's own first."""
+        return tuple(dict.fromkeys(("proj.tasks", *_names_of(self.proj_tasks))))
 
     @property
     def state_dir(self) -> Path:

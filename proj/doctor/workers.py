@@ -90,8 +90,8 @@ def _missing_tasks(subject: Subject, names: list[str]) -> Iterator[Finding]:
         if lacking:
             yield warning(
                 f"worker {worker} does not know {', '.join(sorted(lacking))}",
-                "it runs older code, so that their messages become dead letters",
-                "restart it: celery -A proj worker --loglevel=INFO",
+                "it runs older code or has another PROJ_TASKS, so that their messages become dead letters",
+                "restart it with this program's PROJ_TASKS: celery -A proj worker --loglevel=INFO",
             )
 
 

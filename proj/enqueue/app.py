@@ -26,7 +26,7 @@ from proj.enqueue.loader import Loader
 from proj.enqueue.options import check_name, check_options
 from proj.enqueue.template import Template, Templates
 from proj.enqueue.typed import P, R
-from proj.errors import OutcomeUnknown, ProjError
+from proj.errors import BadTask, OutcomeUnknown, ProjError
 from proj.logs import events
 from proj.rabbitmq import encoded
 
@@ -60,6 +60,8 @@ class App(celery.Celery):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, loader=Loader, tasks=_CheckedTasks(self), **options)
+        #: The module of each task that was given a name.
+        self._modules: dict[str, str] = {}
 
     @overload
     def task(self, function: Callable[P, R], /, **options: Any) -> "TypedTask[P, R]": ...
@@ -78,7 +80,10 @@ class App(celery.Celery):
         """Make a task of a function, as Celery does. Raises `BadTask` for one that cannot be a task."""
 
         def check(function: Any) -> None:
-            check_function(str(options.get("name") or getattr(function, "__qualname__", "a task")), function)
+            name = options.get("name")
+            check_function(str(name or getattr(function, "__qualname__", "a task")), function)
+            if name:
+                self._refuse_another(name, function)
 
         if len(args) == 1 and callable(args[0]):
             check(args[0])
@@ -90,6 +95,14 @@ class App(celery.Celery):
             return decorate(function)
 
         return checked
+
+    def _refuse_another(self, name: str, function: Any) -> None:
+        """Raise `BadTask` for a name that another module has given: Celery would keep the first function."""
+        mine = function.__module__
+        first = self._modules.setdefault(name, mine)
+        # A program that is also imported is two modules.
+        if first != mine and "__main__" not in {first, mine}:
+            raise BadTask(f"{name}: defined in {first} and in {mine}", "give each task a name of its own")
 
     def send_task(
         self,

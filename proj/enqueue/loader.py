@@ -30,8 +30,17 @@ class Loader(AppLoader):
                 text = error.msg if isinstance(error, SyntaxError) else error
                 words = f"{type(error).__name__}: {text}"
                 hint = f"for the traceback: python -c 'import {module}'"
+                if _is_missing(module, error):
+                    hint = (
+                        f"start the program in the folder that has it, not in {Path.cwd()}; or set PYTHONPATH"
+                    )
             where = f"{place}: " if place else ""
             raise BadTaskModule(f"{module} cannot be imported: {where}{words}", hint) from error
+
+
+def _is_missing(module: str, error: Exception) -> bool:
+    """Whether it is the module itself that does not exist, or a package that it is in."""
+    return isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
 
 
 def _place(error: Exception) -> str | None:

@@ -86,6 +86,7 @@ class Route:
 def load(app: App) -> tuple[Route, ...]:
     """The application's routes. Raises `ConfigError`, with the file and the number of the wrong route."""
     path = app.settings.proj_ingest_routes
+    app.loader.import_default_modules()  # here: a mistake in a module with tasks is not one in the routes
     where = f"PROJ_INGEST_ROUTES ({path})" if path else "the default routes"
     try:
         return parse(app, _read(path) if path else DEFAULT)

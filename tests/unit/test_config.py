@@ -198,6 +198,34 @@ def test_celery_is_told_what_the_promise_rests_on(name: str, value: object) -> N
     assert celeryconfig.configuration(config.load())[name] == value
 
 
+@pytest.mark.parametrize(
+    ("modules", "reason"),
+    [
+        ("photos/tasks.py", r"'photos/tasks.py' is not the name of a module, such as photos.tasks"),
+        ("a,,b", "'' is not the name of a module"),
+        ("a,", "'' is not"),
+        ("a b", "'a b' is not"),
+        ("photos.class", "'photos.class' is not"),
+        (".tasks", "'.tasks' is not"),
+        ("a.b, c, a.b", "'a.b' is named twice"),
+    ],
+)
+def test_names_that_modules_cannot_have(monkeypatch: pytest.MonkeyPatch, modules: str, reason: str) -> None:
+    """The setting is wrong, before anything is imported."""
+    monkeypatch.setenv("PROJ_TASKS", modules)
+    with pytest.raises(ConfigError, match=f"PROJ_TASKS cannot be used: {reason}"):
+        config.load()
+
+
+@pytest.mark.parametrize("modules", ["", "photos.tasks", " photos.tasks , mail", "proj.tasks,mail"])
+def test_modules_with_tasks(monkeypatch: pytest.MonkeyPatch, modules: str) -> None:
+    """The project's own comes first, once."""
+    monkeypatch.setenv("PROJ_TASKS", modules)
+
+    named = [name.strip() for name in modules.split(",") if name]
+    assert config.load().task_modules == ("proj.tasks", *(each for each in named if each != "proj.tasks"))
+
+
 def test_publishing_is_confirmed_and_bounded() -> None:
     """The socket's times are those of the one setting."""
     options = celeryconfig.configuration(config.load())["broker_transport_options"]

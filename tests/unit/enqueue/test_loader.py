@@ -79,11 +79,29 @@ def test_task_that_is_refused_has_its_line(folder: Path, app: App) -> None:
     assert said.endswith("(write a plain function that calls asyncio.run(…))")
 
 
-def test_module_that_does_not_exist(app: App) -> None:
-    """There is no file to name."""
-    assert _load(app).startswith(
-        "their_tasks cannot be imported: ModuleNotFoundError: No module named 'their"
+def test_module_that_does_not_exist(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no file to name; it was looked for in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    said = _load(app)
+
+    assert said.startswith("their_tasks cannot be imported: ModuleNotFoundError: No module named 'their")
+    assert said.endswith(
+        f"start the program in the folder that has it, not in {tmp_path}; or set PYTHONPATH)"
     )
+
+
+def test_two_modules_with_tasks_of_one_name(folder: Path, app: App) -> None:
+    """Only the first function would ever be executed, so the second is refused, with its line."""
+    task = "import their_app\n\n@their_app.app.task(name='t')\ndef t(): ..."
+    (folder / "their_tasks.py").write_text(f"import their_others\n{task}")
+    (folder / "their_others.py").write_text(task)
+    app_of = "from proj.enqueue.app import App\n\napp = App('theirs', set_as_current=False)"
+    (folder / "their_app.py").write_text(app_of)
+
+    said = _load(app)
+
+    where = f"their_tasks cannot be imported: {folder}/their_tasks.py:4: t: defined in"
+    assert said.startswith(f"{where} their_others and in their_tasks (give each task a name of its own)")
 
 
 def test_wrong_setting_stays_one(folder: Path, app: App) -> None:
