@@ -21,12 +21,14 @@ DIES_BEFORE_ACK = (
 )
 
 
-def _publish(bundle: Bundle, *, with_ids: bool) -> None:
+def _publish(bundle: Bundle, *, with_ids: bool, confirmed: bool = False) -> None:
     import pika
 
     with pika.BlockingConnection(pika.URLParameters(bundle.url)) as connection:
         channel = connection.channel()
         channel.queue_declare("task_queue", durable=True)
+        if confirmed:
+            channel.confirm_delivery()
         for number in range(COUNT):
             properties = pika.BasicProperties(delivery_mode=2, message_id=f"m-{number}" if with_ids else None)
             channel.basic_publish("", "task_queue", f"message {number}", properties)
@@ -141,8 +143,11 @@ def test_an_alarm_of_the_broker_is_waited_out(own: Bundle) -> None:
 
 
 def test_the_broker_is_killed(own: Bundle) -> None:
-    """SIGKILL while ingest is at a thousand messages: it connects again, and none is lost."""
-    _publish(own, with_ids=True)
+    """SIGKILL while ingest is at a thousand messages: it connects again, and none is lost.
+
+    A broker that is killed may lose what it has not confirmed.
+    """
+    _publish(own, with_ids=True, confirmed=True)
     ingest = foreign.start(own)
     _has_begun(ingest)
     own.node.kill()

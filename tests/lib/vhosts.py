@@ -26,7 +26,7 @@ _PURGE = """
     length([
         rabbit_amqqueue:purge(Queue) || Queue <- rabbit_amqqueue:list(<<"{vhost}">>),
         begin
-            {{ok, {{_, Seen}}, _}} = ra:leader_query(amqqueue:get_pid(Queue), fun rabbit_fifo:overview/1),
+            {{ok, {{_, Seen}}, _}} = ra:leader_query(amqqueue:get_pid(Queue), {{rabbit_fifo, overview, []}}),
             0 < lists:sum([maps:get(What, Seen, 0) || What <- [
                 num_messages, num_consumers, num_discarded, num_discard_checked_out
             ]])
