@@ -97,15 +97,26 @@ class Entry(ScheduleEntry):
 
         Those of the last seconds are never skipped, since no beat may have led then; see `TAKEOVER`.
         """
-        if self.missed is Missed.ONCE and type(self.schedule) is schedule and self.schedule.run_every:
-            every = self.schedule.run_every
-            last += max(0, min((now - TAKEOVER - last) // every, (now - last) // every - 1)) * every
+        if self.missed is Missed.ONCE:
+            last = max(last, self._before_last_due(last, now))
         due = self.due_after(last)
         while due <= now:
             next_one = self.due_after(due)
             if self.missed is Missed.EACH or due >= now - TAKEOVER or next_one > now:
                 yield due
             due = next_one
+
+    def _before_last_due(self, last: datetime, now: datetime) -> datetime:
+        """A time before the last due time and before a takeover, near them: a gap may be of a year."""
+        if type(self.schedule) is schedule:
+            every = self.schedule.run_every
+            return last + max(0, min((now - TAKEOVER - last) // every, (now - last) // every - 1)) * every
+        if not isinstance(self.schedule, crontab):
+            return last
+        back = 2 * TAKEOVER
+        while now - back > last and self.due_after(now - back) > now:
+            back *= 2
+        return now - back
 
 
 def _now(value: Any) -> Any:

@@ -7,6 +7,7 @@ import pytest
 from tests.lib import beats
 from tests.lib.bundle import Bundle
 from tests.lib.proxy import Network, Proxy
+from tests.lib.stores import Database, stopped
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
 
@@ -84,6 +85,18 @@ def test_only_the_leader_enqueues(ticking: tuple[Bundle, Worker]) -> None:
     assert bundle.proj("health", "--beat").returncode == 69
 
 
+def test_without_a_leader_both_enqueue(ticking: tuple[Bundle, Worker]) -> None:
+    """The control: each of two beats that hold queues of their own enqueues every run."""
+    bundle, worker = ticking
+    own_queue = 'f"{queues.BEAT_LEADER}-{id(self)}"'
+    bundle.switch_off(
+        "beat/leader.py", "queue_declare(\n            queues.BEAT_LEADER", f"queue_declare({own_queue}"
+    )
+    for name in ("first", "second"):
+        bundle.beat(log=f"{name}.log").says("this beat leads")
+    eventually("runs are repeated", lambda: beats.repeats(worker) > 2, seen=worker.text)
+
+
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
@@ -106,6 +119,22 @@ def test_entry_that_cannot_be_enqueued_is_refused(bundle: Bundle, entry: object,
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert "entry 'nightly' of the schedule" in line
     assert words in line
+
+
+def test_store_that_is_down_delays_and_does_not_skip(
+    database: Database, ticking: tuple[Bundle, Worker]
+) -> None:
+    """Here PostgreSQL. No run follows one that cannot be remembered, and all are made up for."""
+    bundle, worker = ticking
+    beat = bundle.beat()
+    eventually("some are executed", lambda: len(beats.executed(worker)) >= 2)
+    start = stopped(database)
+    beat.says("what is due is enqueued later: the result store does not answer")
+    start()
+    before = len(beats.executed(worker))
+    eventually("more are executed", lambda: len(beats.executed(worker)) >= before + 3)
+    beat.terminate()
+    all_are_executed(bundle, worker)
 
 
 def test_broker_that_is_down_delays_and_does_not_skip(ticking: tuple[Bundle, Worker]) -> None:

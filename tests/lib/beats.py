@@ -1,11 +1,12 @@
 """The runs of a beat, as a worker has executed them, and as the beats remember the last."""
 
-import sqlite3
 from collections import Counter
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
+import sqlalchemy
+
 from proj.beat.entry import Entry
+from tests.lib import stores
 from tests.lib.bundle import Bundle
 from tests.lib.worker import Worker
 
@@ -28,8 +29,11 @@ def repeats(worker: Worker) -> int:
 
 def last_runs(bundle: Bundle, count: int) -> set[str]:
     """The ids of so many runs of `TICK`, up to the last one that was enqueued."""
-    with closing(sqlite3.connect(bundle.folder / "state/results.sqlite3")) as store:
-        ((due,),) = store.execute("SELECT due FROM proj_beat WHERE entry = 'tick'")
+    store = bundle.env.get("CELERY_RESULT_BACKEND", f"db+sqlite:///{stores.file(bundle)}").removeprefix("db+")
+    engine = sqlalchemy.create_engine(store, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        query = sqlalchemy.text("SELECT due FROM proj_beat WHERE entry = 'tick'")
+        due = connection.execute(query).scalar_one()
     last = datetime.fromtimestamp(due, UTC)
     entry = Entry(name="tick", task="proj.tasks.add", schedule=1.0)
     return {entry.run_id(last - timedelta(seconds=number)) for number in range(count)}

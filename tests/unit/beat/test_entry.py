@@ -59,6 +59,24 @@ def test_after_a_gap_the_last_run_or_each(schedule: Any) -> None:
     assert list(each.due_since(begin, now)) == [begin + n * MINUTE for n in range(1, 91)]
 
 
+@pytest.mark.parametrize("gap", [timedelta(seconds=45), 5 * HOUR, timedelta(days=3), timedelta(days=3650)])
+@pytest.mark.parametrize(
+    "when", [{}, {"minute": "*/7"}, {"hour": 3, "minute": 30}, {"day_of_week": 1, "hour": 2}]
+)
+def test_the_last_run_before_now_is_found_however_long_the_gap(
+    when: dict[str, Any], gap: timedelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a few steps: not each minute of ten years is looked at."""
+    now = datetime(2026, 11, 28, 12, 0, 20, tzinfo=UTC)
+    of = entry(crontab(**when))
+    each = due_times(of, max(now - gap, now - timedelta(days=8)), now)
+    looks = []
+    due_after = Entry.due_after
+    monkeypatch.setattr(Entry, "due_after", lambda self, last: looks.append(last) or due_after(self, last))
+    assert list(of.due_since(now - gap, now)) == each[-1:]
+    assert len(looks) < 100
+
+
 def test_runs_of_a_takeover_are_never_skipped() -> None:
     begin = datetime(2026, 11, 28, 12, tzinfo=UTC)
     runs = list(entry(1.0).due_since(begin, begin + HOUR))
