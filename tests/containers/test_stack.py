@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
+import pika
 import pytest
 
 from tests.lib import stack
@@ -61,6 +62,24 @@ def test_nothing_is_lost_when_containers_are_killed_and_replaced(containers: Sta
 
     containers.all_done(ids)
     assert containers.dead_letters() == []
+
+
+def test_a_program_that_knows_nothing_of_celery_is_served(containers: Stack) -> None:
+    """By the service `ingest`, whose user may do no more than that."""
+    containers.up(workers=1)
+    for words in (
+        ("add_user", "foreign", "secret"),
+        ("set_permissions", "--vhost", "proj", "foreign", "^task_queue$", "^(task_queue|amq.default)$", ""),
+    ):
+        containers.compose("exec", "-T", "rabbitmq", "rabbitmqctl", *words)
+    url = f"amqp://foreign:secret@{containers.port('rabbitmq', 5672)}/proj"
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare("task_queue", durable=True)
+        channel.confirm_delivery()
+        channel.basic_publish("", "task_queue", "A foreign message", mandatory=True)
+
+    eventually("its task is executed", lambda: containers.logged("Received 'A foreign message'"))
 
 
 def test_a_worker_that_is_stopped_ends_its_task(containers: Stack) -> None:

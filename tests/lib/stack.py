@@ -162,5 +162,9 @@ class Stack:
                 f"{error}: {len(set(ids) - self.done(ids))} of {len(ids)} are missing"
             ) from None
 
+    def logged(self, words: str) -> bool:
+        """Whether a worker has logged that."""
+        return words in self.compose("logs", "--no-color", "worker").stdout
+
     def received(self, task_id: str) -> bool:
-        return f"[{task_id}] received" in self.compose("logs", "--no-color", "worker").stdout
+        return self.logged(f"[{task_id}] received")
