@@ -105,8 +105,9 @@ def test_a_queue_that_is_there_is_consumed_as_it_is(
         try:
             channel.queue_declare(name, **arguments)
         except amqp.InternalError as error:
-            assert "transient_nonexcl_queues" in str(error)
-            pytest.skip("this RabbitMQ has no transient queues")
+            if "transient_nonexcl_queues" in str(error):
+                pytest.skip("this RabbitMQ has no transient queues")
+            raise
         dead.send(channel, [amqp.Message(b"[1, 2]")], name)
 
         ingest = foreign.start(bundle, env={"PROJ_INGEST_ROUTES": str(routes)}).consumes(name)
