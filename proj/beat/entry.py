@@ -109,7 +109,7 @@ class Entry(ScheduleEntry):
     def _before_last_due(self, last: datetime, now: datetime) -> datetime:
         """A time before the last due time and before a takeover, near them: a gap may be of a year."""
         if type(self.schedule) is schedule:
-            every = self.schedule.run_every
+            every: timedelta = self.schedule.run_every
             return last + max(0, min((now - TAKEOVER - last) // every, (now - last) // every - 1)) * every
         if not isinstance(self.schedule, crontab):
             return last
