@@ -27,8 +27,8 @@ from proj.errors import BrokerNodeError
 #: The only address that the node listens on: the user guest may log in only from there.
 HOST: Final = "127.0.0.1"
 
-#: One name for all nodes. RabbitMQ finds its data by the name, so the folder can be moved. Nodes do not meet,
-#: since each has its own epmd.
+#: One name for all nodes that are alone. RabbitMQ finds its data by the name, so the folder can be moved.
+#: Nodes do not meet, since each has its own epmd.
 NODE_NAME: Final = "proj@localhost"
 
 #: Seconds for RabbitMQ to stop cleanly before it is killed. 3.10.8 took six: its log is silent for five after
@@ -92,6 +92,7 @@ class NodeInfo:
     guard_pid: int = 0
     #: Process id of RabbitMQ itself.
     pid: int = 0
+    name: str = NODE_NAME
 
     @property
     def url(self) -> str:
@@ -119,10 +120,15 @@ class NodeInfo:
 class Guard:
     """A running guard, controlled by the process that started it."""
 
-    def __init__(self, info: NodeInfo, server_dir: Path, epmd: str, lock: int) -> None:
-        """Start the guard with the descriptor that `lock` returned. It writes to the node's log."""
+    def __init__(
+        self, info: NodeInfo, server_dir: Path, lock: int, *, epmd: str | None, node: bool = True
+    ) -> None:
+        """Start the guard with the descriptor that `lock` returned. It writes to the node's log.
+
+        In a cluster, one guard has the `epmd`, and each of the others has a `node`.
+        """
         self._data_dir = info.data_dir
-        plan = (_to_json(info), str(server_dir / "rabbitmq-server"), epmd, str(lock))
+        plan = (_to_json(info), str(server_dir / "rabbitmq-server") if node else "", epmd or "", str(lock))
         # Python's descriptors are close-on-exec: no other child process can hold the pipe open.
         read_end, write_end = os.pipe()
         self._lifeline: int | None = write_end
@@ -152,9 +158,12 @@ class Guard:
     def wait(self) -> None:
         self._process.wait()
 
+    def ask_to_end(self, how: signal.Signals) -> None:
+        self._process.send_signal(how)
+
     def end(self, how: signal.Signals) -> None:
         """Stop the node cleanly (SIGTERM) or kill it (SIGUSR1); returns when all its processes have ended."""
-        self._process.send_signal(how)
+        self.ask_to_end(how)
         await_unlocked(self._data_dir, self._process.pid)
         self._process.wait()
         self._cut_lifeline()
@@ -188,7 +197,7 @@ def environment(info: NodeInfo, server_dir: Path) -> dict[str, str]:
         "ERL_CRASH_DUMP_SECONDS": "0",
         # Makes the server's script exec RabbitMQ instead of being its parent; has no other effect.
         "RUNNING_UNDER_SYSTEMD": "true",
-        "RABBITMQ_NODENAME": NODE_NAME,
+        "RABBITMQ_NODENAME": info.name,
         "RABBITMQ_DIST_PORT": str(info.distribution_port),
         "RABBITMQ_LOGS": "-",
         # The defaults are outside of the data folder.
@@ -307,13 +316,17 @@ def _run(info: NodeInfo, server: str, epmd_command: str, lock: int) -> None:
             command, stdin=subprocess.DEVNULL, pass_fds=(lock,), preexec_fn=die_with_guard
         )
 
-    node = None
-    epmd = spawn([epmd_command, "-port", str(info.epmd_port), "-address", HOST])
+    node = epmd = None
     try:
-        _await_epmd(epmd, info.epmd_port)
-        node = spawn([server])
-        _write_info(replace(info, guard_pid=guard_pid, pid=node.pid))
-        _watch(node, received, wake_read)
+        if epmd_command:
+            epmd = spawn([epmd_command, "-port", str(info.epmd_port), "-address", HOST])
+            _await_epmd(epmd, info.epmd_port)
+        if server:
+            node = spawn([server])
+        guarded = node or epmd
+        assert guarded is not None
+        _write_info(replace(info, guard_pid=guard_pid, pid=guarded.pid))
+        _watch(guarded, received, wake_read)
     finally:
         # RabbitMQ's helpers become the guard's children when RabbitMQ ends, so that it can wait for them.
         prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -356,10 +369,10 @@ def _write_info(info: NodeInfo) -> None:
     new.replace(file)
 
 
-def _watch(node: subprocess.Popen[bytes], received: set[int], wake_read: int) -> None:
+def _watch(process: subprocess.Popen[bytes], received: set[int], wake_read: int) -> None:
     owner: int | None = os.getppid()
     lifeline = sys.stdin.fileno()
-    while node.poll() is None and not received - {signal.SIGCHLD}:
+    while process.poll() is None and not received - {signal.SIGCHLD}:
         sources = [wake_read] if owner is None else [wake_read, lifeline]
         ready, _, _ = select.select(sources, [], [], PARENT_CHECK_INTERVAL)
         if wake_read in ready:

@@ -4,28 +4,29 @@ A guard (`proj.private_node.guard`) ends the node's processes with their owner. 
 its data folder.
 """
 
-import errno
 import os
-import random
-import re
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from contextlib import ExitStack, suppress
-from itertools import islice
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
 from proj.errors import BrokerNodeError
-from proj.private_node import guard
-from proj.private_node.guard import HOST, POLL_INTERVAL, PROBE_TIMEOUT, Guard, NodeInfo, environment
-
-#: Range of free ports: below the ports of outgoing connections on Linux (from 32768) and macOS (from 49152),
-#: so that no client takes a node's port while it restarts.
-FREE_PORTS: Final = range(20_000, 25_000)
+from proj.private_node import guard, start_log
+from proj.private_node.guard import (
+    HOST,
+    NODE_NAME,
+    POLL_INTERVAL,
+    PROBE_TIMEOUT,
+    Guard,
+    NodeInfo,
+    environment,
+)
+from proj.private_node.ports import Claims
 
 #: Seconds for a node to be ready; 4 to 10 on two idle cores, several times that on a busy machine.
 START_TIMEOUT: Final = 180.0
@@ -58,21 +59,14 @@ INSTALL_HINT: Final = (
 #: Marker file of a data folder whose first start has not completed.
 _UNFINISHED: Final = "first-start"
 
-#: A line of RabbitMQ's log such as `2026-11-21 07:00:25.715748+00:00 [error] <0.223.0> Failed to …`.
-_LOGGED_ERROR: Final = re.compile(
-    r"^\S+ \S+ \[error\] <[\d.]+> +(?:- )?(?!BOOT FAILED|=)(\S.*)$", re.MULTILINE
-)
-
-#: Most characters of the reason of a failed start; Erlang's terms can have thousands.
-_REASON_WIDTH: Final = 240
-
 
 class BrokerNode:
     """A RabbitMQ node that runs until `stop`, or until the process that started it ends.
 
     Port 0 picks a free one at the first start, and keeps it. `extra_config` holds lines of `rabbitmq.conf`
-    that override ours. A context manager that starts the node, and stops it cleanly. For Linux and macOS;
-    only Linux ends the node at once when the guard is killed. Not thread-safe.
+    that override ours. A member of a cluster has a `name` of its own, and uses the epmd that listens on
+    `epmd_port`. A context manager that starts the node, and stops it cleanly. For Linux and macOS; only Linux
+    ends the node at once when the guard is killed. Not thread-safe.
     """
 
     def __init__(
@@ -84,11 +78,18 @@ class BrokerNode:
         *,
         server_dir: Path | None = None,
         extra_config: str = "",
+        name: str = NODE_NAME,
+        epmd_port: int = 0,
     ) -> None:
         self.data_dir = data_dir.absolute()
         self.extra_config = extra_config
+        self.name = name
         self._server_dir = server_dir
+        self._epmd_port = epmd_port
         self._ports = (port, management_port, metrics_port)
+        self._claims = Claims()
+        self._launched = 0.0
+        self._log_start = 0
         self._info: NodeInfo | None = None
         self._guard: Guard | None = None
 
@@ -126,38 +127,54 @@ class BrokerNode:
         missing, a port is in use, a node runs in the folder already, the node ends while it starts, or after
         `timeout` seconds; then none of its processes is left.
         """
-        deadline = time.monotonic() + timeout
+        self.launch()
+        self.await_ready(timeout)
+
+    def launch(self) -> None:
+        """Begin a start that `await_ready` completes. Raises `BrokerNodeError`."""
+        self._launched = time.monotonic()
         if self._guard and self._guard.ended:
             self.stop()  # it ended by itself
         server_dir = self._server_dir = find_server_dir(self._server_dir)
-        with ExitStack() as reserved:
-            lock = _lock(self.data_dir)
-            try:
-                guard.discard_info(self.data_dir)  # of a guard that was killed
-                info = self._info = NodeInfo(self.data_dir, *_claim_ports(*self._ports, reserved))
-                self._ports = (info.port, info.management_port, info.metrics_port)
-                _write_config(info, self.extra_config)
-                _discard_unfinished(info)
-                log_start = info.log.stat().st_size if info.log.exists() else 0
-                self._guard = Guard(info, server_dir, _find_epmd(info, server_dir), lock)
-            finally:
-                os.close(lock)
-            try:
-                self._await_ready(info, deadline, timeout, log_start)
-            except BaseException:
-                self.stop()
-                raise
+        lock = _lock(self.data_dir)
+        try:
+            guard.discard_info(self.data_dir)  # of a guard that was killed
+            info = self._info = self._claim()
+            self._ports = (info.port, info.management_port, info.metrics_port)
+            _write_config(info, self.extra_config)
+            _discard_unfinished(info)
+            self._log_start = info.log.stat().st_size if info.log.exists() else 0
+            own_epmd = None if self._epmd_port else find_epmd(info, server_dir)
+            self._guard = Guard(info, server_dir, lock, epmd=own_epmd)
+        except BaseException:
+            self._claims.release()
+            raise
+        finally:
+            os.close(lock)
+
+    def await_ready(self, timeout: float = START_TIMEOUT) -> None:
+        """Wait until the node accepts connections, and stop it when it ends or `timeout` seconds are over.
+
+        Raises `BrokerNodeError`.
+        """
+        try:
+            self._await_ready(timeout)
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            self._claims.release()
 
     def stop(self) -> None:
         """Stop the node cleanly, or kill it after `guard.STOP_TIMEOUT` seconds.
 
         Returns when all its processes have ended. Does nothing when it is not running.
         """
-        self._end(signal.SIGTERM)
+        self.end(signal.SIGTERM)
 
     def kill(self) -> None:
         """Kill RabbitMQ with SIGKILL, to inject a fault; returns when all its processes have ended."""
-        self._end(signal.SIGUSR1)
+        self.end(signal.SIGUSR1)
 
     def detach(self) -> None:
         """Let the node outlive this process; `stop` and `stop_running` still stop it."""
@@ -193,23 +210,45 @@ class BrokerNode:
             raise BrokerNodeError(f"rabbitmqctl {arguments[0]} failed: {reason}")
         return done.stdout
 
-    def _await_ready(self, info: NodeInfo, deadline: float, timeout: float, log_start: int) -> None:
+    def ask_to_end(self, how: signal.Signals) -> None:
+        """Begin an end that `end` completes."""
+        if self._guard:
+            self._guard.ask_to_end(how)
+
+    def end(self, how: signal.Signals) -> None:
+        """Stop the node cleanly (SIGTERM) or kill it (SIGUSR1); returns when all its processes have ended."""
+        if self._guard:
+            self._guard.end(how)
+            self._guard = None
+
+    def _claim(self) -> NodeInfo:
+        port, management_port, metrics_port = self._ports
+        epmd = [] if self._epmd_port else [(0, "--port")]
+        port, management_port, metrics_port, distribution_port, *own = self._claims.claim(
+            (port, "--port"),
+            (management_port, "--management-port"),
+            (metrics_port, "--metrics-port"),
+            (0, "--port"),
+            *epmd,
+        )
+        (epmd_port,) = own or [self._epmd_port]
+        return NodeInfo(
+            self.data_dir, port, management_port, metrics_port, epmd_port, distribution_port, name=self.name
+        )
+
+    def _await_ready(self, timeout: float) -> None:
         assert self._guard is not None
+        info = self.info
         hint = f"its log is {info.log}"
         while not answers(info):
             if self._guard.ended:
-                reason = _reason(info.log, log_start)
+                reason = start_log.reason(info.log, self._log_start)
                 raise BrokerNodeError(f"the node ended while it started: {reason}", hint)
-            if time.monotonic() > deadline:
+            if time.monotonic() > self._launched + timeout:
                 raise BrokerNodeError(f"the node was not ready after {timeout:g} s", hint)
             time.sleep(POLL_INTERVAL)
         self._info = guard.read_info(info.data_dir) or info
         (info.data_dir / _UNFINISHED).unlink(missing_ok=True)
-
-    def _end(self, how: signal.Signals) -> None:
-        if self._guard:
-            self._guard.end(how)
-            self._guard = None
 
 
 def running(data_dir: Path) -> NodeInfo | None:
@@ -273,7 +312,8 @@ def find_server_dir(server_dir: Path | None = None) -> Path:
     raise BrokerNodeError(f"RabbitMQ's scripts were not found {where}", INSTALL_HINT)
 
 
-def _find_epmd(info: NodeInfo, server_dir: Path) -> str:
+def find_epmd(info: NodeInfo, server_dir: Path) -> str:
+    """Erlang's port mapper, on the node's PATH. Raises `BrokerNodeError`."""
     epmd = shutil.which("epmd", path=environment(info, server_dir)["PATH"])
     if epmd is None:
         raise BrokerNodeError("Erlang's epmd was not found on PATH", INSTALL_HINT)
@@ -318,43 +358,6 @@ def _discard_unfinished(info: NodeInfo) -> None:
         mark.touch()
 
 
-def _claim_ports(
-    port: int, management_port: int, metrics_port: int, reserved: ExitStack
-) -> tuple[int, int, int, int, int]:
-    with ExitStack() as held:
-
-        def claim(wanted: int, option: str) -> int:
-            reason = OSError()
-            for candidate in [wanted] if wanted else random.sample(FREE_PORTS, len(FREE_PORTS)):
-                probe = held.enter_context(socket.socket())
-                # As RabbitMQ does, or old connections of the previous node would block the port.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((HOST, candidate))
-                    probe.listen()
-                    if not wanted:
-                        # RabbitMQ listens seconds later. Until then the UDP port of the same number keeps
-                        # other starting nodes from choosing it, without blocking RabbitMQ.
-                        mark = reserved.enter_context(socket.socket(type=socket.SOCK_DGRAM))
-                        mark.bind((HOST, candidate))
-                except OSError as error:
-                    reason = error
-                else:
-                    return candidate
-            taken = reason.errno == errno.EADDRINUSE
-            state = "is in use" if taken else f"cannot be used: {reason.strerror}"
-            hint = f"choose another port with {option}; {option} 0 picks a free one"
-            raise BrokerNodeError(f"port {wanted or FREE_PORTS} on {HOST} {state}", hint)
-
-        return (
-            claim(port, "--port"),
-            claim(management_port, "--management-port"),
-            claim(metrics_port, "--metrics-port"),
-            claim(0, "--port"),
-            claim(0, "--port"),
-        )
-
-
 def _lock(data_dir: Path) -> int:
     lock = guard.lock(data_dir)
     if lock is None:
@@ -363,21 +366,3 @@ def _lock(data_dir: Path) -> int:
         hint = f"stop it with: proj broker stop --dir {shlex.quote(str(data_dir))}"
         raise BrokerNodeError(f"a node is already running in {data_dir}{where}", hint)
     return lock
-
-
-def _reason(log: Path, start: int) -> str:
-    with log.open("rb") as file:
-        file.seek(start)
-        text = file.read().decode("utf-8", "replace")
-    # The first error is the cause, or a heading such as `Exception during startup:` before the cause; the
-    # last lines are an Erlang crash report. Errors before RabbitMQ has a logger have no level: there the last
-    # line is the best.
-    errors = [match[1].strip() for match in islice(_LOGGED_ERROR.finditer(text), 2)]
-    if errors:
-        reason = " ".join(errors if errors[0].endswith(":") else errors[:1])
-    else:
-        reason = (text.strip() or "its log is empty").splitlines()[-1].strip()
-    if len(reason) > _REASON_WIDTH:
-        # Both ends are kept: the line begins with what failed, and often ends with why.
-        reason = f"{reason[: _REASON_WIDTH // 2]} … {reason[-_REASON_WIDTH // 2 :]}"
-    return reason

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from proj import queues
-from proj.private_node.guard import NODE_NAME, environment
+from proj.private_node.guard import environment
 from proj.private_node.node import BrokerNode, find_server_dir
 from proj.rabbitmq import topology
 from tests.lib.bundle import Bundle
@@ -34,7 +34,7 @@ def evaluate(node: BrokerNode, expression: str) -> str:
     cookie = (node.data_dir / ".erlang.cookie").read_text()
     call = partial(
         subprocess.run,
-        [program, "-sname", NODE_NAME, "-c", cookie, "-e"],
+        [program, "-sname", node.info.name, "-c", cookie, "-e"],
         env=env,
         input=f"{expression}.\n",
         capture_output=True,

@@ -4,7 +4,7 @@ import random
 import socket
 from contextlib import suppress
 
-from proj.private_node import node as private_node
+from proj.private_node import ports as private_ports
 from proj.private_node.guard import HOST
 
 #: Beside those that nodes take by themselves, and below those that Linux gives to outgoing connections.
@@ -21,7 +21,7 @@ def take_share(process: int) -> None:
     """Keep to some of the ports, so that no other process takes those of a node that is down for a moment."""
     global FREE_PORTS
     FREE_PORTS = _share(FREE_PORTS, process)
-    private_node.FREE_PORTS = _share(private_node.FREE_PORTS, process)  # type: ignore[misc]
+    private_ports.FREE_PORTS = _share(private_ports.FREE_PORTS, process)  # type: ignore[misc]
 
 
 def _share(ports: range, process: int) -> range:
