@@ -341,7 +341,12 @@ def _write_config(info: NodeInfo, extra_config: str) -> None:
         "rabbitmq-env.conf": "",
     }.items():
         (conf / name).write_text(text + "\n", encoding="utf-8")
-    cookie = info.data_dir / ".erlang.cookie"
+    write_cookie(info.data_dir)
+
+
+def write_cookie(data_dir: Path) -> None:
+    """Write Erlang's cookie, the password between nodes and `rabbitmqctl`, unless there is one."""
+    cookie = data_dir / ".erlang.cookie"
     if not cookie.exists():
         cookie.touch(0o600)
         cookie.write_text(os.urandom(16).hex(), encoding="ascii")
