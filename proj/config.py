@@ -128,14 +128,17 @@ def _check_broker_url(url: str) -> str:
 
 
 def _check_management_url(url: str) -> str:
-    """Check the URL of a management API. Raises `ValueError`."""
-    try:
-        split = _split(url, {"http", "https"})
-        if not split.hostname:
-            raise ValueError
-    except ValueError:
-        raise ValueError(f"expected a URL such as http://user:password@host:15672, {_ENCODING}") from None
-    _check_host(split.hostname)
+    """Check the URL of a management API, or several separated by `;`. Raises `ValueError`."""
+    for part in url.split(";"):
+        try:
+            split = _split(part, {"http", "https"})
+            if not split.hostname:
+                raise ValueError
+        except ValueError:
+            raise ValueError(
+                "expected URLs such as http://user:password@host:15672, separated by ';', " + _ENCODING
+            ) from None
+        _check_host(split.hostname)
     return url
 
 
@@ -196,7 +199,8 @@ class Settings(BaseModel):
     #: default those of the system.
     proj_broker_ca: Annotated[Path, AfterValidator(_check_ca)] | None = None
 
-    #: URL of the broker's management API; by default on the broker's host, at port 15672 (TLS: 15671).
+    #: URL of the broker's management API, or several separated by `;`, of which one that answers is asked; by
+    #: default on the brokers' hosts, at port 15672 (TLS: 15671).
     proj_management_url: Annotated[str, AfterValidator(_check_management_url)] | None = Field(
         None, repr=False
     )

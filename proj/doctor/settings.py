@@ -194,15 +194,15 @@ def credentials(subject: Subject) -> Iterator[Finding]:
     doubts: list[Finding] = []
     for url in subject.settings.broker_url.split(";"):
         doubts += _broker_doubts(urlsplit(url), is_local)
-    management = urlsplit(subject.management.url)
-    if management.scheme == "http" and not is_local(management.hostname):
-        doubts.append(
-            warning(
-                f"the management API at {management.hostname} is used over plain http",
-                "the network can read the password and the answers",
-                "let it listen with TLS, and set PROJ_MANAGEMENT_URL to https://…",
-            )
+    doubts += [
+        warning(
+            f"the management API at {url.hostname} is used over plain http",
+            "the network can read the password and the answers",
+            "let it listen with TLS, and set PROJ_MANAGEMENT_URL to https://…",
         )
+        for url in (urlsplit(api.url) for api in subject.management.apis)
+        if url.scheme == "http" and not is_local(url.hostname)
+    ]
     doubts += _database_doubts(subject.settings.result_backend, is_local)
     yield from doubts or [ok("no password is sent in clear text to another machine, or easily guessed")]
 

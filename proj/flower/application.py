@@ -74,7 +74,10 @@ class MonitorApp(app.Flower):
 
     @property
     def management(self) -> Management:
-        """The API at `broker_api`, an option of Flower that its user may have set."""
+        """The API at `broker_api`, if Flower's user has set this option, or else of the settings."""
+        ours = Management.from_settings(self.capp.settings)
+        if self.options.broker_api == ours.api_url:
+            return ours  # all its nodes; Flower takes one
         url = self.options.broker_api.rstrip("/").removesuffix("/api")
         return Management.from_settings(self.capp.settings.model_copy(update={"proj_management_url": url}))
 

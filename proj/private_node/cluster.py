@@ -26,7 +26,7 @@ from proj.private_node.node import (
     write_cookie,
 )
 from proj.private_node.ports import Claims
-from proj.rabbitmq.management import Management
+from proj.rabbitmq.management import Api, Management
 
 #: Marker file of a cluster whose first start has not completed.
 _UNFINISHED: Final = "first-start"
@@ -195,7 +195,8 @@ class Cluster:
         return nodes
 
     def _check_joined(self) -> None:
-        known = Management(self.nodes[0].management_url, "guest", "guest", "/").get("nodes")
+        apis = [Api(node.management_url, "guest", "guest") for node in self.nodes]
+        known = Management(apis, "/").get("nodes")
         if len(known) < self._size:
             alone = ", ".join({node.name for node in self.nodes} - {each["name"] for each in known})
             raise BrokerNodeError(f"not joined: {alone}", f"the logs are in {self.data_dir}")

@@ -7,14 +7,14 @@ import base64
 import http.client
 import json
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
 from proj import tls
 from proj.config import Settings
@@ -34,37 +34,67 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Management:
-    """The management API at `url` (without path and password), used as `user`."""
+class Api:
+    """The management API of one node at `url` (without path and password), used as `user`."""
 
     url: str
     user: str
     password: str = field(repr=False)
-    vhost: str
-    #: File of the certificate authorities that are trusted; None: those of the system.
-    ca: Path | None = None
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> "Management":
-        """The API at the configured URL, or at the first broker's host and the default port.
+    def beside(cls, broker: SplitResult, given: str | None) -> "Api":
+        """The API at the given URL, or at the broker's host and the default port.
 
         The user is that of the URL, or else the broker's.
         """
-        broker = urlsplit(settings.broker_url.split(";")[0])
-        secure = broker.scheme == "amqps"
         host = f"[{broker.hostname}]" if ":" in (broker.hostname or "") else broker.hostname or "localhost"
-        given = settings.proj_management_url or (
-            f"https://{host}:{_TLS_PORT}" if secure else f"http://{host}:{_PORT}"
-        )
-        url = urlsplit(given)
+        secure = broker.scheme == "amqps"
+        url = urlsplit(given or (f"https://{host}:{_TLS_PORT}" if secure else f"http://{host}:{_PORT}"))
         login = url if url.username else broker
         return cls(
             url=f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}",
             user=unquote(login.username or "guest"),
             password=unquote(login.password or "guest"),
-            vhost=unquote(broker.path[1:]) or "/",
-            ca=settings.proj_broker_ca,
         )
+
+
+class Management:
+    """The management API of a broker, at the node that answered last.
+
+    When a node cannot be asked, the next one is: each knows all of its cluster.
+    """
+
+    def __init__(self, apis: Sequence[Api], vhost: str, ca: Path | None = None) -> None:
+        """`ca` is the file of the certificate authorities that are trusted; None: those of the system."""
+        self.apis = tuple(apis)
+        self.vhost = vhost
+        self.ca = ca
+        self._api = self.apis[0]
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "Management":
+        """The APIs at the configured URLs, or at the brokers' hosts and the default port."""
+        brokers = [urlsplit(url) for url in settings.broker_url.split(";")]
+        given = settings.proj_management_url
+        apis = (
+            [Api.beside(brokers[0], url) for url in given.split(";")]
+            if given
+            else [Api.beside(broker, None) for broker in brokers]
+        )
+        vhost = unquote(brokers[0].path[1:]) or "/"
+        return cls(list(dict.fromkeys(apis)), vhost, settings.proj_broker_ca)
+
+    @property
+    def url(self) -> str:
+        return self._api.url
+
+    @property
+    def user(self) -> str:
+        return self._api.user
+
+    @property
+    def password(self) -> str:
+        return self._api.password
 
     @property
     def api_url(self) -> str:
@@ -90,10 +120,17 @@ class Management:
         )
 
     def _ask(self, path: str, read: Callable[[http.client.HTTPResponse], T]) -> T:
-        try:
-            return within(TIMEOUT, partial(self._request, path, read))
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise self._unreachable(error) from error
+        first = self.apis.index(self._api)
+        problem: Exception | None = None
+        for api in (*self.apis[first:], *self.apis[:first]):
+            self._api = api
+            try:
+                return within(TIMEOUT, partial(self._request, path, read))
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                problem = error
+        self._api = self.apis[first]
+        assert problem is not None
+        raise self._unreachable(problem) from problem
 
     def _request(self, path: str, read: Callable[[http.client.HTTPResponse], T]) -> T:
         """What `read` makes of the answer. No proxy and no redirect is used: they would see the password."""
@@ -137,19 +174,18 @@ class Management:
         )
 
     def _unreachable(self, error: Exception) -> ManagementUnavailable:
+        where = " or ".join(api.url for api in self.apis)
         if isinstance(error, ConnectionRefusedError):
             return ManagementUnavailable(
-                f"no management API answers at {self.url}",
+                f"no management API answers at {where}",
                 "switch it on with: rabbitmq-plugins enable rabbitmq_management; or set PROJ_MANAGEMENT_URL",
             )
         if isinstance(error, ssl.SSLError):
             host = urlsplit(self.url).hostname or ""
             return ManagementUnavailable(*tls.explain(error, host, f"the management API at {self.url}"))
         if isinstance(error, TimeoutError):
-            return ManagementUnavailable(f"the management API at {self.url} does not answer in time", _CHECK)
+            return ManagementUnavailable(f"the management API at {where} does not answer in time", _CHECK)
         if isinstance(error, OSError):
             words = error.strerror or str(error)
-            return ManagementUnavailable(
-                f"the management API at {self.url} cannot be reached: {words}", _CHECK
-            )
+            return ManagementUnavailable(f"the management API at {where} cannot be reached: {words}", _CHECK)
         return ManagementUnavailable(f"the program that answers at {self.url} is no management API", _CHECK)

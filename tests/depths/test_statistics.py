@@ -12,7 +12,7 @@ import pytest
 
 from proj.depths import statistics
 from proj.private_node.node import BrokerNode
-from proj.rabbitmq.management import Management
+from proj.rabbitmq.management import Api, Management
 from tests.lib import dead
 from tests.lib.alarm import alarm
 from tests.lib.bundle import MANAGEMENT_OFF, Bundle
@@ -33,7 +33,7 @@ def counted(bundle: Bundle) -> Bundle:
 
 def management(bundle: Bundle) -> Management:
     """What `proj queues` asks, without a process for each look."""
-    return Management(bundle.node.management_url, "guest", "guest", bundle.vhost)
+    return Management([Api(bundle.node.management_url, "guest", "guest")], bundle.vhost)
 
 
 def counts_are(bundle: Bundle, counts: tuple[int, int, int], source: str, env: dict[str, str]) -> bool:

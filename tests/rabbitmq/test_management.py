@@ -87,6 +87,20 @@ def test_an_api_that_is_off_is_told_with_the_way_to_switch_it_on(bundle: Bundle)
         management(bundle, f"http://127.0.0.1:{port}").get("overview")
 
 
+def test_one_that_is_off_is_passed_over(bundle: Bundle) -> None:
+    """Another node of the cluster is asked, by then at once; when none answers, all are named."""
+    live = bundle.node.management_url
+    found = management(bundle, f"http://127.0.0.1:1;http://guest:secret@127.0.0.1:2;{live}")
+    assert found.get("overview")["rabbitmq_version"]
+    assert found.url == live
+
+    with pytest.raises(
+        ManagementUnavailable, match=r"no .* at http://127.0.0.1:1 or http://127.0.0.1:2 \("
+    ) as all_off:
+        management(bundle, "http://127.0.0.1:1;http://guest:secret@127.0.0.1:2").get("overview")
+    assert "secret" not in str(all_off.value)
+
+
 def test_another_program_at_its_port_is_told(bundle: Bundle) -> None:
     """One that answers something else."""
     with (
@@ -117,7 +131,16 @@ def test_a_redirect_is_not_followed(bundle: Bundle, bystander: str) -> None:
     [
         ("amqp://me:pw@rabbit:5673/v", None, ("http://rabbit:15672", "me", "pw", "v")),
         ("amqps://me:p%40w@rabbit//", None, ("https://rabbit:15671", "me", "p@w", "/")),
-        ("amqp://a@[::1]/;amqp://b@c", None, ("http://[::1]:15672", "a", "guest", "/")),
+        (
+            "amqp://a@[::1]/;amqp://b@c",
+            None,
+            ("http://[::1]:15672 http://c:15672", "a b", "guest guest", "/"),
+        ),
+        (
+            "amqp://me@one/v;amqp://me@two/v",
+            "http://x:1/;http://u:p@y:1",
+            ("http://x:1 http://y:1", "me u", "guest p", "v"),
+        ),
         ("amqp://me:pw@rabbit", "http://web/rabbit/", ("http://web/rabbit", "me", "pw", "/")),
         ("amqp://me:pw@rabbit", "http://mon:x@web:1", ("http://web:1", "mon", "x", "/")),
     ],
@@ -125,4 +148,7 @@ def test_a_redirect_is_not_followed(bundle: Bundle, bystander: str) -> None:
 def test_where_it_is(broker: str, given: str | None, expected: tuple[str, str, str, str]) -> None:
     """Beside the broker and as its user, unless set."""
     found = Management.from_settings(Settings(celery_broker_url=broker, proj_management_url=given))
-    assert (found.url, found.user, found.password, found.vhost) == expected
+    urls, users, passwords = (
+        " ".join(getattr(api, name) for api in found.apis) for name in ("url", "user", "password")
+    )
+    assert (urls, users, passwords, found.vhost) == expected

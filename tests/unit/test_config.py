@@ -123,6 +123,7 @@ def test_no_url_weakens_tls(monkeypatch: pytest.MonkeyPatch, url: str, reason: s
         ("CELERY_BROKER_URL", f"amqp://u:s3cret@{'r' * 64}:5672/v"),
         ("CELERY_BROKER_URL", "amqp://u:s3cret@rabbit%2E%2Eexample"),
         ("PROJ_MANAGEMENT_URL", "http://u:s3cret@rabbit..example:15672"),
+        ("PROJ_MANAGEMENT_URL", "http://u:s3cret@one:15672;http://u:s3cret@two..example:15672"),
     ],
 )
 def test_a_host_that_no_name_server_can_be_asked_for(
