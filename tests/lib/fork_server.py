@@ -2,7 +2,7 @@
 
 To import Celery, SQLAlchemy and pydantic takes most of the time of a command, and half of a worker's start.
 The server imports them once for each test process, and forks. A program still has a process of its own, reads
-its own environment, and imports the project itself: that may be a changed copy.
+its own environment, and makes its own application. One that finds a changed copy of the project imports that.
 
 Linux only: `PR_SET_CHILD_SUBREAPER` makes the test process the parent of each program. Elsewhere programs are
 executed.
@@ -15,6 +15,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.machinery import PathFinder
 from typing import Any, Final, NoReturn
 
 #: From `linux/prctl.h`.
@@ -40,6 +42,8 @@ _PRELOADED: Final = (
     "celery.app.builtins",
     "celery.app.control",
     "celery.app.events",
+    "celery.app.log",
+    "celery.apps.beat",
     "celery.apps.worker",
     "celery.backends.database",
     "celery.backends.database.models",
@@ -48,6 +52,7 @@ _PRELOADED: Final = (
     "celery.concurrency.solo",
     "celery.concurrency.thread",
     "celery.events.state",
+    "celery.fixups.django",
     "celery.loaders.app",
     "celery.worker.autoscale",
     "celery.worker.components",
@@ -55,6 +60,7 @@ _PRELOADED: Final = (
     "celery.worker.consumer.mingle",
     "celery.worker.pidbox",
     "celery.worker.strategy",
+    "dbm",
     "dotenv",
     "flower.command",
     "http.client",
@@ -64,13 +70,22 @@ _PRELOADED: Final = (
     "multiprocessing.util",
     "platformdirs",
     "psycopg",
-    "pydantic",
+    "pydantic.fields",
+    "pydantic.main",
+    "pydantic.plugin._loader",
+    "pydantic.types",
+    "pydantic.validate_call_decorator",
     "rich.live",
     "rich.progress",
     "rich.table",
     "sqlalchemy.dialects.postgresql.psycopg",
     "sqlalchemy.dialects.sqlite",
+    "sqlite3",
+    "tomllib",
 )
+
+#: The project's modules that make the application when they are imported, of the program's environment.
+_NOT_PRELOADED: Final = {"proj.__main__", "proj.celery", "proj.tasks"}
 
 #: Where modules are looked for, without the server's own folder.
 _PATH: Final = sys.path[1:]
@@ -183,6 +198,31 @@ def _end_with(tests: int, first: int) -> None:
         os._exit(1)
 
 
+def _preload() -> None:
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    project = importlib.import_module("proj")
+    for module in pkgutil.walk_packages(project.__path__, "proj."):
+        if module.name not in _NOT_PRELOADED:
+            importlib.import_module(module.name)
+    assert "proj.celery" not in sys.modules, (
+        "a module of the project makes the application when it is imported"
+    )
+
+
+def _find_project() -> None:
+    """Forget the project that was preloaded, if this program finds another."""
+    ours, found = sys.modules["proj"], PathFinder.find_spec("proj")
+    if not found or found.origin != ours.__file__:
+        _forgotten.update(
+            (name, sys.modules.pop(name)) for name in [*sys.modules] if name.split(".")[0] == "proj"
+        )
+
+
+#: Kept, since to free them takes time.
+_forgotten: dict[str, types.ModuleType] = {}
+
+
 def _become(request: dict[str, Any], fds: list[int]) -> None:
     """Make this process what it would be, had it been executed."""
     os.chdir(request["cwd"])
@@ -208,6 +248,7 @@ def _become(request: dict[str, Any], fds: list[int]) -> None:
         arguments = arguments[1:]
         program = arguments.pop(0)
     sys.argv = [program, *arguments]
+    _find_project()
 
 
 def _run() -> None:
@@ -252,8 +293,7 @@ def _end(run: Callable[[], None]) -> NoReturn:
 
 if __name__ == "__main__":
     sys.path[:] = _PATH  # no module of this folder is one of those
-    for name in _PRELOADED:
-        importlib.import_module(name)
+    _preload()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.freeze()  # so that no collection writes to pages that all programs share
     if program := _serve(socket.socket(fileno=int(sys.argv[1]))):

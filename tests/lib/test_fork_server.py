@@ -1,12 +1,18 @@
-"""Forked programs leave nothing behind."""
+"""Forked programs are what executed ones are, and leave nothing behind."""
 
+import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
+from tests.lib import fork_server
+from tests.lib.bundle import PACKAGE
 from tests.lib.waiting import eventually
 
 #: A test process that starts a program, says which, and hangs.
@@ -16,6 +22,15 @@ from tests.lib import fork_server
 program = fork_server.popen(["python", "-c", "import time; time.sleep(600)"], cwd=".", env={})
 print(program.pid, flush=True)
 signal.pause()
+"""
+
+#: Prints what a program imports itself, and where the project is from.
+PROGRAM = """
+import json, sys
+before = {*sys.modules}
+import proj.tasks, proj.cli.main, proj.worker
+files = [module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "proj"]
+print(json.dumps([[*({*sys.modules} - before)], files]))
 """
 
 
@@ -32,3 +47,21 @@ def test_programs_end_with_a_test_process_that_is_killed() -> None:
         tests.send_signal(signal.SIGKILL)
 
     eventually("it has ended", lambda: not program.is_running())
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_program_imports_the_project_that_it_finds(changed: bool, tmp_path: Path) -> None:
+    """Nothing of the one that was preloaded, when that is a changed copy; else nothing that takes time."""
+    env = dict(os.environ)
+    if changed:
+        shutil.copytree(PACKAGE, tmp_path / "proj")
+        env["PYTHONPATH"] = str(tmp_path)
+    with fork_server.popen(
+        ["python", "-c", PROGRAM], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdout
+        imported, files = json.loads(program.stdout.read())
+
+    assert {Path(file).is_relative_to(tmp_path) for file in files} == {changed}
+    assert [name for name in imported if not name.startswith("proj")] == []
+    assert changed or sorted(imported) == ["proj.celery", "proj.tasks"]
