@@ -86,6 +86,14 @@ class Task(task.Task):
             queue = origin.name if origin else None
         return super().signature_from_request(request, args, kwargs, queue, **options)
 
+    def on_replace(self, sig: Any) -> Any:
+        """As `celery.Task`'s: the end of what replaces the task is stored under its id, and no end before."""
+        try:
+            return super().on_replace(sig)
+        except Ignore:
+            self.request.end_is_stored = True
+            raise
+
     def _store_ignored(self, error: Ignore) -> None:
         """Store `REVOKED` as the end of the task, unless it has stored an end itself."""
         request = self.request
