@@ -9,9 +9,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from proj.errors import BrokerNodeError
 from proj.private_node.node import BrokerNode
-from tests.lib import lean_server, ports
+from tests.lib import ports
 from tests.lib.bundle import Bundle, vhost_of
 from tests.lib.missing import missing
 from tests.lib.vhosts import VirtualHosts
@@ -51,15 +50,6 @@ def _clean_environment() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _ports_of_this_process(worker_id: str) -> None:
     ports.take_share(int(worker_id.removeprefix("gw")) if worker_id != "master" else 0)
-
-
-@pytest.fixture(scope="session")
-def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What every test that starts a node asks for: a skip on a laptop without RabbitMQ, a failure in CI."""
-    try:
-        lean_server.put_on_path(tmp_path_factory.mktemp("rabbitmq-server"))
-    except BrokerNodeError as error:
-        missing(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from proj.private_node.guard import NodeInfo, read_info
 from proj.private_node.node import BrokerNode
 from tests.lib import lean_server, ports
 from tests.lib.erlang import usual_ticks
+from tests.lib.missing import missing
 from tests.lib.waiting import eventually
 
 #: Milliseconds after which a node's management API counts anew: the usual 5 seconds would be waited for.
@@ -25,6 +26,9 @@ CONFIG: Final = "collect_statistics_interval = 300"
 
 #: What a test process is handed: the folder of the node.
 _INPUT: Final = "one_node"
+
+#: A folder there, from which all test processes start further nodes.
+_SERVER: Final = "server"
 
 #: A file there, once the node has started or has failed to: nothing, or why.
 _OUTCOME: Final = "outcome"
@@ -49,6 +53,7 @@ def started(folder: Path, config: str = CONFIG) -> Iterator[BrokerNode]:
     node.start()
     try:
         usual_ticks(node)
+        lean_server.remember_modules(node)
         yield node
     finally:
         # An orderly stop takes seconds, to save what nobody will read.
@@ -66,8 +71,18 @@ class _Elsewhere(BrokerNode):
 
 
 @pytest.fixture(scope="session")
+def rabbitmq(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What every test that starts a node asks for: a skip on a laptop without RabbitMQ, a failure in CI."""
+    folder = _folder(request) or tmp_path_factory.mktemp("rabbitmq-server")
+    try:
+        lean_server.put_on_path(Path(folder, _SERVER))
+    except BrokerNodeError as error:
+        missing(str(error))
+
+
+@pytest.fixture(scope="session")
 def node(rabbitmq: None, request: pytest.FixtureRequest) -> Iterator[BrokerNode]:
-    folder = getattr(request.config, "workerinput", {}).get(_INPUT)
+    folder = _folder(request)
     if folder is None:
         with quick_folder() as data, started(data) as own:
             yield own
@@ -76,6 +91,12 @@ def node(rabbitmq: None, request: pytest.FixtureRequest) -> Iterator[BrokerNode]
         eventually("the node has started, or has failed to", outcome.exists)
         assert not outcome.read_text()
         yield _Elsewhere(Path(folder, "node"))
+
+
+def _folder(request: pytest.FixtureRequest) -> str | None:
+    """What the process that controls this one has told it."""
+    folder: str | None = getattr(request.config, "workerinput", {}).get(_INPUT)
+    return folder
 
 
 # --- The process that controls the others
@@ -87,13 +108,14 @@ class _Node:
     def __init__(self) -> None:
         self._cleanup = ExitStack()
         self.folder = self._cleanup.enter_context(quick_folder())
+        with suppress(BrokerNodeError):  # as each test that needs it will say
+            lean_server.put_on_path(self.folder / _SERVER)
         self._thread = threading.Thread(target=self._start)
         self._thread.start()
 
     def _start(self) -> None:
         reason = ""
         try:
-            lean_server.put_on_path(self.folder / "server")
             self._cleanup.enter_context(started(self.folder / "node"))
         except (AssertionError, BrokerNodeError) as error:
             reason = str(error)
