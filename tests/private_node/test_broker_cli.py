@@ -5,11 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -19,27 +17,12 @@ from proj.private_node import node
 from tests.lib.bundle import COMMAND_TIMEOUT
 from tests.lib.node_processes import STOPPED, alive, left, logged_since, processes
 
-pytestmark = pytest.mark.used_vhost
-
 REPOSITORY = Path(__file__).parents[2]
 
 #: No other node is in the way of one that is told this.
 FREE_PORTS = ("--port", 0, "--management-port", 0, "--metrics-port", 0)
 
-#: Nodes that start beside each other; more would keep each other waiting.
-AT_ONCE = 2
-
 pytestmark = pytest.mark.usefixtures("rabbitmq")
-
-
-@pytest.fixture(scope="module")
-def done(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> dict[object, Future[Any]]:
-    """Each life of a node, beside each other: RabbitMQ mostly waits."""
-    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
-    lives: dict[object, Any] = {end: partial(run_and_end, end) for end in ends}
-    lives[start_status_stop] = start_status_stop
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return {name: pool.submit(life, tmp_path_factory.mktemp("done")) for name, life in lives.items()}
 
 
 def start_cli(*arguments: object, closed: str = "", **env: str) -> subprocess.Popen[str]:
@@ -99,20 +82,17 @@ def run_and_end(end: signal.Signals, folder: Path) -> Run:
         (signal.SIGKILL, -signal.SIGKILL),
     ],
 )
-def test_run_leaves_nothing_behind(
-    done: dict[object, Future[Run]], end: signal.Signals, exit_code: int
-) -> None:
-    """However `proj broker run` is ended, even by SIGKILL, its node stops in good order and all is gone."""
-    run = done[end].result()
+def test_run_leaves_nothing_behind(end: signal.Signals, exit_code: int, tmp_path: Path) -> None:
+    """However `proj broker run` is ended, even by SIGKILL, its node stops in good order and all is gone.
+
+    It has printed the AMQP and management URLs, the data folder and the log, no password.
+    """
+    run = run_and_end(end, tmp_path)
     assert run.exit_code == exit_code
     assert run.left == []
     assert "Traceback" not in run.stderr
     assert STOPPED in run.log
-
-
-def test_run_prints_where_everything_is(done: dict[object, Future[Run]]) -> None:
-    """`proj broker run` prints the AMQP and management URLs, the data folder and the log, no password."""
-    printed = done[signal.SIGTERM].result().printed
+    printed = run.printed
     assert list(printed) == ["state", "amqp", "management", "metrics", "data", "log", "pid"]
     assert printed["amqp"].startswith("amqp://127.0.0.1:")
     assert printed["management"].startswith("http://127.0.0.1:")
@@ -120,15 +100,11 @@ def test_run_prints_where_everything_is(done: dict[object, Future[Run]]) -> None
     assert Path(printed["log"]).parent == Path(printed["data"])
 
 
-def test_start_status_stop(done: dict[object, Future[None]]) -> None:
+def test_start_status_stop(tmp_path: Path) -> None:
     """`start` leaves a node that `status` finds and `stop` ends; both are right when there is none."""
-    done[start_status_stop].result()
-
-
-def start_status_stop(folder: Path) -> None:
     # In a folder of the user's home, written as no shell expands it.
-    cli_at_home = partial(cli, HOME=str(folder))
-    in_folder, folder = "--dir=~/node", folder / "node"
+    cli_at_home = partial(cli, HOME=str(tmp_path))
+    in_folder, folder = "--dir=~/node", tmp_path / "node"
     code, stdout, _ = cli_at_home("status", in_folder)
     assert (code, stdout.split()[:2]) == (ExitCode.UNREACHABLE, ["state", "stopped"])
     arguments = ("start", in_folder, *FREE_PORTS)

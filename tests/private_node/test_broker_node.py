@@ -10,7 +10,6 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,6 @@ from tests.lib.bundle import COMMAND_TIMEOUT, PACKAGE
 from tests.lib.missing import missing
 from tests.lib.node_processes import STOPPED, alive, left, logged_since, processes
 
-#: Nodes that start beside each other; more would keep each other waiting.
-AT_ONCE = 3
-
 #: Settings for some other RabbitMQ that a developer may have in the environment.
 OTHER_SETTINGS = {
     "RABBITMQ_NODENAME": "other@localhost",
@@ -40,9 +36,6 @@ OTHER_SETTINGS = {
     "ERL_FLAGS": "-name other@nowhere.invalid",
     "NOTIFY_SOCKET": "/nonexistent",
 }
-
-#: What is left of a node that was killed: processes, and the node that runs on its folder.
-Killed = tuple[list[psutil.Process], NodeInfo | None]
 
 pytestmark = pytest.mark.usefixtures("rabbitmq")
 
@@ -81,19 +74,6 @@ def restarted(node: BrokerNode) -> BrokerNode:
     if private_node.running(node.data_dir) is None:
         node.start()
     return node
-
-
-@pytest.fixture(scope="module")
-def done(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> dict[object, Future[Any]]:
-    """What takes seconds and does not need the shared node, beside each other: RabbitMQ mostly waits."""
-    steps = (
-        stop_with_a_message,
-        start_as_an_ordinary_user,
-        start_with_an_unknown_setting,
-        start_on_broken_tables,
-    )
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return {step: pool.submit(step, tmp_path_factory.mktemp("done")) for step in steps}
 
 
 def connect(info: NodeInfo) -> amqp.Connection:
@@ -211,16 +191,43 @@ def test_wrappers_on_path_are_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_two_nodes_run_side_by_side(node: BrokerNode, other_node: BrokerNode) -> None:
-    """Two nodes on two folders know nothing of each other, and one's death leaves the other alone."""
+    """Two nodes on two folders know nothing of each other."""
     other = restarted(other_node)
     with connect(other.info) as connection:
         connection.channel().queue_declare("only-here", durable=True, auto_delete=False)
     with connect(node.info) as connection, pytest.raises(amqp.exceptions.NotFound):
         connection.channel().queue_declare("only-here", passive=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_killing_the_guard_takes_the_node_down(node: BrokerNode, other_node: BrokerNode) -> None:
+    """When the guard is killed with SIGKILL, RabbitMQ, its helpers and epmd end at once, no other node."""
+    other = restarted(other_node)
     found = processes(other.info)
-    other.kill()
+    os.kill(other.info.guard_pid, signal.SIGKILL)
     assert left(found) == []
+    assert private_node.running(other.data_dir) is None
     assert private_node.answers(node.info)
+
+
+def test_message_survives_an_orderly_stop(node: BrokerNode) -> None:
+    """A persistent message in a durable queue is there after a stop and a start, on the same ports."""
+    before = node.info
+    with connect(before) as connection:
+        channel = connection.channel()
+        channel.queue_declare("kept", durable=True, auto_delete=False)
+        channel.confirm_select()
+        channel.basic_publish_confirm(amqp.Message("still here", delivery_mode=2), routing_key="kept")
+    found = processes(before)
+    log_start = before.log.stat().st_size
+    node.stop()
+    assert alive(found) == []
+    assert STOPPED in logged_since(before, log_start)
+    node.start()
+    assert node.url == before.url
+    assert node.management_url == before.management_url
+    with connect(node.info) as connection:
+        assert connection.channel().basic_get("kept", no_ack=True).body == "still here"
 
 
 def test_killing_rabbitmq_leaves_nothing_behind(node: BrokerNode) -> None:
@@ -233,47 +240,6 @@ def test_killing_rabbitmq_leaves_nothing_behind(node: BrokerNode) -> None:
     assert private_node.running(node.data_dir) is None
 
 
-def test_message_survives_an_orderly_stop(done: dict[object, Future[Killed]]) -> None:
-    """A persistent message in a durable queue is there after a stop and a start, on the same ports."""
-    done[stop_with_a_message].result()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
-def test_killing_the_guard_takes_the_node_down(done: dict[object, Future[Killed]]) -> None:
-    """When the guard is killed with SIGKILL, RabbitMQ, its helpers and epmd end at once."""
-    assert done[stop_with_a_message].result() == ([], None)
-
-
-def stop_with_a_message(folder: Path) -> Killed:
-    """Returns what there is left of the node once its guard is killed."""
-    node = BrokerNode(folder)
-    try:
-        node.start()
-        before = node.info
-        with connect(before) as connection:
-            channel = connection.channel()
-            channel.queue_declare("kept", durable=True, auto_delete=False)
-            channel.confirm_select()
-            channel.basic_publish_confirm(amqp.Message("still here", delivery_mode=2), routing_key="kept")
-        found = processes(before)
-        log_start = before.log.stat().st_size
-        node.stop()
-        assert alive(found) == []
-        assert STOPPED in logged_since(before, log_start)
-        node.start()
-        assert node.url == before.url
-        assert node.management_url == before.management_url
-        with connect(node.info) as connection:
-            assert connection.channel().basic_get("kept", no_ack=True).body == "still here"
-        if sys.platform != "linux":
-            return [], None
-        found = processes(node.info)
-        os.kill(node.info.guard_pid, signal.SIGKILL)
-        return left(found), private_node.running(folder)
-    finally:
-        node.kill()
-
-
 def failed_start(node: BrokerNode) -> str:
     """The message of the error, which is in one line and followed by the path of the log."""
     with pytest.raises(BrokerNodeError) as caught:
@@ -284,35 +250,23 @@ def failed_start(node: BrokerNode) -> str:
     return caught.value.message
 
 
-def test_a_node_that_cannot_start_says_why(done: dict[object, Future[str]]) -> None:
+def test_a_node_that_cannot_start_says_why(tmp_path: Path) -> None:
     """When RabbitMQ ends during its start, the error has the reason from its log."""
-    assert "nonsense.key" in done[start_with_an_unknown_setting].result()
+    assert "nonsense.key" in failed_start(BrokerNode(tmp_path, extra_config="nonsense.key = 1"))
 
 
-def start_with_an_unknown_setting(folder: Path) -> str:
-    return failed_start(BrokerNode(folder, extra_config="nonsense.key = 1"))
-
-
-def test_a_reason_under_a_heading_is_told(done: dict[object, Future[str]]) -> None:
+def test_a_reason_under_a_heading_is_told(tmp_path: Path) -> None:
     """When the first error in RabbitMQ's log is only a heading, the line under it is told too, cut short."""
-    message = done[start_on_broken_tables].result()
+    schema = tmp_path / "mnesia" / NODE_NAME / "schema.DAT"
+    schema.parent.mkdir(parents=True)
+    schema.write_text("not from a start of ours that was killed, so it is kept")
+    message = failed_start(BrokerNode(tmp_path))
     assert re.search(r"Exception during startup: \S.*Cannot read schema", message)
     assert len(message) < 300
 
 
-def start_on_broken_tables(folder: Path) -> str:
-    schema = folder / "mnesia" / NODE_NAME / "schema.DAT"
-    schema.parent.mkdir(parents=True)
-    schema.write_text("not from a start of ours that was killed, so it is kept")
-    return failed_start(BrokerNode(folder))
-
-
-def test_runs_as_an_ordinary_user(done: dict[object, Future[None]]) -> None:
-    """A user who is not root can run a node: as `nobody`, when root runs the tests."""
-    done[start_as_an_ordinary_user].result()
-
-
-def start_as_an_ordinary_user(_: Path) -> None:
+def test_runs_as_an_ordinary_user() -> None:
+    """A user who is not root can run a node, and nothing of it stays: as `nobody`, if root tests."""
     program = """if True:
         import os, sys
         from pathlib import Path
@@ -321,7 +275,8 @@ def start_as_an_ordinary_user(_: Path) -> None:
         assert os.geteuid() != 0
         node = BrokerNode(Path(sys.argv[1]))
         node.start()
-        print(os.stat(f"/proc/{node.pid}").st_uid if os.path.isdir("/proc") else os.geteuid())
+        print(os.stat(f"/proc/{node.pid}").st_uid if os.path.isdir("/proc") else os.geteuid(), flush=True)
+        sys.stdin.read()
         node.kill()
     """
     identity: dict[str, Any] = {}
@@ -337,17 +292,25 @@ def start_as_an_ordinary_user(_: Path) -> None:
             python = next(filter(_nobody_can_run, (sys.executable, "/usr/bin/python3")), "")
             if not python:
                 missing("a Python that nobody may run")
-        ended = subprocess.run(
+        with subprocess.Popen(
             [python, "-c", program, folder],
             cwd=folder,
             env={"PYTHONPATH": folder, "PATH": os.environ["PATH"]},
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=COMMAND_TIMEOUT,
             **identity,
-        )
-    assert ended.returncode == 0, ended.stderr
-    assert int(ended.stdout) != 0
+        ) as owner:
+            assert owner.stdout is not None
+            user = owner.stdout.readline()
+            info = private_node.running(Path(folder)) if user else None
+            found = processes(info) if info else []
+            _, stderr = owner.communicate(timeout=COMMAND_TIMEOUT)
+    assert owner.returncode == 0, stderr
+    assert int(user) != 0
+    assert found
+    assert alive(found) == []
 
 
 def _nobody_can_run(python: str) -> bool:
