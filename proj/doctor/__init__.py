@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from proj.doctor import beat, broker, ingest, policies, settings, topology, workers
+from proj.doctor import beat, broker, ingest, policies, replicas, settings, topology, workers
 from proj.doctor.finding import Finding, Level, skipped
 from proj.doctor.subject import Subject
 from proj.enqueue.app import App
@@ -36,6 +36,7 @@ AREAS: Final[dict[str, tuple[Check, ...]]] = {
         topology.delays,
         topology.delay_routes,
         policies.policies,
+        replicas.replicas,
     ),
     "settings": (
         settings.publishing,

@@ -24,7 +24,9 @@ PATIENCE: Final = 5
 _CLOSE_TIMEOUT: Final = 1
 
 #: Columns of the queues to request; others would cost the broker time.
-_COLUMNS: Final = "name,type,durable,auto_delete,arguments,policy,operator_policy,effective_policy_definition"
+_COLUMNS: Final = (
+    "name,type,durable,auto_delete,arguments,policy,operator_policy,effective_policy_definition,members"
+)
 
 T = TypeVar("T")
 

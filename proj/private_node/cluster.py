@@ -132,8 +132,8 @@ class Cluster:
 
     def wait(self) -> None:
         """Block while a node runs, then raise `BrokerNodeError`, since all have ended by themselves."""
-        with suppress(BrokerNodeError):
-            for node in self.nodes:
+        for node in self.nodes:
+            with suppress(BrokerNodeError):
                 node.wait()
         raise BrokerNodeError("the nodes of the cluster ended", f"their logs are in {self.data_dir}")
 

@@ -3,11 +3,14 @@
 import json
 import shlex
 import sqlite3
+import subprocess
 import time
 from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
+from proj.private_node.guard import environment
+from proj.private_node.node import find_server_dir
 from tests.lib.bundle import BIN, Bundle
 from tests.lib.waiting import eventually
 
@@ -86,6 +89,10 @@ def follow(bundle: Bundle, finding: dict[str, Any]) -> None:
         match program:
             case "rabbitmqctl":
                 bundle.node.ctl(*arguments)
+            case "rabbitmq-queues":
+                scripts = find_server_dir()
+                steps: list[str] = [str(scripts / program), *arguments]
+                subprocess.run(steps, env=environment(bundle.node.info, scripts), check=True)
             case "curl":
                 bundle.management("DELETE", urlsplit(arguments[-1]).path.removeprefix("/api/"))
             case "celery" if "worker" in arguments:
