@@ -60,7 +60,8 @@ class Leader:
         while not self._stopped.is_set():
             broker = self._app.connection_for_read(heartbeat=HEARTBEAT)
             try:
-                connection.connect(broker, time.monotonic() + CONNECT_TIMEOUT)
+                nodes = max(1, len(broker.alt))
+                connection.connect(broker, time.monotonic() + nodes * CONNECT_TIMEOUT)
                 self._lead(broker)
             except ResourceLocked:
                 self._say(logging.INFO, "another beat leads; this one stands by")
