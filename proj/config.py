@@ -103,42 +103,36 @@ def _split(url: str, schemes: set[str]) -> SplitResult:
     split = urlsplit(url)
     # An unencoded / in a password ends the host early: u:1/2@host would be host u, port 1.
     early = "@" not in split.netloc and "@" in url
-    if split.scheme not in schemes or not split.netloc or early or _LONE_PERCENT.search(url):
+    nowhere = not (split.hostname if split.scheme.startswith("http") else split.netloc)
+    if split.scheme not in schemes or nowhere or early or _LONE_PERCENT.search(url):
         raise ValueError
     split.port  # noqa: B018  this checks it
     return split
 
 
-def _check_broker_url(url: str) -> str:
-    """Check one URL, or several separated by `;`. Raises `ValueError`."""
-    parts = url.split(";")
+def _split_all(url: str, schemes: set[str], example: str) -> list[SplitResult]:
+    """The parts of one URL, or of several separated by `;`. Raises `ValueError`, without a password."""
+    try:
+        parts = [_split(part, schemes) for part in url.split(";")]
+    except ValueError:
+        raise ValueError(f"expected URLs such as {example}, separated by ';', {_ENCODING}") from None
     for part in parts:
-        try:
-            split = _split(part, {"amqp", "amqps", "pyamqp"})
-        except ValueError:
-            raise ValueError(
-                "expected URLs such as amqp://user:password@host:5672/vhost, separated by ';', " + _ENCODING
-            ) from None
-        _check_host(unquote(split.hostname or ""))
-        if any(name.startswith("ssl") for name, _ in parse_qsl(split.query, keep_blank_values=True)):
-            raise ValueError("TLS is switched on by amqps:// and set with PROJ_BROKER_CA, not in the URL")
-    if len({urlsplit(part).scheme == "amqps" for part in parts}) > 1:
+        _check_host(unquote(part.hostname or ""))
+    return parts
+
+
+def _check_broker_url(url: str) -> str:
+    parts = _split_all(url, {"amqp", "amqps", "pyamqp"}, "amqp://user:password@host:5672/vhost")
+    options = [name for part in parts for name, _ in parse_qsl(part.query, keep_blank_values=True)]
+    if any(name.startswith("ssl") for name in options):
+        raise ValueError("TLS is switched on by amqps:// and set with PROJ_BROKER_CA, not in the URL")
+    if len({part.scheme == "amqps" for part in parts}) > 1:
         raise ValueError("expected amqps:// for all nodes or for none: a failover must not switch TLS off")
     return url
 
 
 def _check_management_url(url: str) -> str:
-    """Check the URL of a management API, or several separated by `;`. Raises `ValueError`."""
-    for part in url.split(";"):
-        try:
-            split = _split(part, {"http", "https"})
-            if not split.hostname:
-                raise ValueError
-        except ValueError:
-            raise ValueError(
-                "expected URLs such as http://user:password@host:15672, separated by ';', " + _ENCODING
-            ) from None
-        _check_host(split.hostname)
+    _split_all(url, {"http", "https"}, "http://user:password@host:15672")
     return url
 
 
