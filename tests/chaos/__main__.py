@@ -89,6 +89,8 @@ def main() -> None:
                 progress.console.print(
                     f"{row.fault}: {row.verdict or row.skipped or row.bit} ({row.seconds:.0f} s)"
                 )
+                if row.details:
+                    progress.console.print(row.details, markup=False, highlight=False)
                 progress.update(task, advance=1, description=row.fault)
     except ProjError as error:
         console.print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)

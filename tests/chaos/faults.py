@@ -22,7 +22,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -75,6 +75,14 @@ class Fault(enum.Enum):
     MAJORITY_LOST = "SIGKILL of two of three nodes, and their return"
 
 
+class Store(enum.Enum):
+    """The result store of a stage."""
+
+    SQLITE = "an SQLite file, as by default"
+    SMALL = "an SQLite file on a small file system of its own, `stage.small_disk`"
+    POSTGRESQL = "a private PostgreSQL, `stage.postgres`"
+
+
 @dataclass(frozen=True)
 class Bound:
     """How many executions more than one a message a fault may cause, and why."""
@@ -102,10 +110,10 @@ class Plan:
     proxied: bool = False
     #: It needs the private node: a broker of one's own is not killed.
     private: bool = False
+    #: The result store.
+    store: Store = Store.SQLITE
     #: Its part of the messages of a run, relative to that of the others.
     share: float = 1.0
-    #: Further settings of the programs.
-    env: dict[str, str] = field(default_factory=dict)
 
 
 #: By fault, in the order of the enum; filled by `load`.
@@ -120,14 +128,14 @@ def injects(
     config: str = "",
     proxied: bool = False,
     private: bool = False,
+    store: Store = Store.SQLITE,
     share: float = 1.0,
-    env: dict[str, str] | None = None,
 ) -> Callable[[Injection], Injection]:
     """Register the function for the fault."""
 
     def register(inject: Injection) -> Injection:
         assert fault not in PLANS, f"{fault} is injected twice"
-        PLANS[fault] = Plan(fault, inject, duplicates, nodes, config, proxied, private, share, env or {})
+        PLANS[fault] = Plan(fault, inject, duplicates, nodes, config, proxied, private, store, share)
         return inject
 
     return register

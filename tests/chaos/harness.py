@@ -1,11 +1,14 @@
 """Runs one fault: load, fault, heal, drain, check."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import amqp
+import kombu
 
+from proj import queues
 from proj.errors import ProjError
 from tests.chaos import ledger
 from tests.chaos.brokers import Broker
@@ -28,14 +31,23 @@ def run(plan: Plan, broker: Broker, folder: Path, messages: int) -> Row:
     row = Row(plan.fault.name.lower(), plan.fault.value, bound=plan.duplicates)
     began = time.monotonic()
     try:
-        with opened(broker, folder, proxied=plan.proxied, env=plan.env) as stage:
+        with opened(broker, folder, proxied=plan.proxied, store=plan.store) as stage:
             _run(plan, stage, messages, row)
     except Skipped as why:
         row.skipped = str(why)
     except _PROBLEMS as error:
-        row.problem = f"{type(error).__name__}: {error}"
+        line, _, row.details = str(error).partition("\n")
+        row.problem = f"{type(error).__name__}: {line}"
+        if broker.private:
+            _purge(broker)  # or the next fault would find its messages
     row.seconds = time.monotonic() - began
     return row
+
+
+def _purge(broker: Broker) -> None:
+    with kombu.Connection(broker.url()) as connection, suppress(OSError, amqp.exceptions.AMQPError):
+        for queue in queues.Topology().queues:
+            connection.default_channel.queue_purge(queue.name)
 
 
 def _run(plan: Plan, stage: Stage, messages: int, row: Row) -> None:
@@ -59,6 +71,7 @@ def _run(plan: Plan, stage: Stage, messages: int, row: Row) -> None:
 def settle(stage: Stage, row: Row, injected: float, healed: float, **patience: float) -> None:
     """Drain, end the workers, and check."""
     stage.drain(**patience)
+    stage.await_workers()  # one that starts does not yet obey
     stage.stop_workers()
     stage.take_dead()
     ledgers = ledger.read(stage.ledgers)

@@ -16,6 +16,14 @@ from typing import Final
 #: The setting with which programs find the folder of their ledgers.
 FOLDER: Final = "CHAOS_LEDGERS"
 
+#: Files beside the ledgers: while the first is there tasks hold (`tests.chaos.tasks`), while the second is,
+#: they fail.
+HOLD: Final = "hold"
+FAIL: Final = "fail"
+
+#: How the names of files begin that tell which worker holds which task.
+HELD: Final = "held"
+
 _SUFFIX: Final = ".ledger"
 
 
@@ -105,6 +113,10 @@ class Count:
                 self._counts[Kind(kind)] += 1
                 self._tokens[Kind(kind)].add(token)
         return self._counts
+
+    def executed(self) -> set[str]:
+        self.look()
+        return self._tokens[Kind.EXECUTED]
 
     def open(self) -> set[str]:
         """Confirmed messages that were neither executed nor are dead, as far as is written."""

@@ -57,8 +57,9 @@ class Row:
     seconds: float = 0.0
     bound: Bound = field(default_factory=lambda: Bound(0, ""))
     timeline: Timeline | None = None
-    #: Why the run says nothing of the fault, in one line.
+    #: Why the run says nothing of the fault, in one line; and what there was to see.
     problem: str = ""
+    details: str = ""
     #: Why it was not tried.
     skipped: str = ""
     #: A control is to lose.
@@ -85,6 +86,7 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         """Flat, with the counts beside the others."""
         flat = asdict(self)
+        del flat["details"]
         counts = flat.pop("counts") or {}
         bound = flat.pop("bound")
         for name in ("fault", "sentence"):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from uuid import uuid4
 
 import kombu
 from amqp.exceptions import NotFound
@@ -17,9 +18,12 @@ from proj import queues
 from proj.private_node.node import BrokerNode
 from proj.rabbitmq import topology
 from tests.chaos.brokers import Broker
+from tests.chaos.faults import Store
 from tests.chaos.ledger import FOLDER, Count, Kind, Ledger
-from tests.lib import fork_server
+from tests.chaos.skipping import missing
+from tests.lib import fork_server, postgres
 from tests.lib.bundle import Bundle
+from tests.lib.postgres import Postgres
 from tests.lib.proxy import Proxy
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
@@ -41,6 +45,9 @@ PUBLISH_TIMEOUT: Final = 5
 #: Seconds without any progress, after which what is missing is lost.
 PATIENCE: Final = 60.0
 
+#: Bytes of the file system that a fault fills.
+SMALL: Final = 64 * 2**20
+
 #: Seconds between two looks of a wait.
 _INTERVAL: Final = 0.1
 
@@ -52,16 +59,29 @@ class Load:
         self._stage = stage
         self.released = 0
         self.programs: dict[str, subprocess.Popen[bytes]] = {}
-        #: Those of which a fault has made an end.
-        self.killed: list[int] = []
 
-    def start(self, way: str) -> None:
-        """Start the program that publishes in this way: `bulk` or `single`."""
-        self.programs[way] = self._stage.spawn(f"{way}.log", "-m", "tests.chaos.producer", way)
+    def start(self, way: str, env: dict[str, str] | None = None) -> None:
+        """Start the program that publishes in this way: `bulk` or `single`; with `env`, not forked."""
+        self.programs[way] = self._stage.spawn(
+            f"{way}.log", "-m", "tests.chaos.producer", way, env=env, fresh=env is not None
+        )
+
+    def replace(self, way: str, env: dict[str, str] | None = None) -> None:
+        """Start a program in place of one that was killed, or that ends now; it owes what that one owed."""
+        old = self.programs[way]
+        if old.poll() is None:
+            self._end(way)
+        self.start(way, env)
+        if way == "bulk":
+            confirmed = self._stage.count.look()[Kind.CONFIRMED]
+            self._order(max(0, self.released - confirmed))
 
     def release(self, count: int) -> None:
         """Let `bulk` publish so many more."""
         self.released += count
+        self._order(count)
+
+    def _order(self, count: int) -> None:
         stdin = self.programs["bulk"].stdin
         assert stdin is not None
         stdin.write(b"%d\n" % count)
@@ -73,10 +93,14 @@ class Load:
         self._stage.progress(
             f"{self.released} messages are confirmed", lambda: count.look()[Kind.CONFIRMED] >= self.released
         )
-        for way, program in self.programs.items():
-            assert program.stdin is not None
-            program.stdin.close()
-            assert program.wait(PATIENCE) == 0, self._stage.log(f"{way}.log")
+        for way in self.programs:
+            self._end(way)
+
+    def _end(self, way: str) -> None:
+        program = self.programs[way]
+        assert program.stdin is not None
+        program.stdin.close()
+        assert program.wait(PATIENCE) == 0, self._stage.log(f"{way}.log")
 
 
 class Stage:
@@ -92,6 +116,9 @@ class Stage:
         self.count = Count(ledgers)
         self.workers: list[Worker] = []
         self.load = Load(self)
+        #: What the result store is on, if the plan wants one of these.
+        self.postgres: Postgres | None = None
+        self.small_disk: Path | None = None
         #: Queues besides the work queue that must be empty in the end.
         self.further_queues: list[str] = []
         self._cleanup = ExitStack()
@@ -186,7 +213,8 @@ class Stage:
         for worker in alive:
             worker.process.terminate()
         for worker in alive:
-            assert worker.ends() == 0, worker.text()[-4000:]
+            code = worker.ends()
+            assert code == 0, f"a worker ended with exit code {code}\n{worker.text()[-4000:]}"
         self.workers.clear()
 
     # --- Ledgers
@@ -209,6 +237,47 @@ class Stage:
         """Wait until so many tasks more have been executed."""
         goal = self.executed() + count
         self.eventually(f"{count} more are executed", lambda: self.executed() >= goal)
+
+    def more_unknown(self) -> None:
+        """Wait until one publish more has ended as unknown."""
+        goal = self.count.look()[Kind.UNKNOWN] + 1
+        self.eventually("a publish is unknown", lambda: self.count.look()[Kind.UNKNOWN] >= goal)
+
+    def stands_still(self, seconds: float = 2.0) -> None:
+        """Wait until no task was executed for so long."""
+        seen, since = self.executed(), time.monotonic()
+
+        def still() -> bool:
+            nonlocal seen, since
+            if (now := self.executed()) != seen:
+                seen, since = now, time.monotonic()
+            return time.monotonic() - since > seconds
+
+        self.eventually(f"nothing is executed for {seconds} s", still)
+
+    def enqueue(self, task: str, count: int) -> list[str]:
+        """Enqueue so many messages of this task with the command line; their tokens."""
+        tokens = self.attempt(count)
+        file = self.batch_file(task, tokens)
+        done = self.bundle.proj("enqueue", "batch", str(file))
+        assert done.returncode == 0, done.stderr
+        for token in tokens:
+            self.write(Kind.CONFIRMED, token)
+        return tokens
+
+    def attempt(self, count: int) -> list[str]:
+        """New tokens, whose attempts are in the ledger."""
+        tokens = [uuid4().hex for _ in range(count)]
+        for token in tokens:
+            self.write(Kind.ATTEMPTED, token)
+        return tokens
+
+    def batch_file(self, task: str, tokens: Iterable[str]) -> Path:
+        """A file for `proj enqueue batch`, with a message for each token."""
+        file = self.bundle.folder / f"{uuid4().hex}.jsonl"
+        lines = (json.dumps({"task": task, "args": [token]}) for token in tokens)
+        file.write_text("\n".join(lines) + "\n")
+        return file
 
     def progress(self, what: str, condition: Callable[[], bool], patience: float = PATIENCE) -> None:
         """Wait, for as long as some ledger grows."""
@@ -272,12 +341,34 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
+def _postgres(bundle: Bundle) -> Iterator[Postgres]:
+    folder = postgres.find_server_dir()
+    if folder is None:
+        missing(postgres.INSTALL_HINT)
+    with postgres.Postgres(folder) as server:
+        bundle.env["CELERY_RESULT_BACKEND"] = "db+" + server.url("postgres")
+        yield server
+
+
+@contextmanager
+def _small_disk(folder: Path) -> Iterator[Path]:
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", str(folder)]
+    if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount).returncode:
+        missing("a small file system to fill: only root may mount one, on Linux")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
 def opened(
     broker: Broker,
     folder: Path,
     *,
     proxied: bool = False,
-    env: dict[str, str] | None = None,
+    store: Store = Store.SQLITE,
     changes: Iterable[Change] = (),
 ) -> Iterator[Stage]:
     """A stage in a new folder. Its programs use a copy of the project: with the tasks and the changes."""
@@ -300,9 +391,12 @@ def opened(
             "PYTHONPATH": os.pathsep.join([str(copy), str(ROOT)]),
             "PROJ_PUBLISH_TIMEOUT": str(PUBLISH_TIMEOUT),
             FOLDER: str(ledgers),
-            **(env or {}),
         }
         bundle.declare()
         stage = Stage(broker, bundle, proxy, ledgers)
+        if store is Store.POSTGRESQL:
+            stage.postgres = stack.enter_context(_postgres(bundle))
+        elif store is Store.SMALL:
+            stage.small_disk = stack.enter_context(_small_disk(bundle.folder / "state"))
         stack.callback(stage.close)
         yield stage

@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from proj.celery import app
-from tests.chaos.ledger import FOLDER, Kind, Ledger
-
-#: Files in the folder of the ledgers: while the first is there tasks hold, while the second is, they fail.
-HOLD: Final = "hold"
-FAIL: Final = "fail"
+from tests.chaos.ledger import FAIL, FOLDER, HELD, HOLD, Kind, Ledger
 
 #: A file that the first task writes that is to need more memory than there is: the second attempt needs none.
 DEVOURED: Final = "devoured"
 
 _INTERVAL: Final = 0.02
 
-#: Bytes that a task takes at once until the system ends its process.
+#: Bytes that a task takes at once until the system ends its process, and how often at most.
 _BITE: Final = 16 * 2**20
+_BITES: Final = 64
 
 
 @functools.cache
@@ -56,6 +53,7 @@ def silent(self: Any, token: str) -> None:
 @app.task(name="chaos.hold", bind=True)
 def hold(self: Any, token: str) -> None:
     """Last for as long as the file `hold` is there."""
+    (_folder() / f"{HELD}-{self.request.hostname}-{token}").touch()
     while (_folder() / HOLD).exists():
         time.sleep(_INTERVAL)
     _executed(self.request, token)
@@ -81,7 +79,6 @@ def devour(self: Any, token: str) -> None:
     mark_of_it = _folder() / f"{DEVOURED}-{token}"
     if not mark_of_it.exists():
         mark_of_it.touch()
-        taken = []
-        while True:
-            taken.append(bytearray(b"x" * _BITE))
+        taken = [bytearray(b"x" * _BITE) for _ in range(_BITES)]
+        del taken
     _executed(self.request, token)

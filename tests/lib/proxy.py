@@ -1,6 +1,7 @@
 """A network between a program and the broker that can be made to fail while it is in use."""
 
 import enum
+import random
 import socket
 import threading
 import time
@@ -23,6 +24,7 @@ class Network(enum.Enum):
     ENDS_IN_A_FRAME = "of the next answer that is a `method` the beginning arrives, and nothing after it"
     SLOW = "each answer takes `delay` seconds"
     TRICKLES = "each byte of an answer takes `delay` seconds"
+    UNSTEADY = "each piece, either way, takes up to `delay` seconds, so that connections overtake each other"
 
 
 class Proxy:
@@ -37,6 +39,11 @@ class Proxy:
         self.method = (0, 0)
         #: How often each kind of network did what it does; the proof that a fault has happened.
         self.happened: Counter[Network] = Counter()
+        #: Pieces that arrived before one that was sent earlier on another connection.
+        self.overtook = 0
+        self._on_the_way: set[int] = set()
+        self._sent = 0
+        self._lock = threading.Lock()
         self._broker_port = broker_port
         self._server = socket.create_server(("127.0.0.1", port))
         self._sockets = [self._server]
@@ -66,6 +73,11 @@ class Proxy:
         pairs, self._pairs = self._pairs, []
         self._unnoticed.update(broker for _, broker in pairs)
         _cut(*(client for client, _ in pairs))
+
+    def cut(self) -> None:
+        """Cut all connections that there are; both sides notice."""
+        pairs, self._pairs = self._pairs, []
+        _cut(*(side for pair in pairs for side in pair))
 
     def cut_for_broker(self) -> None:
         """Let the broker notice what `cut_for_programs` has done."""
@@ -103,12 +115,25 @@ class Proxy:
                     case Network.SLOW, True:
                         self.happened[network] += 1
                         time.sleep(self.delay)
+                    case Network.UNSTEADY, _:
+                        self.happened[network] += 1
+                        self._take_a_while()
                     case Network.TRICKLES, True:
                         self.happened[network] += 1
                         self._trickle(data, target)
                         continue
                 target.sendall(data)
         _cut(*({source, target} - self._unnoticed))
+
+    def _take_a_while(self) -> None:
+        with self._lock:
+            self._sent += 1
+            number = self._sent
+            self._on_the_way.add(number)
+        time.sleep(random.uniform(0, self.delay))
+        with self._lock:
+            self._on_the_way.remove(number)
+            self.overtook += any(other < number for other in self._on_the_way)
 
     def _trickle(self, data: bytes, target: socket.socket) -> None:
         for byte in data:
