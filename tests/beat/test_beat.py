@@ -88,7 +88,7 @@ def test_only_the_leader_enqueues(ticking: tuple[Bundle, Worker]) -> None:
 def test_without_a_leader_both_enqueue(ticking: tuple[Bundle, Worker]) -> None:
     """The control: each of two beats that hold queues of their own enqueues every run."""
     bundle, worker = ticking
-    own_queue = 'f"{queues.BEAT_LEADER}-{id(self)}"'
+    own_queue = 'f"{queues.BEAT_LEADER}-{threading.get_native_id()}"'
     bundle.switch_off(
         "beat/leader.py", "queue_declare(\n            queues.BEAT_LEADER", f"queue_declare({own_queue}"
     )

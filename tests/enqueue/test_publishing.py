@@ -213,7 +213,7 @@ def test_message_from_a_template_arrives_as_celerys(bundle: Bundle) -> None:
             (properties["headers"], "root_id"),
         ):
             assert place.pop(key) == outcome.text
-        del message["message_count"], message["redelivered"]
+        del message["message_count"], message["redelivered"], properties["headers"][queues.DUE_HEADER]
     assert found[0] == found[1]
     assert json.loads(found[0]["payload"])[0] == [text]
 
