@@ -261,7 +261,8 @@ def test_a_reason_under_a_heading_is_told(tmp_path: Path) -> None:
     schema.parent.mkdir(parents=True)
     schema.write_text("not from a start of ours that was killed, so it is kept")
     message = failed_start(BrokerNode(tmp_path))
-    assert re.search(r"Exception during startup: \S.*Cannot read schema", message)
+    # RabbitMQ 4.3 ends before it has a logger: there it is the last line.
+    assert re.search(r"Exception during startup: \S.*Cannot read schema|Mnesia\(.*ERROR", message)
     assert len(message) < 300
 
 
