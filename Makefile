@@ -43,7 +43,8 @@ test-trixie: setup ## Run the tests that depend on RabbitMQ or Python in a chroo
 	@scripts/on-debian trixie make test TESTS="$(RELEASE_TESTS)"
 
 .PHONY: check
-check: setup ## Lint, check imports and types, and run all tests.
+check: ## Lint, check imports and types, and run all tests.
+	@scripts/setup tests
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/lint-imports --no-logo
@@ -53,6 +54,11 @@ check: setup ## Lint, check imports and types, and run all tests.
 .PHONY: up
 up: setup ## Run a broker (unless one is running), a worker, ingest, beat and Flower until Ctrl-C.
 	@$(PYTHON_IN_VENV) scripts/up || test $$? -eq 130  # Ctrl-C is the normal end
+
+.PHONY: photos
+photos: ## Run the example examples/photos until Ctrl-C: a broker (unless one is running), a worker and the page.
+	@scripts/setup photos
+	@$(PYTHON_IN_VENV) scripts/up photos || test $$? -eq 130  # Ctrl-C is the normal end
 
 .PHONY: env
 env: ## Write .env with new passwords, for docker compose.
