@@ -85,10 +85,10 @@ upstream: setup ## Update docs/upstream.md, the uses of other projects' private 
 	@$(PYTHON_IN_VENV) scripts/upstream
 
 .PHONY: screenshot
-screenshot: ## Update the documentation's pictures of the demo and of Flower.
+screenshot: ## Update the documentation's pictures of the demo, of Flower and of the photos.
 	@scripts/setup tests
 	@$(PYTHON_IN_VENV) examples/demo.py --deadline=300 --picture=docs/demo.svg
-	@$(PYTHON_IN_VENV) -m pytest -q tests/flower/test_pages.py --screenshots=docs
+	@$(PYTHON_IN_VENV) -m pytest -q tests/flower/test_pages.py tests/photos/test_page.py --screenshots=docs
 
 .PHONY: pin
 pin: ## Update requirements.txt (needs uv).

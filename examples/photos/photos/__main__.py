@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 
 import uvicorn
 
@@ -24,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
