@@ -1,10 +1,12 @@
 """What docker-compose.yml runs, with a real Docker; skipped, in CI too, where there is none."""
 
+import json
 import re
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pika
 import pytest
@@ -24,6 +26,25 @@ def test_a_copy_of_the_example_that_was_not_edited_is_refused() -> None:
 
     assert done.returncode != 0
     assert re.search(r'_PASSWORD is missing a value: run "make env"', done.stderr)
+
+
+def test_the_files_of_a_cluster_are_read_together(tmp_path: Path) -> None:
+    """Compose accepts both, and makes three nodes of them, of which one has ports on this machine."""
+    if not stack.has_compose():
+        pytest.skip("there is no `docker compose`")
+    made = Stack(tmp_path)
+    files = ("-f", "docker-compose.yml", "-f", "deploy/cluster/docker-compose.yml")
+    found = json.loads(made.compose(*files, "config", "--format", "json").stdout)["services"]
+
+    nodes = {name: keys for name, keys in found.items() if name.startswith("rabbitmq")}
+    assert [keys["hostname"] for _, keys in sorted(nodes.items())] == ["rabbitmq", "rabbitmq-2", "rabbitmq-3"]
+    assert [name for name, keys in nodes.items() if keys.get("ports")] == ["rabbitmq"]
+    assert {keys["image"] for keys in nodes.values()} == {nodes["rabbitmq"]["image"]}
+    assert all(name in found["worker"]["depends_on"] for name in nodes)
+    assert (
+        found["worker"]["environment"]["CELERY_BROKER_URL"].count(made.passwords["RABBITMQ_WORKER_PASSWORD"])
+        == 3
+    )
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from tests.lib.serving import serving
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = (ROOT / "docker-compose.yml").read_text()
+CLUSTER = (ROOT / "deploy/cluster/docker-compose.yml").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 EXAMPLE = (ROOT / ".env.example").read_text()
 BROKER_CONF = (ROOT / "deploy/rabbitmq/rabbitmq.conf").read_text()
@@ -108,10 +109,10 @@ def test_ports_are_those_of_this_machine_alone() -> None:
 
 def test_a_copy_of_the_example_that_was_not_edited_is_refused() -> None:
     """Each password must be set and not be empty, and the example has none."""
-    needed = set(re.findall(r"\$\{(\w+):\?", COMPOSE))
-    optional = set(re.findall(r"\$\{(\w+):-", COMPOSE))
+    needed = set(re.findall(r"\$\{(\w+):\?", COMPOSE + CLUSTER))
+    optional = set(re.findall(r"\$\{(\w+):-", COMPOSE + CLUSTER))
 
-    assert set(re.findall(r"\$\{?(\w+)", COMPOSE)) == needed | optional
+    assert set(re.findall(r"\$\{?(\w+)", COMPOSE + CLUSTER)) == needed | optional
     assert set(re.findall(r"^(\w+)=(.*)$", EXAMPLE, re.M)) == {(name, "") for name in needed}
     assert set(re.findall(r"^#(\w+)=", EXAMPLE, re.M)) == optional
     assert not [
@@ -197,6 +198,44 @@ def test_the_broker_tries_again_as_soon_as_the_private_node() -> None:
     advanced = (ROOT / "deploy/rabbitmq/advanced.config").read_text()
     assert re.sub("^%.*\n", "", advanced, flags=re.M).strip() == ADVANCED_CONFIG
     assert "/advanced.config:/etc/rabbitmq/advanced.config:ro" in SERVICES["rabbitmq"]["volumes"]
+
+
+NODES = ["rabbitmq", "rabbitmq-2", "rabbitmq-3"]
+
+
+def test_the_nodes_of_a_cluster_know_each_other_by_their_host_names() -> None:
+    """One that has another name joins nothing."""
+    conf = (ROOT / "deploy/cluster/rabbitmq.conf").read_text()
+    services = _sections(_sections(CLUSTER, 0)["services"], 2)
+    hosts = re.findall(r"^    hostname: (\S+)$", COMPOSE + CLUSTER, re.M)
+
+    assert re.findall(r"nodes\.\d = rabbit@(\S+)$", conf, re.M) == hosts == NODES
+    assert f"target_cluster_size_hint = {len(NODES)}\n" in conf
+    for name in NODES:
+        keys = _sections(services[name], 4)
+        assert "RABBITMQ_CLUSTER_COOKIE" in keys["environment"] or keys["environment"] == "*cookie"
+        assert "./deploy/cluster/rabbitmq.conf:/etc/rabbitmq/conf.d/30-cluster.conf:ro" in keys["volumes"]
+    for name in NODES[1:]:
+        assert "service: rabbitmq" in services[name]
+        assert f"- {name}:/var/lib/rabbitmq" in services[name]
+        assert f"\n  {name}:" in CLUSTER.partition("\nvolumes:")[2]
+
+
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - {"rabbitmq", "postgres"}))
+def test_every_program_knows_all_nodes(name: str) -> None:
+    """As the user that it is on a single node, and in the same virtual host."""
+    services = _sections(_sections(CLUSTER, 0)["services"], 2)
+    text = services["worker"] if services[name] == "*worker" else services[name]
+    (urls,) = re.findall(r"CELERY_BROKER_URL: (\S+)", text)
+    user = re.findall(r"AMQP_USER: (\S+)", SERVICES[name]["environment"])
+    (user,) = user or re.findall(r"AMQP_USER: (\S+)", SERVICES["worker"]["environment"])
+
+    parts = [urlsplit(url) for url in urls.split(";")]
+    assert [part.hostname for part in parts] == NODES
+    assert {(part.username, part.path) for part in parts} == {(user, "/proj")}
+    assert len({part.password for part in parts}) == 1
+    if "PROJ_MANAGEMENT_URL" in SERVICES[name]["environment"]:
+        assert f"PROJ_MANAGEMENT_URL: {';'.join(f'http://{node}:15672' for node in NODES)}" in text
 
 
 @pytest.mark.parametrize("status", [200, 500])
