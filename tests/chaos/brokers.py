@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlsplit
 
+from proj.private_node.cluster import Cluster
 from proj.private_node.guard import NodeInfo
 from proj.private_node.node import BrokerNode
 
@@ -51,14 +52,16 @@ class Broker:
 def started(count: int = 1, config: str = "") -> Iterator[Broker]:
     """A broker of so many nodes, on a disk as users have it; all is gone at the end."""
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
+        private: BrokerNode | Cluster
         if count > 1:
-            raise NotImplementedError("a cluster")
-        node = BrokerNode(Path(folder) / "node", extra_config=f"{CONFIG}\n{config}")
+            private = Cluster(Path(folder) / "cluster", count, extra_config=f"{CONFIG}\n{config}")
+        else:
+            private = BrokerNode(Path(folder) / "node", extra_config=f"{CONFIG}\n{config}")
         try:
-            node.start()
-            yield Broker([node])
+            private.start()
+            yield Broker(private.nodes if isinstance(private, Cluster) else [private])
         finally:
-            node.kill()
+            private.kill()
 
 
 class _Elsewhere(BrokerNode):
