@@ -18,6 +18,7 @@ def main() -> None:
     album.tidy()
     config = uvicorn.Config(page, options.host, options.port, log_level="warning")
     sock = config.bind_socket()
+    sock.listen()  # who reads the address may connect
     print("photos: http://{}:{}".format(*sock.getsockname()[:2]), flush=True)
     uvicorn.Server(config).run([sock])
 
