@@ -19,7 +19,7 @@ LONG: Final = 300
 
 #: Images that Docker must have, or be able to fetch.
 IMAGES: Final = re.findall(
-    r"^\s*(?:FROM|image:) ([\w.:/-]+)", (ROOT / "Dockerfile").read_text(), re.M
+    r"^\s*(?:FROM|image:) ([\w./-]+:[\w.-]+)", (ROOT / "Dockerfile").read_text(), re.M
 ) + re.findall(r"^\s*image: ([\w.:/-]+)$", (ROOT / "docker-compose.yml").read_text(), re.M)
 
 

@@ -55,7 +55,8 @@ LASTING = {name: keys for name, keys in SERVICES.items() if keys["restart"] == "
 
 def test_the_services_are_those_that_are_meant() -> None:
     """What the tests below look at is not nothing."""
-    assert set(LASTING) == {"rabbitmq", "postgres", "worker", "worker-slow", "beat", "ingest", "flower"}
+    workers = {"worker", "worker-slow", "worker-photos"}
+    assert set(LASTING) == {"rabbitmq", "postgres", *workers, "beat", "ingest", "flower", "photos"}
     assert set(SERVICES) - set(LASTING) == {"operator"}
 
 
@@ -97,11 +98,29 @@ def test_a_worker_of_a_further_queue_is_an_example() -> None:
     assert "<<: *worker" in SERVICES["operator"]["environment"]
 
 
+def test_the_example_of_the_photos_is_a_profile() -> None:
+    """Its page and its worker have one image and one folder of photos, and know its tasks and its queue."""
+    worker, page = SERVICES["worker-photos"], SERVICES["photos"]
+
+    for service in (worker, page):
+        assert service["profiles"] == "[photos]"
+        assert service["volumes"].strip() == "- photos:/var/lib/photos"
+        assert service["image"] == "${PHOTOS_IMAGE:-proj-photos:0.1.0}"
+    assert "-Q, photos" in worker["command"]
+    assert "{context: ., target: photos}" in worker["build"]
+    assert "PROJ_TASKS: photos.tasks" in worker["environment"]
+    assert "<<: *photos" in page["environment"]
+    assert "proj-producer" in page["environment"]
+    stage = DOCKERFILE.partition("FROM runtime AS photos\n")[2].partition("\nFROM ")[0]
+    assert "\nUSER proj\n" in stage
+    assert "PHOTOS_DIR=/var/lib/photos" in stage
+
+
 def test_ports_are_those_of_this_machine_alone() -> None:
     """Docker's ports go past a firewall. A worker has none, or there could be only one."""
     ports = [port for service in SERVICES.values() for port in service.get("ports", "").split("- ")[1:]]
 
-    assert len(ports) == 4
+    assert len(ports) == 5
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
     assert "ports" not in SERVICES["worker"]
     assert "ports" not in SERVICES["postgres"]
@@ -153,7 +172,8 @@ def test_the_image_ends_as_a_user_that_is_not_root_with_signals_reaching_the_wor
     assert re.findall(r"^USER (\w+)$", last, re.M)[-1] not in {"root", "0"}
     assert re.search(r'^CMD \["celery",', last, re.M)
     assert not re.search(r"^(CMD|ENTRYPOINT|HEALTHCHECK.* CMD) [^\[]", DOCKERFILE, re.M)
-    assert all(":" in image for image in re.findall(r"^FROM (\S+)", DOCKERFILE, re.M))
+    stages = re.findall(r"^FROM \S+ AS (\w+)$", DOCKERFILE, re.M)
+    assert all(":" in image or image in stages for image in re.findall(r"^FROM (\S+)", DOCKERFILE, re.M))
 
 
 def test_what_is_installed_in_the_image_is_checked_against_its_hash() -> None:
@@ -163,7 +183,7 @@ def test_what_is_installed_in_the_image_is_checked_against_its_hash() -> None:
         line for line in re.findall(r"pip .*?(?:install|wheel) .*", commands) if "--no-index" not in line
     ]
 
-    assert len(fetching) == 3
+    assert len(fetching) == 4
     assert [line for line in fetching if "--require-hashes" not in line] == [
         line for line in fetching if line.endswith("--no-deps --wheel-dir /dist .")
     ]
@@ -182,6 +202,8 @@ def test_no_file_of_passwords_reaches_the_image() -> None:
         "requirements.txt",
         "LICENSE README.md pyproject.toml",
         "proj",
+        "examples/photos/requirements.txt",
+        "examples/photos/photos",
     }
 
 
@@ -191,6 +213,8 @@ def test_the_image_has_the_version_of_the_project() -> None:
 
     assert SERVICES["worker"]["image"] == f"${{WORKER_IMAGE:-proj:{version}}}"
     assert f"#WORKER_IMAGE=proj:{version}" in EXAMPLE
+    assert SERVICES["photos"]["image"] == f"${{PHOTOS_IMAGE:-proj-photos:{version}}}"
+    assert f"#PHOTOS_IMAGE=proj-photos:{version}" in EXAMPLE
 
 
 def test_the_broker_tries_again_as_soon_as_the_private_node() -> None:
