@@ -85,7 +85,8 @@ def is_blocked(connection: Connection) -> bool:
 
 def has_input(connection: Connection) -> bool:
     """Whether an open connection has something to be read."""
-    return _has_input(connection.connection.sock)
+    live = connection.connection
+    return bool(live.was_read) or _has_input(live.sock)
 
 
 def is_alive(connection: Connection) -> bool:
@@ -157,7 +158,9 @@ def keep_from_children(app: Celery) -> None:
 
 
 class _CuttableConnection(transport.Connection):
-    """A connection that can be cut during its handshake."""
+    """A connection that can be cut during its handshake, and that no event loop waits for."""
+
+    reads_ahead = True
 
     def connect(self, callback: Any = None) -> Any:
         # Kombu does the same, after the handshake.

@@ -167,10 +167,13 @@ class Window:
             raise
 
     def read(self, deadline: float | None = None) -> bool:
-        """Flush, and wait for one event of the connection; False when none comes in time."""
+        """Flush, and wait for one event of the connection, or more; False when none comes in time."""
         self.flush(deadline)
         try:
-            self._connection().drain_events(timeout=_left(deadline))
+            connection = self._connection()
+            connection.drain_events(timeout=_left(deadline))
+            while self._waiting and connection.has_frame:
+                connection.drain_events()
         except TimeoutError as error:
             if error.errno is not None:  # the system has given up the connection
                 self.end()

@@ -18,6 +18,12 @@ from proj.rabbitmq import transport
 FRAME = b"\x01\x00\x00\x00\x00\x00\x08" + b"12345678" + b"\xce"
 
 
+class ReadsAhead(transport.Connection):
+    """As those over which messages are published."""
+
+    reads_ahead = True
+
+
 @contextmanager
 def connected(connection: type[Any], *, tls: bool) -> Iterator[tuple[Any, Callable[[bytes], None]]]:
     """What reads frames for such a connection, with a timeout of 0.1 s; and what sends it bytes."""
@@ -35,7 +41,10 @@ def connected(connection: type[Any], *, tls: bool) -> Iterator[tuple[Any, Callab
         accepting.start()
         host = f"127.0.0.1:{server.getsockname()[1]}"
         options = {"cert_reqs": ssl.CERT_NONE} if tls else False
-        wire = connection().Transport(host, connect_timeout=60, ssl=options, read_timeout=0.1)
+        made = connection()
+        wire = made.Transport(host, connect_timeout=60, ssl=options, read_timeout=0.1)
+        made.transport = wire
+        wire.owner = made
         wire.connect()
         accepting.join()
     with peers[0] as peer:
@@ -43,11 +52,12 @@ def connected(connection: type[Any], *, tls: bool) -> Iterator[tuple[Any, Callab
         wire.sock.close()
 
 
+@pytest.mark.parametrize("kind", [transport.Connection, ReadsAhead])
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("size", [3, 7, 10, len(FRAME) - 1])
-def test_timeout_in_a_frame(size: int, tls: bool) -> None:
+def test_timeout_in_a_frame(size: int, tls: bool, kind: type[Any]) -> None:
     """It ends the read, with no timeout at all too; what was read is not lost."""
-    with connected(transport.Connection, tls=tls) as (wire, send):
+    with connected(kind, tls=tls) as (wire, send):
         send(FRAME[:size])
         if not tls:  # whose timeout is set by kombu's transport
             with pytest.raises(TimeoutError):
@@ -58,6 +68,20 @@ def test_timeout_in_a_frame(size: int, tls: bool) -> None:
         send(FRAME[size:] + FRAME)
         with wire.having_timeout(60):
             assert [wire.read_frame(), wire.read_frame()] == [(1, 0, b"12345678")] * 2
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_frames_that_are_read_ahead(tls: bool) -> None:
+    """What came together is read at once, and is input that the socket no longer shows."""
+    with connected(ReadsAhead, tls=tls) as (wire, send):
+        live = wire.owner
+        send(FRAME * 3 + FRAME[:9])
+        with wire.having_timeout(60):
+            assert wire.read_frame() == (1, 0, b"12345678")
+            assert live.has_frame
+            assert wire.read_frame() == wire.read_frame() == (1, 0, b"12345678")
+        assert not live.has_frame
+        assert live.was_read == FRAME[:9]
 
 
 # upstream: not reported; remove when a timeout of py-amqp ends a read within a frame too
