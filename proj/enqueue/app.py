@@ -150,7 +150,7 @@ class App(celery.Celery):
         one = publish.Publish(self, template.task, task_id, publish.deadline_of(self))
 
         def send(producer: Producer) -> None:
-            if template.priority:
+            if template.common.priority:
                 priorities.warn_if_ignored(producer.connection)
             if not template.ignore_result:
                 self.backend.on_task_call(producer, task_id)

@@ -21,6 +21,8 @@ _LARGE: Final = 2**63
 
 def given_arguments(task: str, args: Any, kwargs: Any) -> Arguments:
     """The caller's arguments as a tuple and a dict. Raises `BadArguments`."""
+    if type(args) is tuple and type(kwargs) is dict and not kwargs:  # as most
+        return args, {}
     if args is None:
         args = ()
     if isinstance(args, str | bytes | bytearray) or not isinstance(args, collections.abc.Sequence):

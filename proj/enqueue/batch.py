@@ -153,7 +153,7 @@ class Batch:
         if self._exceeds(self._window - 1, _MAX_BYTES):
             while self._exceeds(self._window * 3 // 4, _MAX_BYTES * 3 // 4):
                 self._sender.work(wait=True)
-        else:
+        elif self._sender.is_due:
             self._sender.work()
         return True
 

@@ -1,7 +1,8 @@
 """Checks of a message before it is sent: its id, its times, its limits."""
 
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypeGuard
 
@@ -22,6 +23,10 @@ MAX_ID_LENGTH: Final = 155
 
 #: Bytes of an id that a message can hold (AMQP's short string).
 _MAX_ID_BYTES: Final = 255
+
+#: How many ids are made of one read of random bytes, and the digits that mark an id as random (RFC 9562).
+_IDS_AT_ONCE: Final = 64
+_VARIANTS: Final = "89ab"
 
 #: Levels of nested lists and dicts in an argument of a task. A worker passes arguments to its processes with
 #: pickle, which fails at less than 500.
@@ -65,6 +70,16 @@ def checked_id(task_id: str | None) -> str:
     if not is_id(task_id):
         raise BadInput(f"an id has at most {_MAX_ID_BYTES} bytes in UTF-8, got {task_id!r}")
     return task_id
+
+
+def new_ids() -> Iterator[str]:
+    """Random ids, as Celery makes them (UUID, version 4), in less time each. Not for a forked process too."""
+    while True:
+        digits = os.urandom(16 * _IDS_AT_ONCE).hex()
+        for at in range(0, len(digits), 32):
+            each = digits[at : at + 32]
+            variant = _VARIANTS[int(each[16], 16) % 4]
+            yield f"{each[:8]}-{each[8:12]}-4{each[13:16]}-{variant}{each[17:20]}-{each[20:]}"
 
 
 def is_id(value: object) -> TypeGuard[str]:

@@ -1,14 +1,16 @@
 """Turns a call into the message that Celery would publish for it, without publishing it."""
 
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import amqp
+import celery
 import kombu
 from celery import Celery
 from celery.canvas import Signature
-from celery.exceptions import QueueNotFound
+from celery.exceptions import NotRegistered, QueueNotFound
 from kombu.exceptions import EncodeError
 from kombu.transport import pyamqp
 
@@ -20,6 +22,7 @@ from proj.enqueue.routing import unknown_queue
 from proj.errors import BadArguments, BadInput
 from proj.logs.printable import shown
 from proj.rabbitmq import encoded, failures
+from proj.rabbitmq.encoded import EncodedMessage
 
 if TYPE_CHECKING:
     from proj.enqueue.app import App
@@ -51,12 +54,13 @@ class Composed:
 
     task: str
     id: str
-    message: amqp.Message
+    message: amqp.Message | EncodedMessage
     exchange: str
     routing_key: str
     mandatory: bool = True
     #: Seconds for which the broker delays it, if any.
     delay: int | None = None
+    priority: int = 0
 
     def mark_repeat(self) -> None:
         """Let a worker look for a stored success before it executes the message."""
@@ -92,6 +96,8 @@ class Composer:
         self._tasks = app.tasks
         self._templates = app.templates
         self._recorder = Recorder(app.connection_for_write())
+        self._new_ids = checks.new_ids()
+        self._has_results: bool | None = None
 
     def compose(self, request: Signature, task_id: str | None = None, *, repeat: bool = False) -> Composed:
         """The message for this signature.
@@ -104,10 +110,13 @@ class Composer:
         name = str(request["task"])
         if name in _CANVAS:
             raise BadInput(f"{name} is more than one message", "enqueue its tasks, or call its delay()")
-        if request.app != self._app:  # one of them may be a proxy
+        task = self._tasks.get(name)
+        if not self._is_own(request, task):
             raise BadInput(f"{name}: the request belongs to another application")
         options = request["options"]
-        if not self._app.backend.persistent and not options.get("ignore_result"):
+        if self._has_results is None:
+            self._has_results = bool(self._app.backend.persistent)
+        if not self._has_results and not options.get("ignore_result"):
             raise BadInput(
                 f"{name}: many messages at once have no results over {self._app.backend.as_uri()}",
                 "keep results in a database, or give ignore_result=True",
@@ -115,20 +124,33 @@ class Composer:
         given = options.get("task_id")
         repeat = repeat or given is not None
         task_id = task_id if given is None else given
-        return self._from_template(request, options, task_id, repeat) or self._as_celery_does(
-            request, options, task_id, repeat
-        )
+        composed = None
+        if task is not None:
+            composed = self._from_template(task, request, options, task_id, repeat)
+        return composed or self._as_celery_does(request, options, task_id, repeat)
+
+    def _is_own(self, request: Signature, task: celery.Task | None) -> bool:
+        if task is not None:
+            with suppress(NotRegistered):
+                if request.type is task:  # a request's application takes longer to find out
+                    return True
+        return bool(request.app == self._app)  # one of them may be a proxy
 
     def _from_template(
-        self, request: Signature, options: dict[str, Any], task_id: str | None, repeat: bool
+        self,
+        task: celery.Task,
+        request: Signature,
+        options: dict[str, Any],
+        task_id: str | None,
+        repeat: bool,
     ) -> Composed | None:
         """The message, or None when only Celery itself can make it."""
-        name = request["task"]
-        task = self._tasks.get(name)
-        if task is None or not options.keys() <= _TEMPLATE_OPTIONS:
-            return None
-        usual = {option: value for option, value in options.items() if option != "task_id"}
-        if usual:
+        name = task.name
+        usual = {}
+        if options:
+            if not options.keys() <= _TEMPLATE_OPTIONS:
+                return None
+            usual = {option: value for option, value in options.items() if option != "task_id"}
             if not isinstance(usual.get("queue"), str | None):
                 return None
             check_options(name, usual)
@@ -137,12 +159,13 @@ class Composer:
             return None
         args, kwargs = given_arguments(name, request["args"], request["kwargs"])
         check_call(name, args, kwargs, task.parameters)
-        task_id = checks.checked_id(task_id)
+        task_id = next(self._new_ids) if task_id is None else checks.checked_id(task_id)
         try:
             message = template.message(task_id, args, kwargs, repeat=repeat)
         except EncodeError:
             return None
-        return Composed(name, task_id, message, template.exchange, template.routing_key)
+        exchange, routing_key = template.exchange, template.routing_key
+        return Composed(name, task_id, message, exchange, routing_key, priority=template.common.priority)
 
     def _as_celery_does(
         self, request: Signature, options: dict[str, Any], task_id: str | None, repeat: bool
@@ -172,6 +195,7 @@ class Composer:
             routing_key,
             address["mandatory"],
             _delay(exchange, routing_key),
+            message.properties.get("priority") or 0,
         )
 
 

@@ -112,7 +112,7 @@ class RequestParser:
         if kwargs is not None and not isinstance(kwargs, dict):
             raise BadInput(f"kwargs is an object, got {shown(kwargs)}")
         options = {option: fields[key] for key, option in _OPTIONS.items() if fields.get(key) is not None}
-        return Signature(name, args or [], kwargs or {}, options, app=self._app)
+        return Signature(self._tasks[name], args or [], kwargs or {}, options, app=self._app)
 
 
 def _decoded(line: bytes) -> dict[str, Any]:

@@ -29,7 +29,10 @@ log = logging.getLogger("proj.enqueue")
 _LARGE: Final = 2**20
 
 #: Bytes that are written to the socket at once.
-_WRITE: Final = 2**14
+_WRITE: Final = 2**16
+
+#: How many messages are put together, unless there is more time between them.
+_AT_ONCE: Final = 16
 
 #: Seconds between two looks for answers while there is room for more messages.
 _LOOK: Final = 0.005
@@ -105,6 +108,11 @@ class Sender:
         entry.alone = entry.size >= _LARGE
         self._unsent.append(entry)
 
+    @property
+    def is_due(self) -> bool:
+        """Whether `work` has something to do that should not wait for the next entry."""
+        return len(self._unsent) >= _AT_ONCE or time.monotonic() - self._looked_at > _LOOK
+
     def work(self, *, wait: bool = False, look: bool = False) -> None:
         """Send what there is room for, and read answers.
 
@@ -167,7 +175,7 @@ class Sender:
             try:
                 if entry.composed.delay:
                     self._pipeline.declare_delays(self._deadline)
-                if entry.message.properties.get("priority"):
+                if entry.composed.priority:
                     priorities.warn_if_ignored(self._pipeline.broker)
                 entry.answered, entry.refusal = False, None
                 window.put(entry, mandatory=entry.composed.mandatory)
@@ -320,6 +328,8 @@ class Sender:
         self.bytes -= entry.size
         if error is None:
             entry.status = Status.CONFIRMED
+            if not log.isEnabledFor(logging.INFO):  # most programs; `say` would find it out later
+                return
             words = f"published, to be executed in {composed.delay} s" if composed.delay else "published"
             self._say(logging.INFO, events.PUBLISHED, entry, words, at=entry.began)
             return

@@ -6,12 +6,10 @@ equal to Celery's, byte for byte.
 
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from struct import Struct
 from typing import Any, Final
 
-import amqp
 import celery
 from celery import signals
 from celery.app.routes import MapRoute
@@ -20,7 +18,9 @@ from kombu.serialization import dumps
 
 from proj import queues
 from proj.enqueue.composing import UNSENDABLE, Recorder
+from proj.enqueue.plain import SAMPLE, plain
 from proj.rabbitmq import encoded
+from proj.rabbitmq.encoded import EncodedMessage
 
 #: Stand in a template for what differs between its messages.
 _ID: Final = "proj-template-id"
@@ -33,14 +33,10 @@ _NO_STEPS: Final = {"callbacks": None, "errbacks": None, "chain": None, "chord":
 #: Before each text in a table of AMQP: its type and its number of bytes.
 _TEXT: Final = Struct(">cI")
 
-#: Characters up to which Celery certainly shows arguments uncut: it cuts from 1,024 on.
-_UNCUT: Final = 1000
-
-#: Types that Celery shows with `str`.
-_PLAIN: Final = frozenset({int, float, bool, type(None)})
-
 #: Celery's signals whose receivers see each message before or after it is published, and may change it.
-_SIGNALS: Final = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
+_BEFORE: Final = signals.before_task_publish
+_AFTER: Final = signals.after_task_publish
+_SENT: Final = signals.task_sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,65 +49,56 @@ class Template:
     routing_key: str
     serializer: str
     ignore_result: bool
-    #: The properties that all messages have.
-    properties: Mapping[str, Any]
+    common: encoded.Common
     #: The headers' bytes around the id, the id again, the arguments and the keyword arguments.
     headers: tuple[bytes, ...]
+    #: What JSON has after the arguments; None when the serializer writes them in another way.
+    after_json: str | None
     #: How deep nested arguments are shown (Celery's `task_repr_maxlevels`).
     levels: int
 
-    @property
-    def priority(self) -> int:
-        """The priority of its messages."""
-        return self.properties.get("priority") or 0
-
     def message(
         self, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, repeat: bool = False
-    ) -> amqp.Message:
+    ) -> EncodedMessage:
         """The message for these arguments, which must have been checked; marked, if it may be a repeat.
 
         Raises `kombu.exceptions.EncodeError` for arguments that only Celery itself can send, such as models
         of pydantic.
         """
-        _, _, body = dumps((args, kwargs, _NO_STEPS), serializer=self.serializer)
+        if self.after_json is not None and (texts := plain(args, kwargs)):
+            shown_args, text_args, shown_kwargs, text_kwargs = texts
+            body = f"[{text_args}, {text_kwargs}, {self.after_json}".encode()
+        else:
+            shown_args, shown_kwargs = self._shown(args), self._shown(kwargs)
+            _, _, encoded_body = dumps((args, kwargs, _NO_STEPS), serializer=self.serializer)
+            body = encoded_body.encode() if isinstance(encoded_body, str) else encoded_body
         first, second, third, fourth, last = self.headers
-        shown_args = self._shown(args).encode("utf-8", "surrogatepass")
-        shown_kwargs = self._shown(kwargs).encode("utf-8", "surrogatepass")
-        text_id = task_id.encode()
-        text_id = _TEXT.pack(b"S", len(text_id)) + text_id
-        parts = (
-            first,
-            text_id,
-            second,
-            text_id,
-            third,
-            _TEXT.pack(b"S", len(shown_args)),
-            shown_args,
-            fourth,
-            _TEXT.pack(b"S", len(shown_kwargs)),
-            shown_kwargs,
-            last,
-            encoded.due(time.time()),
-            encoded.REPEAT if repeat else b"",
+        text_id, text_args_shown = task_id.encode(), shown_args.encode("utf-8", "surrogatepass")
+        text_kwargs_shown = shown_kwargs.encode("utf-8", "surrogatepass")
+        length = _TEXT.pack(b"S", len(text_id))
+        headers = b"".join(
+            (
+                first,
+                length,
+                text_id,
+                second,
+                length,
+                text_id,
+                third,
+                _TEXT.pack(b"S", len(text_args_shown)),
+                text_args_shown,
+                fourth,
+                _TEXT.pack(b"S", len(text_kwargs_shown)),
+                text_kwargs_shown,
+                last,
+                encoded.due(time.time()),
+                encoded.REPEAT if repeat else b"",
+            )
         )
-        return encoded.EncodedMessage(
-            body.encode() if isinstance(body, str) else body,
-            application_headers=b"".join(parts),
-            correlation_id=task_id,
-            reply_to=self.app.thread_oid,
-            **self.properties,
-        )
+        return EncodedMessage(body, headers, task_id, self.app.thread_oid, self.common)
 
     def _shown(self, arguments: tuple[Any, ...] | dict[str, Any]) -> str:
-        """The arguments as Celery shows them, to which texts and numbers have a shorter way."""
-        if not arguments:
-            return "()" if type(arguments) is tuple else "{}"
-        if type(arguments) is tuple:
-            each = [_plain(value) for value in arguments]
-            if None not in each:
-                text = f"({', '.join(each)}{',' * (len(each) == 1)})"  # type: ignore[arg-type]
-                if len(text) < _UNCUT:
-                    return text
+        """The arguments as Celery shows them."""
         return str(saferepr(arguments, self.app.amqp.argsrepr_maxsize, maxlevels=self.levels))
 
 
@@ -137,7 +124,7 @@ class Templates:
         parent; when a signal has receivers, which may change it; when it would differ in more than the id and
         the arguments. Raises `BadInput` for a wrong option.
         """
-        if self._app.current_worker_task or any(signal.receivers for signal in _SIGNALS):
+        if _BEFORE.receivers or _AFTER.receivers or _SENT.receivers or self._app.current_worker_task:
             return None
         if self._process != os.getpid():  # a message has the name of its process
             self._made, self._process = {}, os.getpid()
@@ -191,10 +178,9 @@ class Templates:
         serializer = task.serializer or conf.task_serializer
         content_type, content_encoding, body = dumps(((), {}, _NO_STEPS), serializer=serializer)
         parts = _split(encoded.table(headers), _ID, _ID, _ARGS, _KWARGS)
-        usual = {"content_type", "content_encoding", "delivery_mode", "priority"}
         if (
             parts is None
-            or not properties.keys() <= usual
+            or properties.keys() - {"priority"} != {"content_type", "content_encoding", "delivery_mode"}
             or (properties.get("content_type"), properties.get("content_encoding"))
             != (content_type, content_encoding)
             or message.body != body
@@ -207,19 +193,20 @@ class Templates:
             routing_key=address["routing_key"],
             serializer=serializer,
             ignore_result=ignore_result,
-            properties=properties,
+            common=encoded.Common.of(**properties),
             headers=parts,
+            after_json=_after_json(serializer),
             levels=conf.task_repr_maxlevels,
         )
 
 
-def _plain(value: Any) -> str | None:
-    """A number or a text as Celery shows it, which is not always Python's `repr`; None for anything else."""
-    kind = type(value)
-    if kind is str:
-        escaped: str = value.replace("'", "\\'")
-        return f"'{escaped}'"
-    return str(value) if kind in _PLAIN else None
+def _after_json(serializer: str) -> str | None:
+    """What the serializer writes after plain arguments; None if it writes these in another way."""
+    kwargs = {value if isinstance(value, str) else "x": value for value in SAMPLE}
+    texts = plain(SAMPLE, kwargs)
+    _, _, body = dumps((SAMPLE, kwargs, _NO_STEPS), serializer=serializer)
+    before = texts and f"[{texts[1]}, {texts[3]}, "
+    return body[len(before) :] if before and isinstance(body, str) and body.startswith(before) else None
 
 
 def _split(table: bytes, *texts: str) -> tuple[bytes, ...] | None:

@@ -1,9 +1,9 @@
-"""Messages whose headers are bytes, encoded before."""
+"""Messages whose properties are bytes, encoded before: py-amqp's way takes most of the time of a publish."""
 
 from collections.abc import Mapping
-from functools import lru_cache
+from dataclasses import dataclass
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import amqp
 from amqp import serialization
@@ -13,35 +13,71 @@ from proj import queues
 _LENGTH: Final = Struct(">I")
 _SHORT_LENGTH: Final = Struct("B")
 
+#: The flags of the properties of a task's message, the first seven of AMQP's, and the flag of the priority.
+_FLAGS: Final = 0b1111_0110_0000_0000
+_PRIORITY_FLAG: Final = 0b0000_1000_0000_0000
 
-class EncodedMessage(amqp.Message):
-    """A message whose headers are what `table` returns."""
 
-    #: As AMQP orders them, up to the last one in use. A long text is encoded as a table is: its length and
-    #: its bytes.
-    PROPERTIES: Final = [
-        (name, "S" if name == "application_headers" else kind) for name, kind in amqp.Message.PROPERTIES[:7]
-    ]
+@dataclass(frozen=True, slots=True)
+class Common:
+    """The properties that all messages of a task have, and what is written before and after the headers."""
 
-    def encoded_properties(self) -> bytes | None:
-        """All properties as AMQP encodes them; None unless they are those of a task's message, and all there.
+    properties: Mapping[str, Any]
+    before: bytes
+    after: bytes
 
-        Py-amqp's own way, for any properties, takes most of the time of sending such a message.
-        """
-        given = self.properties
-        if given.keys() != _OF_TASKS:
-            return None
-        headers, reply_to = given["application_headers"], given["reply_to"].encode()
-        task_id = given["correlation_id"].encode()
-        before, after = _around_headers(
-            given["content_type"], given["content_encoding"], given["delivery_mode"], given["priority"]
-        )
+    @classmethod
+    def of(
+        cls, *, content_type: str, content_encoding: str, delivery_mode: int, priority: int | None = None
+    ) -> Self:
+        """Encode these."""
+        properties: dict[str, Any] = {
+            "content_type": content_type,
+            "content_encoding": content_encoding,
+            "delivery_mode": delivery_mode,
+        }
+        flags, after = _FLAGS, bytes([delivery_mode])
+        if priority is not None:
+            properties["priority"] = priority
+            flags, after = flags | _PRIORITY_FLAG, bytes([delivery_mode, priority])
+        return cls(properties, serialization.dumps("Bss", [flags, content_type, content_encoding]), after)
+
+    @property
+    def priority(self) -> int:
+        """The larger is served first."""
+        return self.properties.get("priority") or 0
+
+
+@dataclass(slots=True, eq=False)
+class EncodedMessage:
+    """As much of an `amqp.Message` as `proj.rabbitmq.publishing.Window` sends; its headers are a `table`."""
+
+    body: bytes
+    headers: bytes
+    correlation_id: str
+    reply_to: str
+    common: Common
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        """All properties, as py-amqp has them; a copy."""
+        return {
+            **self.common.properties,
+            "application_headers": self.headers,
+            "correlation_id": self.correlation_id,
+            "reply_to": self.reply_to,
+        }
+
+    def encoded_properties(self) -> bytes:
+        """All properties as AMQP encodes them."""
+        headers, common = self.headers, self.common
+        task_id, reply_to = self.correlation_id.encode(), self.reply_to.encode()
         return b"".join(
             (
-                before,
+                common.before,
                 _LENGTH.pack(len(headers)),
                 headers,
-                after,
+                common.after,
                 _SHORT_LENGTH.pack(len(task_id)),
                 task_id,
                 _SHORT_LENGTH.pack(len(reply_to)),
@@ -49,19 +85,18 @@ class EncodedMessage(amqp.Message):
             )
         )
 
+    def for_py_amqp(self) -> amqp.Message:
+        """The same message, which py-amqp encodes and divides into frames."""
+        return _WithEncodedHeaders(self.body, **self.properties)
 
-#: The properties of a task's message, which are the first seven of AMQP's, and their flags.
-_OF_TASKS: Final = frozenset(name for name, _ in EncodedMessage.PROPERTIES)
-_FLAGS: Final = 0b1111_1110_0000_0000
 
+class _WithEncodedHeaders(amqp.Message):
+    """A message whose headers are what `table` returns."""
 
-@lru_cache(maxsize=64)
-def _around_headers(
-    content_type: str, content_encoding: str, delivery_mode: int, priority: int
-) -> tuple[bytes, bytes]:
-    """The flags of the properties of a task's message, and those before and after the headers."""
-    before = serialization.dumps("Bss", [_FLAGS, content_type, content_encoding])
-    return before, serialization.dumps("oo", [delivery_mode, priority])
+    #: A long text is encoded as a table is: its length and its bytes.
+    PROPERTIES: Final = [
+        (name, "S" if name == "application_headers" else kind) for name, kind in amqp.Message.PROPERTIES
+    ]
 
 
 def table(headers: Mapping[str, Any]) -> bytes:
@@ -83,11 +118,10 @@ def due(moment: float) -> bytes:
 REPEAT: Final = table({queues.REPEAT_HEADER: True})
 
 
-def mark_repeat(message: amqp.Message) -> None:
+def mark_repeat(message: amqp.Message | EncodedMessage) -> None:
     """Let a worker look for a stored success before it executes the message."""
+    if isinstance(message, EncodedMessage):
+        message.headers = message.headers.removesuffix(REPEAT) + REPEAT
+        return
     headers = message.properties.get("application_headers") or {}
-    if isinstance(headers, bytes):
-        headers = headers.removesuffix(REPEAT) + REPEAT
-    else:
-        headers = {**headers, queues.REPEAT_HEADER: True}
-    message.properties["application_headers"] = headers
+    message.properties["application_headers"] = {**headers, queues.REPEAT_HEADER: True}

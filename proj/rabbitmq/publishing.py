@@ -42,7 +42,7 @@ _BODY: Final = Struct(">BBHI")
 class Sent:
     """A message that was sent, and the broker's answer."""
 
-    message: amqp.Message
+    message: amqp.Message | EncodedMessage
     exchange: str
     routing_key: str
     #: Whether the broker has confirmed or refused it.
@@ -71,6 +71,10 @@ class Window:
         self._waiting: dict[int, Sent] = {}  # by delivery tag, ascending
         #: Frames that are still to be written: one write for many messages.
         self._unwritten = bytearray()
+        #: How the frames of messages to one address begin, by address.
+        self._begins: dict[tuple[str, str, bool, bool], bytes] = {}
+        #: Bytes that fit into one frame.
+        self._most = channel.connection.frame_max - _FRAME
         self._frame: Callable[..., None] = frame_writer(
             channel.connection, SimpleNamespace(write=self._unwritten.extend)
         )
@@ -98,7 +102,9 @@ class Window:
         """The number of bytes that `flush` will write."""
         return len(self._unwritten)
 
-    def send(self, message: amqp.Message, exchange: str, routing_key: str, **options: Any) -> Sent:
+    def send(
+        self, message: amqp.Message | EncodedMessage, exchange: str, routing_key: str, **options: Any
+    ) -> Sent:
         """Send a message without waiting for its confirm; it is mandatory by default.
 
         The options are those of `amqp.Channel.basic_publish`. Raises py-amqp's errors, which may concern
@@ -118,30 +124,43 @@ class Window:
         connection = self.channel.connection
         if connection is None:
             raise RecoverableConnectionError("the channel is closed")
-        before = len(self._unwritten)
+        message = sent.message
+        frames = None
+        if isinstance(message, EncodedMessage):
+            frames = self._frames(sent.exchange, sent.routing_key, mandatory, immediate, message)
+            if frames is None:
+                message = message.for_py_amqp()
+        if frames is not None:
+            self._unwritten += frames
+            connection.bytes_sent += 1  # for py-amqp's heartbeats
+        else:
+            before = len(self._unwritten)
+            try:
+                arguments = _publish_arguments(sent.exchange, sent.routing_key, mandatory, immediate)
+                self._frame(1, self.channel.channel_id, spec.Basic.Publish, arguments, message)
+            except BaseException:
+                del self._unwritten[before:]
+                raise
         self._tag += 1
         self._waiting[self._tag] = sent
-        try:
-            arguments = _publish_arguments(sent.exchange, sent.routing_key, mandatory, immediate)
-            if not self._put_encoded(connection, arguments, sent.message):
-                self._frame(1, self.channel.channel_id, spec.Basic.Publish, arguments, sent.message)
-        except BaseException:
-            del self._unwritten[before:]
-            self._waiting.pop(self._tag, None)
-            self._tag -= 1
-            raise
 
-    def _put_encoded(self, connection: amqp.Connection, arguments: bytes, message: amqp.Message) -> bool:
-        """Put the frames of a message whose properties are encoded, if each part of it fits into one."""
-        body = message.body
-        properties = message.encoded_properties() if isinstance(message, EncodedMessage) else None
-        if properties is None or not body or max(len(body), len(properties)) > connection.frame_max - _FRAME:
-            return False
+    def _frames(
+        self, exchange: str, routing_key: str, mandatory: bool, immediate: bool, message: EncodedMessage
+    ) -> bytes | None:
+        """The frames of a message; None when its properties or its body do not fit into one."""
+        body, properties = message.body, message.encoded_properties()
+        if not body or max(len(body), len(properties)) > self._most:
+            return None
+        address = exchange, routing_key, mandatory, immediate
+        begin = self._begins.get(address)
         channel = self.channel.channel_id
-        self._unwritten += b"".join(
+        if begin is None:
+            arguments = _publish_arguments(*address)
+            begin = _METHOD.pack(1, channel, 4 + len(arguments), *spec.Basic.Publish) + arguments
+            self._begins[address] = begin
+        return b"".join(
             (
-                _METHOD.pack(1, channel, 4 + len(arguments), *spec.Basic.Publish),
-                arguments,
+                begin,
                 _CONTENT.pack(_END, 2, channel, 12 + len(properties), spec.Basic.Publish[0], 0, len(body)),
                 properties,
                 _BODY.pack(_END, 3, channel, len(body)),
@@ -149,8 +168,6 @@ class Window:
                 _LAST,
             )
         )
-        connection.bytes_sent += 1  # for py-amqp's heartbeats
-        return True
 
     def flush(self, deadline: float | None = None) -> None:
         """Write what was put. Raises `TimeoutError` at the deadline (of `time.monotonic`)."""
@@ -264,7 +281,7 @@ class Channel(pyamqp.Channel):
 
     def basic_publish_confirm(
         self,
-        message: amqp.Message,
+        message: amqp.Message | EncodedMessage,
         exchange: str = "",
         routing_key: str = "",
         mandatory: bool = False,
@@ -291,7 +308,7 @@ def copy_of(message: amqp.Message, body: bytes | str, headers: dict[str, Any]) -
     return amqp.Message(body, application_headers=headers, delivery_mode=queues.PERSISTENT, **kept)
 
 
-def _identity(message: amqp.Message) -> tuple[Any, ...]:
+def _identity(message: amqp.Message | EncodedMessage) -> tuple[Any, ...]:
     """What distinguishes a message from others to the same address."""
     body = message.body
     properties = message.properties

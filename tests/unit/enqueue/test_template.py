@@ -4,9 +4,10 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import count
+from itertools import count, islice
 from types import SimpleNamespace
 from typing import Any
+from uuid import RFC_4122, UUID
 
 import amqp
 import pytest
@@ -16,10 +17,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proj import app, queues
-from proj.enqueue.checks import is_id
+from proj.enqueue.checks import is_id, new_ids
 from proj.enqueue.composing import Composer
 from proj.enqueue.template import Template, Templates
 from proj.errors import BadInput
+from proj.rabbitmq.encoded import EncodedMessage
 
 NUMBERS = count()
 
@@ -54,8 +56,10 @@ def any_task() -> Iterator[Any]:
         yield made
 
 
-def frames(message: amqp.Message) -> bytes:
+def frames(message: amqp.Message | EncodedMessage) -> bytes:
     """What py-amqp writes for the message."""
+    if isinstance(message, EncodedMessage):
+        message = message.for_py_amqp()
     written = bytearray()
     write = frame_writer(
         SimpleNamespace(frame_max=2**20, bytes_sent=0), SimpleNamespace(write=written.extend)
@@ -91,6 +95,13 @@ OPTIONS = st.fixed_dictionaries(
 )
 @example(
     args=("it's", 'say "no"', "back\\slash"), kwargs={"it's": "\\"}, task_id="é", repeat=False, options={}
+)
+@example(
+    args=(1, -0.5, 2**63, True, None),
+    kwargs={"x": 1e300, "y": "\u2028\x7f"},
+    task_id="1",
+    repeat=False,
+    options={},
 )
 @example(args=("x" * 1024,), kwargs={}, task_id="1", repeat=False, options={})
 @example(args=tuple(range(500)), kwargs={"x": [[[[1]]]]}, task_id="1", repeat=True, options={})
@@ -142,6 +153,15 @@ def test_result_that_is_ignored_from_now_on() -> None:
         assert not templates.find(any_task).ignore_result  # type: ignore[union-attr]
         any_task.ignore_result = True
         assert templates.find(any_task).ignore_result  # type: ignore[union-attr]
+
+
+def test_ids_are_as_celery_makes_them() -> None:
+    """Random UUIDs, each another one."""
+    found = list(islice(new_ids(), 1000))
+    assert len(set(found)) == 1000
+    for each in found:
+        made = UUID(each)
+        assert (str(made), made.version, made.variant) == (each, 4, RFC_4122)
 
 
 def test_made_once_a_process() -> None:

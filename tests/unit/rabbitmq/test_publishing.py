@@ -12,7 +12,7 @@ from amqp.exceptions import ChannelError, MessageNacked
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proj.rabbitmq.encoded import EncodedMessage
+from proj.rabbitmq.encoded import Common, EncodedMessage
 from proj.rabbitmq.publishing import Sent, Window
 
 
@@ -28,6 +28,7 @@ class _Channel:
             bytes_sent=0,
             transport=SimpleNamespace(having_timeout=lambda _: nullcontext(), write=self.written.append),
             drain_events=self._drain,
+            has_frame=False,
         )
 
     def confirm_select(self) -> None: ...
@@ -100,38 +101,26 @@ def test_deadline_is_absolute() -> None:
     assert not window.usable
 
 
-class _ByPyAmqp(EncodedMessage):
-    """The same message, all of which py-amqp encodes."""
-
-    def encoded_properties(self) -> None:
-        return None
-
-
 @given(
     st.binary(max_size=200),
     st.binary(max_size=100),
     st.text(max_size=50, alphabet=st.characters(codec="utf-8")),
-    st.integers(0, 9),
+    st.none() | st.integers(0, 9),
     st.sampled_from([131_072, 300]),
 )
 def test_messages_that_are_encoded_are_framed_as_py_amqp_does(
-    body: bytes, headers: bytes, task_id: str, priority: int, frame_max: int
+    body: bytes, headers: bytes, task_id: str, priority: int | None, frame_max: int
 ) -> None:
     """Byte for byte, also a message that does not fit into one frame."""
-    properties = {
-        "content_type": "application/json",
-        "content_encoding": "utf-8",
-        "application_headers": headers,
-        "delivery_mode": 2,
-        "priority": priority,
-        "correlation_id": task_id,
-        "reply_to": "somebody",
-    }
+    common = Common.of(
+        content_type="application/json", content_encoding="utf-8", delivery_mode=2, priority=priority
+    )
+    message = EncodedMessage(body, headers, task_id, "somebody", common)
     written = []
-    for kind in (EncodedMessage, _ByPyAmqp):
+    for each in (message, message.for_py_amqp()):
         channel = _Channel()
         channel.connection.frame_max = frame_max
-        Window(channel).send(kind(body, **properties), "exchange", "key")
+        Window(channel).send(each, "exchange", "key")
         written.append(b"".join(map(bytes, channel.written)))
     ours, theirs = written
     assert ours == theirs
