@@ -4,6 +4,7 @@ import gc
 import inspect
 import os
 import signal
+import sys
 import threading
 from typing import Any, Final
 
@@ -40,6 +41,7 @@ def install() -> None:
     celeryd_init.connect(refuse_options)
     celeryd_init.connect(select_queues)
     celeryd_init.connect(bound_shutdown)
+    celeryd_init.connect(keep_restartable)
     celeryd_init.connect(formats.log_only_json)
     celeryd_after_setup.connect(warn_of_several_queues)
     celeryd_after_setup.connect(warn_of_unread_names)
@@ -171,6 +173,15 @@ def bound_shutdown(instance: Any, **_: Any) -> None:
             timer.start()
 
     worker_shutting_down.connect(start_timer, weak=False)
+
+
+def keep_restartable(**_: Any) -> None:
+    """Let SIGHUP restart a worker that `python -m celery` has started, as `-D` and `celery multi` do.
+
+    Celery executes Python with `sys.argv`, whose first word is then a file that cannot be executed by itself.
+    """
+    if os.path.basename(sys.argv[0]) == "__main__.py":
+        sys.argv[:1] = ["-m", "celery"]
 
 
 def share_memory(**_: Any) -> None:
