@@ -27,6 +27,7 @@ def install() -> None:
     for command in (pool_grow, pool_shrink):
         control.control_command(args=[("n", int)], signature="[N=1]")(command)
     control.control_command(args=[("max", int), ("min", int)], signature="[max [min]]")(autoscale)
+    control.control_command()(election)
 
 
 def shutdown(_state: Any, msg: str = "Got shutdown from remote", **_: Any) -> dict[str, str]:
@@ -80,6 +81,11 @@ def pool_shrink(_state: Any, **_: Any) -> dict[str, str]:
 def autoscale(_state: Any, **_: Any) -> dict[str, str]:
     """Refused: the worker fetches as many messages as it was started for."""
     return _fixed("another range would not change that")
+
+
+def election(_state: Any, **_: Any) -> dict[str, str]:
+    """Refused: Celery's own ends each worker that does not know what the winner is to do."""
+    return {"error": "workers elect none: of two beats one leads, and each message goes to one worker"}
 
 
 def _fixed(effect: str) -> dict[str, str]:

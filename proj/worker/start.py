@@ -70,6 +70,9 @@ def refuse_options(conf: Any, options: dict[str, Any], **_: Any) -> None:
         # Neither notices the end of the other, such as of a beat whose schedule is refused.
         raise _refusal("a worker cannot embed a beat with -B (run `celery -A proj beat` beside it)")
     pool = concurrency.get_implementation(options.get("pool") or conf.worker_pool)
+    if pool.is_green:
+        # Celery reads the connection for events at most ten times a second.
+        raise _refusal("gevent and eventlet are not supported: they stall (use --pool=threads)")
     if options.get("autoscale") and not issubclass(pool, prefork.TaskPool):
         # Other pools raise when they have to grow.
         raise _refusal("--autoscale needs the pool prefork (leave out --pool, or use --concurrency)")
