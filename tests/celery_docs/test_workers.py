@@ -1,0 +1,254 @@
+"""What Celery's pages about workers and monitoring show: remote control, programs and their options."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from proj.private_node.node import BrokerNode
+from tests.lib import fork_server
+from tests.lib.bundle import BIN, GATED_TASK, Bundle, shared_vhost
+from tests.lib.waiting import PATIENCE, eventually
+from tests.lib.worker import Worker
+
+TASKS = """
+    import os
+    from celery.worker.control import inspect_command
+
+    @app.task(name="test.pid")
+    def pid():
+        return os.getpid()
+
+    @inspect_command()
+    def answer(state):
+        return 42
+"""
+
+#: Each verb, its arguments, and what the answer of the worker has among others. The worker executes the task
+#: `running` meanwhile.
+VERBS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "Workers: inspect active": ("active", {}, "'id': 'running'"),
+    "Workers: inspect active_queues": ("active_queues", {}, "'name': 'proj.tasks'"),
+    "Workers: inspect clock": ("clock", {}, "'clock': "),
+    "Workers: inspect conf": ("conf", {}, "'task_default_queue': 'proj.tasks'"),
+    "Workers: inspect memsample, memdump": ("memsample", {}, "MB"),
+    "Workers: inspect objgraph": ("objgraph", {}, "Requires the objgraph library"),
+    "Workers: inspect ping": ("ping", {}, "'ok': 'pong'"),
+    "Workers: inspect query_task": ("query_task", {"ids": ["running"]}, "'running': ['active', "),
+    "Workers: inspect registered": ("registered", {}, "'proj.tasks.add'"),
+    "Workers: inspect report": ("report", {}, "software -> celery:5"),
+    "Workers: inspect reserved": ("reserved", {}, "[]"),
+    "Workers: inspect revoked": ("revoked", {}, "'unwanted'"),
+    "Workers: inspect scheduled": ("scheduled", {}, "[]"),
+    "Workers: inspect stats": ("stats", {}, "'max-concurrency': 1"),
+    "Workers: inspect_command, control_command": ("answer", {}, "42"),
+    "Workers: control enable_events, disable_events": ("disable_events", {}, "task events "),
+    "Workers: control heartbeat": ("heartbeat", {}, "None"),
+    "Workers: control pool_restart": ("pool_restart", {}, "Pool restarts not enabled"),
+    "Workers: control election": ("election", {"id": 1, "topic": 2, "action": 3}, "workers elect none"),
+    "Workers: control revoke_by_stamped_headers": (
+        "revoke_by_stamped_headers",
+        {"headers": {"customer": ["4711"]}},
+        "flagged as revoked",
+    ),
+}
+
+_PROGRAM = """
+import json
+from proj import app
+from proj.tasks import add
+def ask(command, arguments):
+    ((answer,),) = [each.values() for each in app.control.broadcast(
+        command, arguments=arguments, destination=[{worker!r}], reply=True, limit=1, timeout={patience}
+    )]
+    return repr(answer)
+app.control.revoke("unwanted", destination=[{worker!r}], reply=True, limit=1, timeout={patience})
+answers = [ask(command, arguments) for command, arguments in {commands!r}]
+stamped = add.s(1, 2)
+stamped.stamp(customer="4711")
+stamped.apply_async(task_id="stamped")
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def shared(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    with Bundle(node, vhost=shared_vhost("workers"), folder=tmp_path_factory.mktemp("workers")) as bundle:
+        bundle.add_task(GATED_TASK)
+        bundle.add_task(TASKS)
+        yield bundle
+
+
+@pytest.fixture(scope="module")
+def worker(shared: Bundle) -> Worker:
+    options = ("-n", "w1@%h", "--statedb=revoked", "--max-tasks-per-child=2", "--pidfile=%n.pid")
+    return shared.worker(*options, env={"CELERY_TASK_TIME_LIMIT": "60"}).ready()
+
+
+@pytest.fixture(scope="module")
+def answers(shared: Bundle, worker: Worker) -> dict[str, str]:
+    """The worker's answers, each by its row; then the task that it executes is terminated."""
+    _run_gated(shared, worker, "running")
+    commands = [(command, arguments) for command, arguments, _ in VERBS.values()]
+    code = _PROGRAM.format(worker=worker.name, patience=PATIENCE, commands=commands)
+    found = dict(zip(VERBS, shared.python(code), strict=True))
+    assert "OK" in shared.control(worker, "terminate", "SIGTERM", "running")
+    return found
+
+
+def _run_gated(bundle: Bundle, worker: Worker, task_id: str) -> None:
+    bundle.enqueue("task", "proj.tasks.gated", json.dumps(str(bundle.folder / "gate")), "--id", task_id)
+    worker.started(task_id)
+
+
+@pytest.mark.parametrize("row", VERBS)
+def test_verb(answers: dict[str, str], row: str) -> None:
+    """The worker answers as the row of the documentation says."""
+    assert VERBS[row][2] in answers[row]
+
+
+@pytest.mark.celery_docs("Workers: names such as CELERY_TASK_TIME_LIMIT")
+def test_name_that_nothing_reads_is_logged(worker: Worker) -> None:
+    """Once, as the worker starts."""
+    assert worker.text().count("Nothing reads CELERY_TASK_TIME_LIMIT (instead: PROJ_TASK_TIME_LIMIT)") == 1
+
+
+@pytest.mark.celery_docs("Workers: control terminate, revoke(terminate=True)")
+def test_terminated_task(shared: Bundle, answers: dict[str, str], worker: Worker) -> None:
+    """Its end is REVOKED, and its message is gone."""
+    eventually("it ends", lambda: "REVOKED" in shared.proj("result", "running").stdout)
+    assert "Terminating running" in worker.text()
+    assert shared.depth("proj.dead") == 0
+
+
+def test_stamp_that_was_revoked(shared: Bundle, answers: dict[str, str], worker: Worker) -> None:
+    """Messages that have it are not executed."""
+    worker.says("[stamped] received")
+    eventually("it ends", lambda: "REVOKED" in shared.proj("result", "stamped").stdout)
+    assert "[stamped] succeeded" not in worker.text()
+
+
+@pytest.mark.celery_docs("Workers: --max-tasks-per-child")
+def test_process_that_has_executed_its_tasks(shared: Bundle, answers: dict[str, str]) -> None:
+    """Another takes its place."""
+    pids = shared.python(f"""
+import json
+from proj.tasks import pid
+print(json.dumps([pid.delay().get(timeout={PATIENCE}) for _ in range(3)]))
+""")
+    assert len(set(pids)) == 2
+
+
+@pytest.mark.celery_docs(
+    "Workers: --statedb", "Workers: --max-memory-per-child", "Workers: --purge", "Workers: --pidfile, -n"
+)
+def test_worker_that_follows(shared: Bundle, worker: Worker, answers: dict[str, str]) -> None:
+    """It knows what was revoked, deletes what waits if it has to, and replaces processes that are too big."""
+    again = shared.celery("worker", "--pidfile=w1.pid")
+    assert (again.returncode, "Pidfile (w1.pid) already exists" in again.stderr) == (73, True)
+    assert worker.terminate() == 0
+    assert not (shared.folder / "w1.pid").exists()
+    shared.enqueue("add", "1", "2", "--id", "purged")
+
+    options = ("--statedb=revoked", "--max-memory-per-child=1", "--purge")
+    follower = shared.worker(*options, log="follower.log").ready()
+    follower.says("Erased 1 message")
+    revoked = shared.celery("inspect", f"--timeout={PATIENCE}", f"--destination={follower.name}", "revoked")
+    assert "unwanted" in revoked.stdout
+    pids = shared.python(f"""
+import json
+from proj.tasks import pid
+print(json.dumps([pid.delay().get(timeout={PATIENCE}) for _ in range(2)]))
+""")
+    assert len(set(pids)) == 2
+    assert follower.terminate() == 0
+    assert "[purged]" not in follower.text()
+
+
+@pytest.mark.celery_docs("Next Steps: multi", "Workers: -D, --logfile", "Workers: HUP")
+def test_workers_in_the_background(shared: Bundle) -> None:
+    """`multi` starts and stops detached workers, with their files; SIGHUP starts one anew."""
+    files = ("--pidfile=%n.pid", "--logfile=%n.log", "--loglevel=INFO")
+    started = shared.celery("multi", "start", "m1", "-A", "proj", "-c1", "--without-mingle", *files)
+    assert started.returncode == 0, started.stderr
+    file, log = shared.folder / "m1.pid", shared.folder / "m1.log"
+
+    def ready(times: int) -> bool:
+        return log.exists() and log.read_text().count(" ready.") == times
+
+    try:
+        eventually("it is ready", lambda: ready(1) and file.exists())
+        psutil.Process(int(file.read_text())).send_signal(signal.SIGHUP)
+        eventually("it is ready again", lambda: ready(2) and file.exists(), seen=log.read_text)
+        assert shared.proj("enqueue", "add", "1", "2", "--wait", "--timeout", "60").stdout == "3\n"
+    finally:
+        stopped = shared.celery("multi", "stopwait", "m1", *files)
+    assert (stopped.returncode, file.exists()) == (0, False), stopped.stdout
+
+
+def _ended(bundle: Bundle, *command: str) -> str:
+    done = bundle.celery(*command)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.celery_docs("Monitoring: result, report")
+def test_commands_about_this_machine(shared: Bundle) -> None:
+    """The end of a task, and a report of the configuration without passwords."""
+    shared.python("""
+from proj import app
+app.backend.store_result("stored", 5, "SUCCESS")
+print(1)
+""")
+    assert _ended(shared, "result", "stored") == "5\n"
+    report = _ended(shared, "report")
+    assert "task_default_queue: 'proj.tasks'" in report
+    assert "guest:guest" not in report
+
+
+@pytest.mark.celery_docs("Monitoring: shell")
+def test_shell(shared: Bundle) -> None:
+    """It has the application and its tasks."""
+    typed = f"echo 'print(add.name, app.main)' | {BIN / 'celery'} -A proj shell --python"
+    done = shared.run("sh", "-c", typed)
+    assert "proj.tasks.add proj" in done.stdout, done.stderr
+
+
+@pytest.mark.celery_docs("Monitoring: list bindings")
+def test_list_of_bindings(shared: Bundle) -> None:
+    """It needs a package of its own, and says which."""
+    assert "No module named 'pyrabbit'" in shared.celery("list", "bindings").stderr
+
+
+@pytest.mark.celery_docs("Monitoring: events --dump", "Monitoring: status", "Monitoring: purge")
+def test_commands_about_workers_and_queues(shared: Bundle) -> None:
+    """Events are printed as they come, workers answer, and a purge asks before it empties work queues."""
+    watcher = shared.folder / "events.log"
+    with watcher.open("wb") as output:
+        events = fork_server.popen(
+            [str(BIN / "celery"), "-A", "proj", "events", "--dump"],
+            cwd=shared.folder,
+            env=shared.env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        worker = shared.worker(log="watched.log").watched()
+        assert f"{worker.name}: OK" in _ended(shared, "status", f"--timeout={PATIENCE}", f"-d{worker.name}")
+        shared.enqueue("add", "1", "2", "--id", "shown")
+        eventually(
+            "its end is printed", lambda: "task succeeded: proj.tasks.add(shown)" in watcher.read_text()
+        )
+    finally:
+        events.kill()
+        events.wait()
+    worker.terminate()
+    shared.enqueue("add", "1", "2", "--id", "waiting")
+    asked = shared.celery("purge")
+    assert (asked.returncode, "Are you sure" in asked.stdout, shared.depth("proj.tasks")) == (1, True, 1)
+    assert "Purged 1 message from 1 known task queue" in _ended(shared, "purge", "-f")
