@@ -5,23 +5,38 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
+import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from proj.errors import ExitCode, ProjError
-from tests.chaos import brokers, faults, harness, report
-from tests.chaos.brokers import Broker
-from tests.chaos.faults import Plan
+from tests.chaos import environment, faults, page, report, run
+from tests.chaos.controls import Control
+from tests.chaos.faults import Fault
 from tests.chaos.row import Row
 from tests.chaos.stage import ROOT
+from tests.lib import fork_server
+
+T = TypeVar("T")
 
 #: Messages of one fault, unless its plan has another share.
-MESSAGES: Final = 4500
+MESSAGES: Final = 4000
+
+#: What a short run consists of: a worker, a broker, a network, a store; and what must lose.
+SHORT: Final = (
+    Fault.WORKER_KILLED,
+    Fault.BROKER_KILLED,
+    Fault.BLACK_HOLE,
+    Fault.STORE_GONE,
+    Fault.LEADER_KILLED,
+)
+SHORT_CONTROLS: Final = (Control.EARLY_ACK,)
+SHORT_MESSAGES: Final = 500
 
 #: What every run writes.
 FILE: Final = ROOT / "build/evidence.json"
@@ -30,77 +45,101 @@ FILE: Final = ROOT / "build/evidence.json"
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m tests.chaos", description="Inject faults under load.")
     plans = {fault.name.lower(): plan for fault, plan in faults.load().items()}
+    known = {control.name.lower(): control for control in Control}
     parser.add_argument("--faults", metavar="NAMES", help=f"only these, of {', '.join(plans)}")
-    parser.add_argument("--messages", type=int, default=MESSAGES, help=f"of a fault, {MESSAGES} by default")
-    parser.add_argument("--broker", metavar="URL", help="one of your own; faults of the broker are left out")
+    parser.add_argument("--controls", metavar="NAMES", help=f"only these, of {', '.join(known)}")
+    parser.add_argument("--messages", type=int, help=f"of a fault, {MESSAGES} by default")
+    parser.add_argument(
+        "--broker", metavar="URL", help="one of your own; what needs a private node is skipped"
+    )
+    parser.add_argument("--short", action="store_true", help="a few faults and a control, with few messages")
+    parser.add_argument("--write", action="store_true", help="write docs/evidence.md and its picture")
     given = parser.parse_args(arguments)
-    given.plans = list(plans.values())
-    if given.faults is not None:
-        wanted = [name for name in given.faults.split(",") if name]
-        if unknown := set(wanted) - set(plans):
-            parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(plans)}")
-        given.plans = [plans[name] for name in wanted]
+    short = [plan for plan in plans.values() if plan.fault in SHORT]
+    given.plans = _chosen(parser, plans, given.faults, short if given.short else plans.values())
+    given.controls = _chosen(parser, known, given.controls, SHORT_CONTROLS if given.short else Control)
+    given.messages = given.messages or (SHORT_MESSAGES if given.short else MESSAGES)
     return given
 
 
-class Brokers:
-    """Nodes that faults share, as far as they can."""
-
-    def __init__(self, elsewhere: str | None) -> None:
-        self._elsewhere = elsewhere
-
-    def groups(self, plans: Sequence[Plan]) -> Iterator[tuple[Broker, list[Plan]]]:
-        """Plans that can share a broker, with it; the broker ends with the next group."""
-        keys = dict.fromkeys((plan.nodes, plan.config) for plan in plans)
-        for nodes, config in keys:
-            with self._broker(nodes, config) as broker:
-                yield broker, [plan for plan in plans if (plan.nodes, plan.config) == (nodes, config)]
-
-    @contextmanager
-    def _broker(self, nodes: int, config: str) -> Iterator[Broker]:
-        if self._elsewhere:
-            yield brokers.elsewhere(self._elsewhere)
-        else:
-            with brokers.started(nodes, config) as broker:
-                yield broker
+def _chosen(
+    parser: argparse.ArgumentParser, known: dict[str, T], names: str | None, usual: Iterable[T]
+) -> list[T]:
+    """Those of these names; the usual ones without any."""
+    if names is None:
+        return list(usual)
+    wanted = [name for name in names.split(",") if name]
+    if unknown := set(wanted) - set(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    return [known[name] for name in wanted]
 
 
-def run(given: argparse.Namespace, folder: Path, done: Callable[[Row], None]) -> Iterator[Row]:
-    for broker, plans in Brokers(given.broker).groups(given.plans):
-        for plan in plans:
-            place = folder / f"{plan.fault.name.lower()}-{time.time_ns()}"
-            yield harness.run(plan, broker, place, int(given.messages * plan.share))
+def _interrupt(*_: object) -> None:
+    """Unwind once: all programs are ended on the way, and nothing interrupts that."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _left() -> list[str]:
+    """Processes of the run that have not ended, which there must not be."""
+    server = fork_server.server_pid()
+    return [
+        f"{each.pid} {each.name()}"
+        for each in psutil.Process().children(recursive=True)
+        if each.pid != server
+    ]
+
+
+def _shown(wanted: run.Wanted, console: Console) -> list[Row]:
+    """Run, with a progress bar and a line for each row."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    rows = []
+    with (
+        tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder,
+        Progress(*columns, console=console) as progress,
+    ):
+        task = progress.add_task("", total=wanted.length)
+        for row in run.rows(wanted, Path(folder)):
+            rows.append(row)
+            line = f"{row.fault}: {row.verdict or row.skipped or row.bit} ({row.seconds:.0f} s)"
+            progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            if row.details:
+                progress.console.print(row.details, markup=False, highlight=False, soft_wrap=True)
+            progress.update(task, advance=1, description=row.fault)
+    return rows
 
 
 def main() -> None:
     given = parse()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all programs are ended
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    rows: list[Row] = []
+    began = time.monotonic()
+    wanted = run.Wanted(given.plans, given.controls, given.messages, given.broker)
     try:
-        with (
-            tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder,
-            Progress(*columns, console=console) as progress,
-        ):
-            task = progress.add_task("", total=len(given.plans))
-            for row in run(given, Path(folder), rows.append):
-                rows.append(row)
-                progress.console.print(
-                    f"{row.fault}: {row.verdict or row.skipped or row.bit} ({row.seconds:.0f} s)"
-                )
-                if row.details:
-                    progress.console.print(row.details, markup=False, highlight=False)
-                progress.update(task, advance=1, description=row.fault)
+        rows = _shown(wanted, console)
     except ProjError as error:
         console.print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        console.print("Error: interrupted")
+        console.print("Error: interrupted; all processes of the run have ended")
         sys.exit(ExitCode.INTERRUPTED)
-    Console(width=None if sys.stdout.isatty() else 180).print(report.table(rows, []))
-    report.write(FILE, report.as_json({}, rows, []))
-    sys.exit(1 if any(row.verdict for row in rows) else 0)
+    injected, control_rows = ([row for row in rows if row.control is control] for control in (False, True))
+    facts: dict[str, Any] = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "seconds": round(time.monotonic() - began),
+        "machine": environment.machine(),
+        "versions": environment.versions(),
+    }
+    Console(width=None if sys.stdout.isatty() else 180).print(report.table(injected, control_rows))
+    report.write(FILE, report.as_json(facts, injected, control_rows))
+    console.print(f"wrote {FILE.relative_to(ROOT)}", highlight=False)
+    if given.write:
+        page.write(facts, injected, control_rows)
+    if left := _left():
+        console.print(f"Error: left behind: {', '.join(left)}", highlight=False)
+    sys.exit(1 if left or any(row.verdict for row in rows) else 0)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Runs one fault: load, fault, heal, drain, check."""
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import amqp
 import kombu
@@ -26,13 +28,19 @@ _DURING: Final = 0.4
 _PROBLEMS: Final = (AssertionError, ProjError, OSError, amqp.exceptions.AMQPError, ledger.DamagedLedger)
 
 
-def run(plan: Plan, broker: Broker, folder: Path, messages: int) -> Row:
+def run(plan: Plan, row: Row, broker: Broker, folder: Path, messages: int) -> Row:
     """Publish so many messages, and inject the fault in their midst."""
-    row = Row(plan.fault.name.lower(), plan.fault.value, bound=plan.duplicates)
+    act = partial(_run, plan, messages, row)
+    on_stage(row, broker, folder, act, proxied=plan.proxied, store=plan.store)
+    return row
+
+
+def on_stage(row: Row, broker: Broker, folder: Path, act: Callable[[Stage], None], **wanted: Any) -> None:
+    """Act on a stage that has what is wanted; what goes wrong stands in the row."""
     began = time.monotonic()
     try:
-        with opened(broker, folder, proxied=plan.proxied, store=plan.store) as stage:
-            _run(plan, stage, messages, row)
+        with opened(broker, folder, **wanted) as stage:
+            act(stage)
     except Skipped as why:
         row.skipped = str(why)
     except _PROBLEMS as error:
@@ -41,7 +49,6 @@ def run(plan: Plan, broker: Broker, folder: Path, messages: int) -> Row:
         if broker.private:
             _purge(broker)  # or the next fault would find its messages
     row.seconds = time.monotonic() - began
-    return row
 
 
 def _purge(broker: Broker) -> None:
@@ -50,7 +57,7 @@ def _purge(broker: Broker) -> None:
             connection.default_channel.queue_purge(queue.name)
 
 
-def _run(plan: Plan, stage: Stage, messages: int, row: Row) -> None:
+def _run(plan: Plan, messages: int, row: Row, stage: Stage) -> None:
     for _ in range(WORKERS):
         stage.start_worker()
     for way in ("bulk", "single"):

@@ -114,10 +114,6 @@ class Count:
                 self._tokens[Kind(kind)].add(token)
         return self._counts
 
-    def executed(self) -> set[str]:
-        self.look()
-        return self._tokens[Kind.EXECUTED]
-
     def open(self) -> set[str]:
         """Confirmed messages that were neither executed nor are dead, as far as is written."""
         self.look()

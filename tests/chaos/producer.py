@@ -5,7 +5,6 @@ with `enqueue_many`; `single` calls `.delay()` all the time, at a pace, whatever
 """
 
 import os
-import select
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from celery.canvas import Signature
 from proj.enqueue import Status, enqueue_many
 from proj.errors import BrokerRefused, BrokerUnreachable, OutcomeUnknown
 from tests.chaos.ledger import FOLDER, Kind, Ledger
+from tests.chaos.orders import Orders
 from tests.chaos.tasks import mark, silent
 
 #: Messages of one `enqueue_many`.
@@ -32,24 +32,6 @@ _OUTCOMES: Final = {
     Status.REFUSED: Kind.REFUSED,
     Status.UNKNOWN: Kind.UNKNOWN,
 }
-
-
-class Orders:
-    """What is read from stdin: how many messages are owed, and whether there is more to come."""
-
-    def __init__(self) -> None:
-        self.owed = 0
-        self.ended = False
-        self._text = b""
-
-    def look(self, seconds: float | None) -> None:
-        """Read what has come, or comes within so many seconds; None waits for it."""
-        readable, _, _ = select.select([0], [], [], seconds)
-        if readable:
-            data = os.read(0, 4096)
-            self.ended = not data
-            *lines, self._text = (self._text + data).split(b"\n")
-            self.owed += sum(map(int, lines))
 
 
 def bulk(ledger: Ledger, orders: Orders) -> None:

@@ -119,6 +119,8 @@ class Stage:
         #: What the result store is on, if the plan wants one of these.
         self.postgres: Postgres | None = None
         self.small_disk: Path | None = None
+        #: The queue that workers consume.
+        self.queue = queues.DEFAULT_QUEUE
         #: Queues besides the work queue that must be empty in the end.
         self.further_queues: list[str] = []
         self._cleanup = ExitStack()
@@ -147,17 +149,21 @@ class Stage:
         with kombu.Connection(self.broker.url()) as connection, connection.channel() as channel:
             yield channel
 
-    def ready(self, queue: str = queues.DEFAULT_QUEUE) -> int:
-        """Messages that wait in the queue now; 0 where there is no such queue."""
+    def _look(self, queue: str) -> tuple[int, int]:
         with self.channel() as channel:
             try:
-                return int(topology.look(channel, queue).message_count)
+                seen = topology.look(channel, queue)
             except NotFound:
-                return 0
+                return 0, 0
+        return int(seen.message_count), int(seen.consumer_count)
+
+    def ready(self, queue: str | None = None) -> int:
+        """Messages that wait in the queue now, by default the work queue; 0 where there is no such queue."""
+        return self._look(queue or self.queue)[0]
 
     def consumers(self) -> int:
-        with self.channel() as channel:
-            return int(topology.look(channel, queues.DEFAULT_QUEUE).consumer_count)
+        """Who consumes the work queue."""
+        return self._look(self.queue)[1]
 
     # --- Programs
 
@@ -200,6 +206,12 @@ class Stage:
             log=f"w{self._numbers}.log",
         )
         self.workers.append(worker)
+        return worker
+
+    def adopt(self, worker: Worker) -> Worker:
+        """Take a worker that somebody else has started; it is ended with the stage."""
+        self.workers.append(worker)
+        self._cleanup.callback(worker.stop)
         return worker
 
     def await_workers(self) -> None:
@@ -300,7 +312,7 @@ class Stage:
 
     def drain(self, patience: float = PATIENCE) -> None:
         """Wait until all is accounted for and no queue holds any, or until nothing changes for so long."""
-        names = [queues.DEFAULT_QUEUE, *self.further_queues]
+        names = [self.queue, *self.further_queues]
         deadline = time.monotonic() + patience
         seen: Any = None
         while time.monotonic() < deadline:

@@ -3,68 +3,46 @@
 The application imports them as it does a user's: a line of its `proj/tasks.py`.
 """
 
-import functools
 import os
 import signal
-import time
-from pathlib import Path
 from typing import Any, Final
 
 from proj.celery import app
-from tests.chaos.ledger import FAIL, FOLDER, HELD, HOLD, Kind, Ledger
+from tests.chaos import acts
+from tests.chaos.ledger import FAIL
 
 #: A file that the first task writes that is to need more memory than there is: the second attempt needs none.
 DEVOURED: Final = "devoured"
-
-_INTERVAL: Final = 0.02
 
 #: Bytes that a task takes at once until the system ends its process, and how often at most.
 _BITE: Final = 16 * 2**20
 _BITES: Final = 64
 
 
-@functools.cache
-def _ledger(_process: int) -> Ledger:
-    return Ledger(_folder(), "tasks")
-
-
-def _folder() -> Path:
-    return Path(os.environ[FOLDER])
-
-
-def _executed(request: Any, token: str) -> None:
-    """Write that the task has been executed: its effect."""
-    delivery = int(getattr(request, "x-delivery-count", None) or 0) + 1
-    _ledger(os.getpid()).write(Kind.EXECUTED, token, delivery)
-
-
 @app.task(name="chaos.mark", bind=True)
 def mark(self: Any, token: str) -> None:
     """Write that it was executed."""
-    _executed(self.request, token)
+    acts.executed(self.request, token)
 
 
 @app.task(name="chaos.silent", bind=True, ignore_result=True)
 def silent(self: Any, token: str) -> None:
     """Write that it was executed, and store no result."""
-    _executed(self.request, token)
+    acts.executed(self.request, token)
 
 
 @app.task(name="chaos.hold", bind=True)
 def hold(self: Any, token: str) -> None:
     """Last for as long as the file `hold` is there."""
-    (_folder() / f"{HELD}-{self.request.hostname}-{token}").touch()
-    while (_folder() / HOLD).exists():
-        time.sleep(_INTERVAL)
-    _executed(self.request, token)
+    acts.hold(self.request, token)
 
 
 @app.task(name="chaos.fail", bind=True)
 def fail(self: Any, token: str) -> None:
     """Fail for as long as the file `fail` is there."""
-    if (_folder() / FAIL).exists():
+    if (acts.folder() / FAIL).exists():
         raise ValueError("it is to fail")
-    _executed(self.request, token)
+    acts.executed(self.request, token)
 
 
 @app.task(name="chaos.poison", bind=True)
@@ -76,9 +54,9 @@ def poison(self: Any, token: str) -> None:
 @app.task(name="chaos.devour", bind=True)
 def devour(self: Any, token: str) -> None:
     """At its first attempt, take all memory that there is for its process."""
-    mark_of_it = _folder() / f"{DEVOURED}-{token}"
+    mark_of_it = acts.folder() / f"{DEVOURED}-{token}"
     if not mark_of_it.exists():
         mark_of_it.touch()
         taken = [bytearray(b"x" * _BITE) for _ in range(_BITES)]
         del taken
-    _executed(self.request, token)
+    acts.executed(self.request, token)

@@ -158,6 +158,11 @@ def _server() -> _Server:
     return _Server()
 
 
+def server_pid() -> int | None:
+    """The process of the server, which lasts as long as this one; None when there is none yet."""
+    return _server()._process.pid if _server.cache_info().currsize else None
+
+
 # --- The server's own process
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 import pika
 
+from proj import queues
 from proj.dead_letters import CHUNK
 from proj.enqueue.batch import WINDOW
 from proj.ingest.source import PREFETCH
@@ -19,13 +20,14 @@ from tests.chaos.ledger import FAIL, Kind
 from tests.chaos.skipping import missing
 from tests.chaos.stage import Stage
 from tests.lib import foreign
+from tests.lib.erlang import evaluate
 from tests.lib.proxy import Network, Proxy
 
 #: Messages that a program which is killed has before it.
-_SOME: Final = 3000
+_SOME: Final = 1500
 
 #: Seconds that each answer of the broker takes for a program that is to be killed half-way.
-_DELAY: Final = 0.05
+_DELAY: Final = 0.1
 
 #: The queue of the foreign messages, and its route.
 _QUEUE: Final = "chaos_text"
@@ -38,6 +40,14 @@ _HOUR: Final = 3600
 _FAKETIME: Final = "usr/lib/*/faketime/libfaketime.so.1"
 
 
+def _held_in(stage: Stage, queue: str) -> int:
+    """Messages of the queue, those among them that a consumer holds."""
+    name = f'rabbit_misc:r(<<"{stage.broker.vhost}">>, queue, <<"{queue}">>)'
+    query = "ra:leader_query(amqqueue:get_pid(Queue), fun rabbit_fifo:overview/1)"
+    found = f"{{ok, Queue}} = rabbit_amqqueue:lookup({name}), {{ok, {{_, Seen}}, _}} = {query}"
+    return int(evaluate(stage.node, f"{found}, maps:get(num_messages, Seen)"))
+
+
 def _kill(process: subprocess.Popen[str]) -> None:
     process.kill()
     assert process.wait(10) == -signal.SIGKILL, "it has ended by itself"
@@ -45,6 +55,7 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 @injects(
     Fault.REDRIVE_KILLED,
+    private=True,
     duplicates=Bound(
         CHUNK, f"copies of a chunk of {CHUNK} may be sent, and the dead letters not acknowledged"
     ),
@@ -52,7 +63,7 @@ def _kill(process: subprocess.Popen[str]) -> None:
 @contextmanager
 def redrive_killed(stage: Stage) -> Iterator[str]:
     stage.file(FAIL).touch()
-    tokens = set(stage.enqueue("chaos.fail", _SOME))
+    stage.enqueue("chaos.fail", _SOME)
     stage.progress("all have failed", lambda: stage.ready("proj.dead") == _SOME)
     stage.file(FAIL).unlink()
     with Proxy(stage.node.info.port) as proxy:
@@ -64,7 +75,7 @@ def redrive_killed(stage: Stage) -> Iterator[str]:
             env={"CELERY_BROKER_URL": stage.broker.url(proxy.port)},
             log="redrive.log",
         )
-        stage.eventually("some are redriven", lambda: tokens & stage.count.executed())
+        stage.eventually("some are redriven", lambda: _held_in(stage, queues.dead_queue.name) < _SOME)
         _kill(redrive)
     stage.eventually("the rest is back", lambda: stage.ready("proj.dead"))
     left = stage.ready("proj.dead")
