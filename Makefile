@@ -76,6 +76,21 @@ bench-short: setup ## Run each benchmark once, briefly, to see that it works.
 	@scripts/peers
 	@$(PYTHON_IN_VENV) -m benchmarks --short
 
+.PHONY: chaos
+chaos: ## Inject faults under load, count what is lost (half an hour), and write docs/evidence.md.
+	@scripts/setup tests
+	@$(PYTHON_IN_VENV) -m tests.chaos --write
+
+.PHONY: chaos-short
+chaos-short: ## Inject a few faults, one of them into a cluster, and see that a control loses.
+	@scripts/setup tests
+	@$(PYTHON_IN_VENV) -m tests.chaos --short
+
+.PHONY: soak
+soak: ## Inject faults at random for an hour: MINUTES=60 SEED=1.
+	@scripts/setup tests
+	@$(PYTHON_IN_VENV) -m tests.chaos.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
 .PHONY: definitions
 definitions: setup ## Generate deploy/rabbitmq/definitions.json from proj/queues.py.
 	@$(PYTHON_IN_VENV) scripts/definitions

@@ -74,14 +74,14 @@ def _chosen(
     return [known[name] for name in wanted]
 
 
-def _interrupt(*_: object) -> None:
+def interrupt(*_: object) -> None:
     """Unwind once: all programs are ended on the way, and nothing interrupts that."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
-def _left() -> list[str]:
+def left_behind() -> list[str]:
     """Processes of the run that have not ended, which there must not be."""
     server = fork_server.server_pid()
     return [
@@ -113,7 +113,7 @@ def _shown(wanted: run.Wanted, console: Console) -> list[Row]:
 def main() -> None:
     given = parse()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
     console = Console(stderr=True)
     began = time.monotonic()
     wanted = run.Wanted(given.plans, given.controls, given.messages, given.broker)
@@ -137,7 +137,7 @@ def main() -> None:
     console.print(f"wrote {FILE.relative_to(ROOT)}", highlight=False)
     if given.write:
         page.write(facts, injected, control_rows)
-    if left := _left():
+    if left := left_behind():
         console.print(f"Error: left behind: {', '.join(left)}", highlight=False)
     sys.exit(1 if left or any(row.verdict for row in rows) else 0)
 
