@@ -19,8 +19,9 @@ from tests.chaos.ledger import FOLDER, Kind, Ledger
 from tests.chaos.orders import Orders
 from tests.chaos.tasks import mark, silent
 
-#: Messages of one `enqueue_many`.
+#: Messages of one `enqueue_many`; and of the next one, when the broker has not confirmed all.
 CHUNK: Final = 500
+_ATTEMPT: Final = 10
 
 #: Seconds between two single publishes, so that they leave the processor to others; and after one that the
 #: broker did not confirm.
@@ -44,16 +45,19 @@ def bulk(ledger: Ledger, orders: Orders) -> None:
             # Half of them store no result, as tasks whose caller does not wait for one.
             yield (silent if number % 2 else mark).s(token)
 
+    most = CHUNK
     while not orders.ended:
         orders.look(None)
         while orders.owed and not orders.ended:
             confirmed = 0
-            chunk = min(orders.owed, CHUNK)
+            chunk = min(orders.owed, most)
             for outcome in enqueue_many(requests(chunk)):
                 ledger.write(_OUTCOMES[outcome.status], outcome.request.args[0])
                 confirmed += outcome.status is Status.CONFIRMED
             orders.owed -= confirmed
-            orders.look(0 if confirmed == chunk else _PAUSE)
+            fine = confirmed == chunk
+            most = CHUNK if fine else _ATTEMPT
+            orders.look(0 if fine else _PAUSE)
 
 
 def single(ledger: Ledger, orders: Orders) -> None:
