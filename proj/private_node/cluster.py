@@ -31,12 +31,12 @@ from proj.rabbitmq.management import Api, Management
 #: Marker file of a cluster whose first start has not completed.
 _UNFINISHED: Final = "first-start"
 
-#: Settings of the node `{name}`. The others start when the first one is ready, so that none can miss it and
-#: start alone. `rabbitmqctl join_cluster` needs four commands a node, with an Erlang machine each.
+#: Settings of a node, which is told of itself and of the first one. The others start when the first is ready,
+#: so that none can miss it and start alone. `rabbitmqctl join_cluster` needs four commands a node, with an
+#: Erlang machine each.
 _CONFIG: Final = """
 cluster_formation.peer_discovery_backend = classic_config
-cluster_formation.classic_config.nodes.1 = {first}
-cluster_formation.classic_config.nodes.2 = {name}
+{nodes}
 # A node without a majority closes its connections, so that clients go to another one.
 cluster_partition_handling = pause_minority
 """
@@ -178,6 +178,9 @@ class Cluster:
         write_cookie(self.data_dir)
         nodes = []
         for number, name in enumerate(names):
+            # RabbitMQ 4.3 fails on a name that is there twice.
+            told = dict.fromkeys((names[0], name))
+            lines = [f"cluster_formation.classic_config.nodes.{n} = {one}" for n, one in enumerate(told, 1)]
             folder = self.data_dir / name.partition("@")[0]
             folder.mkdir(mode=0o700, exist_ok=True)
             if not (folder / ".erlang.cookie").exists():
@@ -187,7 +190,7 @@ class Cluster:
                     folder,
                     *(port and port + number for port in self._ports),
                     server_dir=self._server_dir,
-                    extra_config=_CONFIG.format(first=names[0], name=name) + self._extra_config,
+                    extra_config=_CONFIG.format(nodes="\n".join(lines)) + self._extra_config,
                     name=name,
                     epmd_port=self._epmd_port,
                 )

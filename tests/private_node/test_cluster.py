@@ -12,7 +12,7 @@ from proj.errors import ExitCode
 from proj.private_node.guard import NodeInfo, read_info
 from proj.private_node.node import BrokerNode, running
 from tests.lib.bundle import COMMAND_TIMEOUT, Bundle
-from tests.lib.erlang import evaluate, usual_ticks
+from tests.lib.erlang import evaluate
 from tests.lib.findings import about, bad, doctor, follow
 from tests.lib.node_processes import alive
 from tests.lib.one_node import quick_folder
@@ -43,9 +43,6 @@ def test_a_cluster_from_its_start_to_its_end(tmp_path: Path) -> None:
             assert printed["amqp"] == ";".join(node.info.safe_url for node in nodes)
             assert [printed[name].split(",")[0] for name in NAMES] == ["running"] * 3
             found = everything(folder, nodes)
-            for node in nodes:
-                usual_ticks(node)
-
             with Bundle(nodes[0], "cluster", tmp_path) as bundle:
                 bundle.env["CELERY_BROKER_URL"] = ";".join(
                     bundle.url.replace(str(nodes[0].info.port), str(node.info.port)) for node in nodes
