@@ -61,6 +61,7 @@ def test_another_beat_takes_over(
     assert beats.repeats(worker) <= 1
 
 
+@pytest.mark.celery_docs("Periodic Tasks: more than one beat")
 def test_only_the_leader_enqueues(ticking: tuple[Bundle, Worker]) -> None:
     """Two beats enqueue each run once; a clean end hands over at once."""
     bundle, worker = ticking
@@ -97,6 +98,7 @@ def test_without_a_leader_both_enqueue(ticking: tuple[Bundle, Worker]) -> None:
     eventually("runs are repeated", lambda: beats.repeats(worker) > 2, seen=worker.text)
 
 
+@pytest.mark.celery_docs("Periodic Tasks: add_periodic_task, beat_schedule")
 @pytest.mark.parametrize(
     ("entry", "words"),
     [

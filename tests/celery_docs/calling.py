@@ -109,4 +109,8 @@ EXAMPLES: dict[str, tuple[str, object]] = {
         "result = add.apply_async((1, 2), countdown=3600)\nresult.revoke()\nresult.get(T)",
         "TaskRevokedError: revoked",
     ),
+    "Routing: Broadcast": (
+        "from kombu.common import Broadcast\nadd.apply_async((1, 1), queue=Broadcast('news'))",
+        "BadInput: proj.tasks.add: there is no queue ",
+    ),
 }

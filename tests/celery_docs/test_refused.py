@@ -19,6 +19,7 @@ def shared(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield bundle
 
 
+@pytest.mark.celery_docs("Workers: --autoscale with another pool", "Periodic Tasks: worker -B")
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -50,6 +51,7 @@ def scaled(shared: Bundle, proxy: Proxy) -> Worker:
     return shared.worker("--autoscale=3,1", env={"CELERY_BROKER_URL": shared.url_at(proxy.port)}).ready()
 
 
+@pytest.mark.celery_docs("Workers: control pool_grow, pool_shrink, autoscale")
 @pytest.mark.parametrize("command", [("pool_grow", "2"), ("pool_shrink",), ("autoscale", "5", "2")])
 def test_change_of_slots_is_refused(shared: Bundle, scaled: Worker, command: tuple[str, ...]) -> None:
     """It would change the number of slots, not of messages: the answer says what to do instead."""
@@ -59,6 +61,7 @@ def test_change_of_slots_is_refused(shared: Bundle, scaled: Worker, command: tup
     assert "restart it with another --concurrency or --autoscale" in answer
 
 
+@pytest.mark.celery_docs("Workers: --autoscale")
 def test_autoscale(shared: Bundle, scaled: Worker, proxy: Proxy) -> None:
     """As many tasks run at the same time as it says, also after a lost connection."""
     proxy.cut_for_programs()

@@ -30,7 +30,7 @@ TASKS = """
 
 #: Each verb, its arguments, and what the answer of the worker has among others. The worker executes the task
 #: `running` meanwhile.
-VERBS: dict[str, tuple[str, dict[str, Any], str]] = {
+EXAMPLES: dict[str, tuple[str, dict[str, Any], str]] = {
     "Workers: inspect active": ("active", {}, "'id': 'running'"),
     "Workers: inspect active_queues": ("active_queues", {}, "'name': 'proj.tasks'"),
     "Workers: inspect clock": ("clock", {}, "'clock': "),
@@ -93,9 +93,9 @@ def worker(shared: Bundle) -> Worker:
 def answers(shared: Bundle, worker: Worker) -> dict[str, str]:
     """The worker's answers, each by its row; then the task that it executes is terminated."""
     _run_gated(shared, worker, "running")
-    commands = [(command, arguments) for command, arguments, _ in VERBS.values()]
+    commands = [(command, arguments) for command, arguments, _ in EXAMPLES.values()]
     code = _PROGRAM.format(worker=worker.name, patience=PATIENCE, commands=commands)
-    found = dict(zip(VERBS, shared.python(code), strict=True))
+    found = dict(zip(EXAMPLES, shared.python(code), strict=True))
     assert "OK" in shared.control(worker, "terminate", "SIGTERM", "running")
     return found
 
@@ -105,10 +105,10 @@ def _run_gated(bundle: Bundle, worker: Worker, task_id: str) -> None:
     worker.started(task_id)
 
 
-@pytest.mark.parametrize("row", VERBS)
+@pytest.mark.parametrize("row", EXAMPLES)
 def test_verb(answers: dict[str, str], row: str) -> None:
     """The worker answers as the row of the documentation says."""
-    assert VERBS[row][2] in answers[row]
+    assert EXAMPLES[row][2] in answers[row]
 
 
 @pytest.mark.celery_docs("Workers: names such as CELERY_TASK_TIME_LIMIT")

@@ -12,6 +12,7 @@ from tests.lib.findings import about, bad, doctor, finds, results
 pytestmark = pytest.mark.used_vhost
 
 
+@pytest.mark.celery_docs("Tasks: acks_late=False")
 def test_settings_that_break_the_promise(declared: Bundle) -> None:
     """Confirms that are off, a task that outlasts the broker's patience, one that is acknowledged early."""
     declared.switch_off("celeryconfig.py", '"confirm_publish": True,', "")

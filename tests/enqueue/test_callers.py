@@ -201,6 +201,7 @@ def ends(request: pytest.FixtureRequest, shared: Bundle) -> Ends:
     return Ends(fault, ended, command, [each["properties"]["headers"]["timelimit"] for each in published])
 
 
+@pytest.mark.celery_docs("Calling: OperationalError")
 @pytest.mark.parametrize("caller", CALLERS)
 def test_publish_of_each_caller(ends: Ends, caller: str) -> None:
     """It ends in the way that the fault asks for, within the time of a publish."""
@@ -220,6 +221,7 @@ def test_limits_are_those_of_the_worker(ends: Ends) -> None:
     assert ends.limits or ends.fault.kind != "confirmed"
 
 
+@pytest.mark.celery_docs("Calling: celery call")
 def test_celery_call(ends: Ends) -> None:
     """The command prints the id, or one line, and has the exit code of the contract."""
     done = ends.command

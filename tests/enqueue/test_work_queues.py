@@ -76,6 +76,7 @@ def _where(shared: Bundle, *args: str) -> str:
     return str(json.loads(done.stdout))
 
 
+@pytest.mark.celery_docs("Calling: queue", "Routing: task_queues")
 @pytest.mark.parametrize(
     ("args", "queue"),
     [
@@ -96,6 +97,7 @@ def test_the_queue_of_a_message(
     assert workers["slow"].process.poll() is None
 
 
+@pytest.mark.celery_docs("Routing: task_routes")
 def test_routes_of_celery(shared: Bundle, workers: dict[str, Worker]) -> None:
     """`task_routes` sends tasks to a queue, by their names."""
     found = shared.python("""
@@ -132,6 +134,7 @@ def test_dead_letters_go_back_to_their_own_queue(shared: Bundle, workers: dict[s
     assert shared.proj("dead", "drop", "--all", "--yes").returncode == 0
 
 
+@pytest.mark.celery_docs("Routing: -Q")
 def test_a_worker_consumes_the_default_queue_alone(shared: Bundle, workers: dict[str, Worker]) -> None:
     """Each of the others waits for a worker of its own; the doctor names one that has messages and none."""
     shared.enqueue("add", "1", "2", "--queue", "mail")
@@ -164,6 +167,7 @@ def test_a_full_queue_does_not_delay_another(shared: Bundle, workers: dict[str, 
     assert shared.proj("enqueue", "add", "1", "2", "--wait", "--timeout", "60").stdout == "3\n"
 
 
+@pytest.mark.celery_docs("Routing: task_create_missing_queues")
 def test_unknown_queue(shared: Bundle) -> None:
     """It is refused, with the nearest that there is, by a call, a task, a route and a worker."""
     done = shared.proj("enqueue", "add", "1", "2", "--queue", "slwo")
@@ -294,6 +298,7 @@ def test_a_limit_of_the_age(shared: Bundle, limited_age: None) -> None:
 # --- Priorities
 
 
+@pytest.mark.celery_docs("Calling: priority")
 def test_priorities(shared: Bundle, workers: dict[str, Worker]) -> None:
     """High ones overtake what waits, from RabbitMQ 4.0; before, the first publish and the doctor warn."""
     with shared.channel() as channel:

@@ -31,6 +31,7 @@ def show_worker(page: Page, url: str) -> None:
     eventually("the worker's page is there", is_known)
 
 
+@pytest.mark.celery_docs("Monitoring: Flower")
 def test_a_task_is_seen_from_its_start_to_its_end(site: Site, page: Page) -> None:
     """The page of the workers follows by itself; that of the task tells its arguments and how it ended."""
     browse_as(page, LOGIN)

@@ -142,6 +142,7 @@ print(json.dumps([sizes, left()]))
     assert left == []
 
 
+@pytest.mark.celery_docs("Periodic Tasks: backend_cleanup")
 def test_worker_deletes_old_results(bundle: Bundle) -> None:
     """A success goes by itself, and a repeat of its id is executed again; a failure stays with its letter."""
     bundle.switch_off("worker/ageing.py", "INTERVAL: Final = 30.0", "INTERVAL: Final = 0.1")

@@ -34,6 +34,7 @@ def _outcome(bundle: Bundle, task_id: str) -> dict[str, Any]:
     return outcome
 
 
+@pytest.mark.celery_docs("Tasks: Ignore")
 def test_who_waits_for_a_task_that_is_ignored_is_answered(bundle: Bundle) -> None:
     """It says so, with 1: the waiting command, the result, and Celery's own `.get()`; and a repeat runs."""
     bundle.add_task(TASKS)

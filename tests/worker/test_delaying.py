@@ -129,6 +129,7 @@ def test_message_with_an_eta_that_is_over_is_executed_at_once(bundle: Bundle, wo
     assert not [line for line in worker.lines("delayed for") if line.id == "over"]
 
 
+@pytest.mark.celery_docs("Tasks: rate_limit")
 def test_rate_limit_gives_each_message_one_turn(bundle: Bundle, worker: Worker) -> None:
     """Thirty a minute: each has a turn of its own, two seconds after the one before."""
     ids = [f"turn-{n}" for n in range(4)]
@@ -174,6 +175,7 @@ def test_rate_limit_above_one_a_second_waits_in_the_slot(bundle: Bundle, worker:
     assert not [line for line in worker.lines("delayed for") if line.id in ids]
 
 
+@pytest.mark.celery_docs("Workers: control rate_limit")
 def test_rate_limit_of_a_running_worker(bundle: Bundle, worker: Worker) -> None:
     """`celery control rate_limit` is obeyed as well, and so is its end."""
 

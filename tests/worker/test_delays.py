@@ -133,6 +133,7 @@ def test_delayed_messages_hold_no_slot(bundle: Bundle) -> None:
         assert received.at >= moment
 
 
+@pytest.mark.celery_docs("Calling: countdown, eta")
 def test_no_delay_is_too_short(bundle: Bundle) -> None:
     """A countdown, a fraction of a second rounded up; and a moment in its zone, or in UTC without one."""
     # On a broker that no worker has touched.

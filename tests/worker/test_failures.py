@@ -243,6 +243,7 @@ def test_retry_waits_at_the_broker(shared: Bundle, worker: Worker, dead_letters:
     assert message["properties"]["delivery_mode"] == 2
 
 
+@pytest.mark.celery_docs("Tasks: an exception")
 @pytest.mark.parametrize(
     ("action", "error"), [("fail", "ValueError: no such thing"), ("memory", "MemoryError: no more")]
 )
@@ -313,6 +314,7 @@ def test_retry_that_cannot_be_published_makes_a_dead_letter(bundle: Bundle) -> N
     worker.says("not published: user 'guest' lacks a right")
 
 
+@pytest.mark.celery_docs("Tasks: time_limit, soft_time_limit of a task")
 def test_time_limits_make_dead_letters_at_once(bundle: Bundle) -> None:
     """A task that is too long is ended, by an exception or with its process, and not tried again.
 

@@ -91,6 +91,7 @@ def test_wait_ends_for_what_the_broker_made_a_dead_letter(
     assert row["reason"].startswith(reason.replace(" ", "_"))
 
 
+@pytest.mark.celery_docs("Calling: expires")
 def test_whoever_waits_is_answered(bundle: Bundle) -> None:
     """`proj enqueue --wait` on a message that expires in its queue, and `.get()` on the same one."""
     waiting = bundle.start("enqueue", "add", "1", "2", "--expires", "0.5", "--id", "it", "--wait")

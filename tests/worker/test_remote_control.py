@@ -14,6 +14,7 @@ from tests.lib.worker import Worker
 pytestmark = pytest.mark.used_vhost
 
 
+@pytest.mark.celery_docs("Workers: control shutdown")
 def test_shutdown_ends_tasks_and_is_no_error(bundle: Bundle) -> None:
     """`control shutdown` is SIGTERM: the last task ends, the worker is live meanwhile, and it is no error."""
     bundle.add_task(GATED_TASK)
@@ -59,6 +60,7 @@ def _revoked(bundle: Bundle) -> Worker:
     return bundle.worker(log="next.log")
 
 
+@pytest.mark.celery_docs("Workers: control revoke")
 def test_revocation_outlives_workers(bundle: Bundle) -> None:
     """It is stored, and a worker acknowledges the message without executing it; a redrive overrides it."""
     bundle.declare()
@@ -107,6 +109,7 @@ def test_revocation_replaces_no_end(shared: Bundle, worker: Worker) -> None:
     assert shared.proj("result", "done").returncode == 0
 
 
+@pytest.mark.celery_docs("Workers: control time_limit", "Workers: control add_consumer, cancel_consumer")
 def test_what_would_lose_messages_is_refused(shared: Bundle, worker: Worker) -> None:
     """A time limit that the broker does not wait for, and a queue whose dead letters would go nowhere."""
     for command, answer in (

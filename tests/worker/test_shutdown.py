@@ -24,6 +24,7 @@ NAP = """
 """
 
 
+@pytest.mark.celery_docs("Workers: TERM")
 def test_sigterm_lets_the_running_task_end_and_takes_no_new_one(bundle: Bundle) -> None:
     """The running task is finished and acknowledged; what waits stays in the queue for others."""
     bundle.add_task(GATED_TASK)
@@ -47,6 +48,7 @@ def test_sigterm_lets_the_running_task_end_and_takes_no_new_one(bundle: Bundle) 
     assert json.loads(bundle.proj("result", "first", "--json").stdout)["state"] == "SUCCESS"
 
 
+@pytest.mark.celery_docs("Workers: QUIT, pools prefork, threads, solo")
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
 def test_what_is_not_done_when_the_grace_is_over_is_given_back(bundle: Bundle, pool: str) -> None:
     """Another worker executes a task that is too long; the first leaves no file that says that it runs."""

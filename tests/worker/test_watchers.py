@@ -14,6 +14,7 @@ from tests.lib.watcher import watching
 pytestmark = pytest.mark.used_vhost
 
 
+@pytest.mark.celery_docs("Monitoring: Receiver, events in real time")
 def test_events_follow_their_watchers(bundle: Bundle) -> None:
     """They begin with the first watcher, and end with the last one, and begin again."""
     worker = bundle.worker().ready()
@@ -59,6 +60,7 @@ def test_a_worker_that_reconnects_is_seen(bundle: Bundle) -> None:
         worker.says("Events about tasks are off")
 
 
+@pytest.mark.celery_docs("Workers: -E")
 @pytest.mark.parametrize(("hub", "task_events"), [(object(), True), (None, False)])
 def test_events_that_are_not_switched(hub: object, task_events: bool) -> None:
     """With -E they stay on; without Celery's event loop nobody reads the broker's answers."""

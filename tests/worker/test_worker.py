@@ -22,6 +22,7 @@ def test_no_worker_idles_while_a_task_is_ready(bundle: Bundle) -> None:
     assert _waiting_behind_a_long_task(bundle) == 0
 
 
+@pytest.mark.celery_docs("Workers: --prefetch-multiplier")
 def test_prefetching_worker_lets_the_other_idle(bundle: Bundle) -> None:
     """The control for the test above: with four messages a slot, some wait behind the long task."""
     assert _waiting_behind_a_long_task(bundle, "--prefetch-multiplier=4") > 0
@@ -197,6 +198,7 @@ def test_worker_leaves_no_connection_behind_when_it_connects_anew(bundle: Bundle
         eventually("the old one is closed", lambda: proxy.first_has_ended)
 
 
+@pytest.mark.celery_docs("Workers: two workers of one name")
 def test_second_worker_of_the_same_name_ends(bundle: Bundle) -> None:
     """With one line that says so; the first goes on."""
     bundle.worker("-n", "twin@here").ready()

@@ -27,6 +27,7 @@ def due_times(of: Entry, begin: datetime, end: datetime) -> list[datetime]:
     return found
 
 
+@pytest.mark.celery_docs("Periodic Tasks: crontab, time zones")
 @pytest.mark.parametrize(("day", "hours"), [((2026, 3, 29), 23), ((2026, 3, 30), 24), ((2026, 10, 25), 25)])
 def test_a_daily_run_stays_at_its_local_time(day: tuple[int, int, int], hours: int) -> None:
     """When the clocks change, the next is 23 or 25 hours later."""

@@ -77,6 +77,7 @@ def test_function_that_waits_for_a_coroutine_is_not(function: Callable[..., Any]
     refuse_coroutine("a.task", function)
 
 
+@pytest.mark.celery_docs("Tasks: async def")
 @pytest.mark.parametrize("options", [{}, {"pydantic": True}, {"bind": True}, {"lazy": False}], ids=str)
 def test_async_task_is_refused_when_it_is_defined(options: dict[str, Any]) -> None:
     """By the decorator, which names it."""

@@ -2,8 +2,12 @@
 
 import gc
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
+import kombu
 import pytest
+from celery.app.amqp import Queues
 from celery.concurrency.base import BasePool
 from celery.signals import worker_before_create_process
 
@@ -32,6 +36,7 @@ def test_processes_of_the_pool_share_memory() -> None:
     assert any(each is later for each in gc.get_objects())
 
 
+@pytest.mark.celery_docs("Workers: pools gevent, eventlet")
 def test_pool_of_green_threads_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """In one line with the pool to use instead, where the package is installed."""
     pool = type("TaskPool", (BasePool,), {"is_green": True})
@@ -39,3 +44,22 @@ def test_pool_of_green_threads_is_refused(capsys: pytest.CaptureFixture[str]) ->
         start.refuse_options(app.conf, {"pool": pool})
     assert ended.value.code == 2
     assert capsys.readouterr().err.endswith("not supported: they stall (use --pool=threads)\n")
+
+
+@pytest.mark.celery_docs("Routing: -X")
+@pytest.mark.parametrize(
+    ("options", "consumed"),
+    [
+        ({}, ["proj.tasks"]),
+        ({"exclude_queues": ["mail"]}, ["proj.tasks", "slow"]),
+        ({"exclude_queues": ["proj.tasks"]}, ["mail", "slow"]),
+        ({"queues": ["mail", "slow"], "exclude_queues": ["slow"]}, ["mail"]),
+    ],
+)
+def test_queues_that_a_worker_consumes(options: dict[str, Any], consumed: list[str]) -> None:
+    """The default one, or those that are named, or with `-X` all others."""
+    queues = Queues([kombu.Queue(name) for name in ("proj.tasks", "slow", "mail")])
+    instance = SimpleNamespace(app=SimpleNamespace(amqp=SimpleNamespace(queues=queues)))
+    start.select_queues(instance, options)
+    queues.deselect(options.get("exclude_queues"))  # as Celery does then
+    assert sorted(queues.consume_from) == consumed
