@@ -81,3 +81,15 @@ except UnknownTask:
     print(1)
 """)
     assert bundle.depth("proj.tasks") == 2
+
+
+def test_default_application_of_a_program_stays(bundle: Bundle) -> None:
+    """Ours is the default of all threads only where the program has set no other."""
+    names = bundle.python("""
+import celery, json
+celery.Celery("theirs").set_default()
+import proj.celery
+from celery.app import default_app
+print(json.dumps([default_app.main, proj.celery.app.main]))
+""")
+    assert names == ["theirs", "proj"]

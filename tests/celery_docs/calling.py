@@ -105,6 +105,11 @@ EXAMPLES: dict[str, tuple[str, object]] = {
         "[failure.state, failure.failed(), failure.traceback.splitlines()[-1]]",
         [["SUCCESS", True, [1, 2], True], ["FAILURE", True, "LookupError: no bread"]],
     ),
+    "Calling: AsyncResult": (
+        "from celery.result import AsyncResult\n"
+        "add.apply_async((1, 2), task_id='by its id')\nAsyncResult('by its id').get(T)",
+        3,
+    ),
     "Calling: result.revoke": (
         "result = add.apply_async((1, 2), countdown=3600)\nresult.revoke()\nresult.get(T)",
         "TaskRevokedError: revoked",

@@ -103,7 +103,7 @@ TASKS = """
 
 EXAMPLES: dict[str, tuple[str, object]] = {
     "Tasks: automatic names": ("nameless.name, nameless.delay(1).get(T)", ["proj.tasks.nameless", 2]),
-    "Tasks: shared_task": ("app.set_default()\nshared.delay(1).get(T)", 3),
+    "Tasks: shared_task": ("shared.delay(1).get(T)", 3),
     "Tasks: bind, request": (
         "asked.delay('retries', 'args', 'called_directly').get(T)",
         [0, ["retries", "args", "called_directly"], False],

@@ -14,7 +14,7 @@ from tests.lib.worker import Worker
 
 EXAMPLES = calling.EXAMPLES | canvas.EXAMPLES | tasks.EXAMPLES
 
-#: What the last line of each example is, or its error. Eight at the same time, since most of them wait.
+#: What the last line of each example is, or its error. In threads, as a web server has them, since most wait.
 _PROGRAM = """
 import ast, json, time
 from concurrent.futures import ThreadPoolExecutor
