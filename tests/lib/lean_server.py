@@ -2,6 +2,8 @@
 
 It reads the settings of all of them, and looks for each module in all their folders: a fifth of its start. To
 load a thousand modules one by one is a third: where a node has run, the next ones load them all at once.
+
+Erlang schedules on one processor there: two would cost a tenth more, to wake each other.
 """
 
 import os
@@ -27,7 +29,7 @@ _EXEC: Final = "exec erl "
 _LOADING: Final = f"""modules=$(dirname "$0")/{_MODULES}
     [ -e "$modules" ] || modules=
     load="{{ok, [All]}} = file:consult('$modules'), code:ensure_modules_loaded(All)."
-    exec erl ${{modules:+-eval "$load"}} """
+    exec erl +S 1:1 ${{modules:+-eval "$load"}} """
 
 #: Writes them, those of files: the others are in every Erlang.
 _REMEMBER: Final = """
