@@ -52,7 +52,7 @@ def install() -> None:
     worker_before_create_process.connect(share_memory)
 
 
-def give_unique_name(instance: Any, **_: Any) -> None:
+def give_unique_name(instance: Any, options: dict[str, Any], **_: Any) -> None:
     """Name an unnamed worker `celery-PID@host`, since two workers with one name cannot share a broker.
 
     Ends a worker whose name is too long.
@@ -61,21 +61,25 @@ def give_unique_name(instance: Any, **_: Any) -> None:
         instance.hostname = default_nodename(None, f"celery-{os.getpid()}")
     if not queues.can_be_name(f"{instance.hostname}{_LONGEST_SUFFIX}"):
         name = error_line(instance.hostname)
-        raise _refusal(f"a worker cannot be named {name!r} (choose a shorter name with -n)")
+        words = f"a worker cannot be named {name!r} (choose a shorter name with -n)"
+        raise _refusal(instance, options, words)
 
 
-def refuse_options(conf: Any, options: dict[str, Any], **_: Any) -> None:
+def refuse_options(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
     """End a worker over an option of Celery that breaks what it says it does."""
+    pool = concurrency.get_implementation(options.get("pool") or conf.worker_pool)
     if options.get("beat"):
         # Neither notices the end of the other, such as of a beat whose schedule is refused.
-        raise _refusal("a worker cannot embed a beat with -B (run `celery -A proj beat` beside it)")
-    pool = concurrency.get_implementation(options.get("pool") or conf.worker_pool)
-    if pool.is_green:
+        words = "a worker cannot embed a beat with -B (run `celery -A proj beat` beside it)"
+    elif pool.is_green:
         # Celery reads the connection for events at most ten times a second.
-        raise _refusal("gevent and eventlet are not supported: they stall (use --pool=threads)")
-    if options.get("autoscale") and not issubclass(pool, prefork.TaskPool):
+        words = "gevent and eventlet are not supported: they stall (use --pool=threads)"
+    elif options.get("autoscale") and not issubclass(pool, prefork.TaskPool):
         # Other pools raise when they have to grow.
-        raise _refusal("--autoscale needs the pool prefork (leave out --pool, or use --concurrency)")
+        words = "--autoscale needs the pool prefork (leave out --pool, or use --concurrency)"
+    else:
+        return
+    raise _refusal(instance, options, words)
 
 
 def select_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
@@ -90,14 +94,19 @@ def select_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
         for name in (*named, *excluded):
             check_queue(instance.app, name)
     except BadInput as error:
-        raise _refusal(str(error)) from None
+        raise _refusal(instance, options, str(error)) from None
     if not set(named).difference(excluded):
-        raise _refusal("-X leaves no queue to consume (name those to consume with -Q)")
+        words = "-X leaves no queue to consume (name those to consume with -Q)"
+        raise _refusal(instance, options, words)
     known.select(named)
 
 
-def _refusal(words: str) -> SystemExit:
+def _refusal(instance: Any, options: dict[str, Any], words: str) -> SystemExit:
+    """The end of a worker over its command line. In the background (`-D`), only the log file can tell."""
     click.echo(f"Error: {words}", err=True)
+    if logfile := options.get("logfile"):
+        instance.app.log.setup_logging_subsystem("ERROR", logfile, hostname=instance.hostname)
+        log.critical("%s", words)
     return SystemExit(int(ExitCode.USAGE))
 
 

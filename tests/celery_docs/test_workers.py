@@ -190,6 +190,14 @@ def test_workers_in_the_background(shared: Bundle) -> None:
     assert (stopped.returncode, file.exists()) == (0, False), stopped.stdout
 
 
+def test_worker_in_the_background_that_is_refused(shared: Bundle) -> None:
+    """Nobody sees its stderr: its log file has the line."""
+    log = shared.folder / "refused.log"
+    _ended(shared, "worker", "-D", "-B", "--logfile=refused.log")
+    eventually("it is refused", lambda: log.exists() and "cannot embed a beat" in log.read_text())
+    assert log.read_text().count("\n") == 1
+
+
 def _ended(bundle: Bundle, *command: str) -> str:
     done = bundle.celery(*command)
     assert done.returncode == 0, done.stderr

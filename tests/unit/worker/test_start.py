@@ -41,7 +41,7 @@ def test_pool_of_green_threads_is_refused(capsys: pytest.CaptureFixture[str]) ->
     """In one line with the pool to use instead, where the package is installed."""
     pool = type("TaskPool", (BasePool,), {"is_green": True})
     with pytest.raises(SystemExit) as ended:
-        start.refuse_options(app.conf, {"pool": pool})
+        start.refuse_options(None, app.conf, {"pool": pool})
     assert ended.value.code == 2
     assert capsys.readouterr().err.endswith("not supported: they stall (use --pool=threads)\n")
 
