@@ -37,6 +37,7 @@ def test_events_follow_their_watchers(bundle: Bundle) -> None:
         watcher.sees_the_end_of("three")
 
 
+@pytest.mark.celery_docs("Workers: control enable_events, disable_events")
 def test_events_that_nobody_receives_end(bundle: Bundle) -> None:
     """Also when they were enabled by remote control."""
     worker = bundle.worker().ready()
