@@ -111,7 +111,9 @@ class Sender:
     @property
     def is_due(self) -> bool:
         """Whether `work` has something to do that should not wait for the next entry."""
-        return len(self._unsent) >= _AT_ONCE or time.monotonic() - self._looked_at > _LOOK
+        if self._pipeline is None or len(self._unsent) >= _AT_ONCE:
+            return True
+        return time.monotonic() - self._looked_at > _LOOK
 
     def work(self, *, wait: bool = False, look: bool = False) -> None:
         """Send what there is room for, and read answers.

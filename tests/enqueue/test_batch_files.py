@@ -161,17 +161,16 @@ def test_wrong_lines(bundle: Bundle) -> None:
 
 @pytest.mark.used_vhost
 def test_unknown_task_far_in(bundle: Bundle) -> None:
-    """It stops there: all lines before are enqueued, and no line after."""
-    name = write(bundle, *[line(number) for number in range(2_999)], '{"task": "x"}', line(), line())
-    expected = "Error: line 3000: there is no task 'x'"
-
+    """It stops there: all lines before are valid, or enqueued, and no line after."""
+    name = write(bundle, *[line(number) for number in range(69_999)], '{"task": "x"}', line(), line())
     done = batch(bundle, name, "--dry-run", code=65)
-    assert done.words.splitlines()[-1].startswith(expected)
+    assert done.words.splitlines()[-1].startswith("Error: line 70000: there is no task 'x'")
     assert bundle.depth("proj.tasks") == 0
 
+    name = write(bundle, *[line(number) for number in range(2_999)], '{"task": "x"}', line(), line())
     done = batch(bundle, name, code=65)
     assert len(done.lines) == bundle.depth("proj.tasks") == 2_999
-    assert done.words.splitlines()[-1].startswith(expected)
+    assert done.words.splitlines()[-1].startswith("Error: line 3000: there is no task 'x'")
 
 
 @pytest.mark.used_vhost

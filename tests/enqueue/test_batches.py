@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 from urllib.parse import quote
 
+import psutil
 import pytest
 
 from proj import queues
@@ -312,6 +313,30 @@ def test_broker_that_restarts(own: Bundle) -> None:
     batch = enqueue(own, (500, _ONE), PAUSE, (1_500, _ONE), faults=(restart,), window=100)
     assert batch.statuses == {"confirmed": 2_000}
     assert set(taken(own)) == set(batch.ids())
+
+
+def test_broker_that_freezes(own: Bundle) -> None:
+    """Its connections stay, and it answers nothing: what was sent is unknown after the timeout."""
+    process = psutil.Process(own.node.pid)
+
+    def freeze() -> None:
+        process.suspend()
+        eventually("the broker is frozen", lambda: process.status() == psutil.STATUS_STOPPED)
+
+    own.declare()
+    hurry(own)
+    try:
+        batch = enqueue(own, (5, _ONE), PAUSE, (500, _ONE), faults=(freeze,), window=20)
+    finally:
+        process.resume()
+
+    assert [each.status for each in batch.outcomes[:5]].count("refused") == 0
+    assert 1 <= batch.statuses["unknown"] <= 20
+    assert batch.statuses["confirmed"] <= 5
+    assert batch.statuses["refused"] >= 480
+    assert batch.seconds < 2 * TIMEOUT + SLACK
+    in_queue = set(taken(own))
+    assert set(batch.ids()) <= in_queue <= set(batch.ids()) | set(batch.ids("unknown"))
 
 
 def test_broker_that_is_not_there(bundle: Bundle) -> None:
