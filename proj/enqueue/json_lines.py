@@ -117,7 +117,7 @@ class RequestParser:
 
 def _decoded(line: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(line.decode(), object_pairs_hook=_unique)
+        found = _decoder.decode(line.decode())
     except UnicodeDecodeError as error:
         raise BadInput(f"it is not UTF-8: byte {error.start + 1} is {line[error.start]:#04x}") from None
     except RecursionError:
@@ -138,3 +138,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise BadInput(f"it has a key twice: {key_shown(next(key for key in keys if keys.count(key) > 1))}")
     return found
+
+
+#: Made once: `json.loads` would make one for each line.
+_decoder: Final = json.JSONDecoder(object_pairs_hook=_unique)

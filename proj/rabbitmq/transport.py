@@ -50,17 +50,19 @@ class Connection(pyamqp.Connection):
 
     def Transport(self, *args: Any, **options: Any) -> Any:  # noqa: N802  (py-amqp's name)
         wire = super().Transport(*args, **options)
-        # Reads ahead too.
         # upstream: not reported; remove when a timeout of py-amqp ends a read within a frame too
         read = wire._read
+        if not self.reads_ahead:
+            # `initial` lets a timeout end the read. Bytes that were read before are kept in any case.
+            wire._read = lambda size, initial=False: read(size, True)
+            return wire
 
         def read_on(size: int, initial: bool = False) -> Any:
-            if self.reads_ahead and len(wire._read_buffer) < size:
+            if len(wire._read_buffer) < size:
                 try:
                     wire._read_buffer += wire.sock.recv(_AHEAD)
                 except (BlockingIOError, ssl.SSLWantReadError):
                     raise TimeoutError from None
-            # `initial` lets a timeout end the read. Bytes that were read before are kept in any case.
             return read(size, True)
 
         wire._read = read_on

@@ -93,6 +93,10 @@ class Request(request.Request):
             # Celery checks this flag before it looks for a stored success. The broker does not set it for a
             # message that was published twice.
             self.delivery_info["redelivered"] = True
+        if log.isEnabledFor(logging.INFO):
+            self._say_received()
+
+    def _say_received(self) -> None:
         waited = self.waited
         self.say(
             logging.INFO,
@@ -100,7 +104,7 @@ class Request(request.Request):
             "received" if waited is None else f"received, waited {waited} s",
             waited=waited,
             retries=self.request_dict.get("retries") or None,
-            redelivered=message.delivery_info.get("redelivered") or None,
+            redelivered=self.message.delivery_info.get("redelivered") or None,
         )
 
     def _limits(self) -> tuple[float | None, float | None]:
