@@ -76,19 +76,23 @@ class BadTask(BadInput):
     """The definition of the task is invalid."""
 
 
-class BrokerUnreachable(ProjError):
+class NotConfirmed(ProjError):
+    """The broker has not confirmed a valid message; it is safe to publish it again later with the same id."""
+
+
+class BrokerUnreachable(NotConfirmed):
     """The broker is unreachable; nothing was sent."""
 
     exit_code = ExitCode.UNREACHABLE
 
 
-class BrokerRefused(ProjError):
+class BrokerRefused(NotConfirmed):
     """The broker refused the request; the message is certainly not in a queue."""
 
     exit_code = ExitCode.UNREACHABLE
 
 
-class OutcomeUnknown(ProjError):
+class OutcomeUnknown(NotConfirmed):
     """The broker did not confirm in time; the message may be in the queue."""
 
     exit_code = ExitCode.OUTCOME_UNKNOWN

@@ -181,6 +181,7 @@ def test_a_full_disk(studio: Studio) -> None:
     """The error is one line, no half is left, and with room a redrive makes the thumbnails."""
     studio.worker  # noqa: B018  one works
     folder = studio.album.thumbnails
+    folder.mkdir(parents=True, exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
     if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount).returncode:
         missing("a small file system to fill: only root may mount one")

@@ -1,1 +1,0 @@
-"""Photos become thumbnails while the page answers at once: an example of an application on `proj`."""

@@ -37,11 +37,11 @@ class Album:
         self.originals = folder / "originals"
         self.thumbnails = folder / "thumbnails"
         self.incoming = folder / "incoming"
-        for each in (self.originals, self.thumbnails, self.incoming):
-            each.mkdir(parents=True, exist_ok=True)
 
     def store(self, file: BinaryIO) -> str:
         """Keep the bytes, and return the id of the photo: the same for the same bytes."""
+        for folder in (self.originals, self.incoming):
+            folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.incoming, delete=False) as copy:
             try:
                 digest = hashlib.sha256()
@@ -78,7 +78,7 @@ class Album:
 
     def tidy(self) -> None:
         """Delete what uploads and workers that were killed have left."""
-        for path in (*self.incoming.iterdir(), *self.thumbnails.glob(".*")):
+        for path in (*self.incoming.glob("*"), *self.thumbnails.glob(".*")):
             if path.stat().st_mtime < time.time() - ABANDONED:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -14,7 +14,7 @@ from fastapi.templating import Jinja2Templates
 from photos.states import Watch
 from photos.tasks import album, make_thumbnails
 from photos.thumbnails import SIZES
-from proj.errors import BrokerRefused, BrokerUnreachable, OutcomeUnknown, ResultStoreError
+from proj.errors import NotConfirmed, OutcomeUnknown, ResultStoreError
 
 HERE: Final = Path(__file__).parent
 
@@ -62,7 +62,7 @@ def enqueue(photo_id: str) -> None:
             send()  # it returns when the message is confirmed
         except OutcomeUnknown:
             send()  # it may be enqueued twice now, and is executed once: both have the same id
-    except (BrokerUnreachable, BrokerRefused, OutcomeUnknown) as error:
+    except NotConfirmed as error:
         headers = {"Retry-After": str(RETRY_AFTER)}
         raise HTTPException(503, f"the queue takes no photo: {error.message}", headers) from error
 

@@ -72,7 +72,7 @@ def test_leftovers_of_killed_programs_are_deleted(album: Album) -> None:
     photo = album.store(io.BytesIO(b"bytes"))
     old, new = album.thumbnails / ".old-x", album.thumbnails / ".new-x"
     for folder in (old, new, album.folder(photo)):
-        folder.mkdir()
+        folder.mkdir(parents=True)
     (old / "large.jpg").touch()
     upload = album.incoming / "upload"
     upload.touch()
