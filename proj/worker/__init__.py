@@ -17,6 +17,7 @@ def install(app: App, settings: Settings) -> None:
     app.settings = settings
     # Celery lets the environment's CELERY_RESULT_BACKEND win over the configuration, but not over this.
     app.backend_cls = f"proj.results.store:open_store+{settings.result_backend}"
+    app.control_cls = "proj.worker.mailbox:Control"
     # Not as `task_annotations`, which would win over a task's own value.
     app.Task.max_retries = settings.proj_max_retries
     app.steps["consumer"].add("proj.worker.heartbeat:HeartbeatStep")

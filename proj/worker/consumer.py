@@ -23,7 +23,7 @@ from proj.worker.watchers import WatchersStep
 
 log = get_logger(__name__)
 
-#: Seconds between two attempts to declare the worker's exclusive queue while a lost connection still owns it.
+#: Seconds until another exclusive queue is declared, when a lost connection owns the worker's former one.
 LOCK_INTERVAL: Final = 2
 
 
@@ -54,6 +54,7 @@ class Consumer(consumer.Consumer):
                     raise
                 # The broker keeps a lost connection, and the exclusive queue that it owns, until heartbeats
                 # are missed.
+                parent.app.control.mailbox.move()
                 time.sleep(LOCK_INTERVAL)
                 raise ConnectionResetError("the broker has not noticed the lost connection yet") from None
 
