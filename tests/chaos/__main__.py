@@ -1,6 +1,7 @@
 """Inject faults under load, and check what became of each message: python -m tests.chaos [--write]."""
 
 import argparse
+import os
 import signal
 import sys
 import tempfile
@@ -74,6 +75,13 @@ def _chosen(
     return [known[name] for name in wanted]
 
 
+def clean_environment() -> None:
+    """Settings of others must not decide."""
+    for name in list(os.environ):
+        if name.startswith(("CELERY_", "AMQP_", "PROJ_", "RABBITMQ_")):
+            del os.environ[name]
+
+
 def interrupt(*_: object) -> None:
     """Unwind once: all programs are ended on the way, and nothing interrupts that."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -112,6 +120,7 @@ def _shown(wanted: run.Wanted, console: Console) -> list[Row]:
 
 def main() -> None:
     given = parse()
+    clean_environment()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     console = Console(stderr=True)

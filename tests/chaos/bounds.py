@@ -17,6 +17,12 @@ ALL_WORKERS: Final = Bound(
     SLOTS * WORKERS, "one a slot: it may have acted, or still act, and its success not be stored"
 )
 
+#: All workers are asked to stop. Celery hands a task to a process, and hears later that it has begun; what it
+#: has not heard of, it gives back.
+ALL_STOPPED: Final = Bound(
+    SLOTS * WORKERS, "one a slot: it may be given back while a process begins to execute it"
+)
+
 #: All connections are lost: a batch publishes again what was not confirmed, and workers execute again what
 #: they could not acknowledge.
 ALL_CONNECTIONS: Final = Bound(

@@ -53,10 +53,9 @@ class Plan:
     changes: tuple[Change, ...] = ()
 
 
-def run(control: Control, broker: Broker, folder: Path) -> Row:
+def run(control: Control, row: Row, broker: Callable[[], Broker], folder: Path) -> None:
     """Whether the control loses something."""
     plan = _PLANS[control]
-    row = Row(control.name.lower(), control.value, control=True)
 
     def act(stage: Stage) -> None:
         began = time.time()
@@ -64,7 +63,6 @@ def run(control: Control, broker: Broker, folder: Path) -> Row:
         harness.settle(stage, row, began, time.time(), patience=_PATIENCE)
 
     harness.on_stage(row, broker, folder, act, changes=plan.changes)
-    return row
 
 
 # --- Programs of stock Celery

@@ -7,11 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import amqp
 import kombu
 
 from proj import queues
-from proj.errors import ProjError
 from tests.chaos import ledger
 from tests.chaos.brokers import Broker
 from tests.chaos.checker import check
@@ -24,35 +22,35 @@ from tests.chaos.stage import WORKERS, Stage, opened
 _BEFORE: Final = 0.3
 _DURING: Final = 0.4
 
-#: What ends one fault's part, and not the run.
-_PROBLEMS: Final = (AssertionError, ProjError, OSError, amqp.exceptions.AMQPError, ledger.DamagedLedger)
 
-
-def run(plan: Plan, row: Row, broker: Broker, folder: Path, messages: int) -> Row:
+def run(plan: Plan, row: Row, broker: Callable[[], Broker], folder: Path, messages: int) -> None:
     """Publish so many messages, and inject the fault in their midst."""
     act = partial(_run, plan, messages, row)
     on_stage(row, broker, folder, act, proxied=plan.proxied, store=plan.store)
-    return row
 
 
-def on_stage(row: Row, broker: Broker, folder: Path, act: Callable[[Stage], None], **wanted: Any) -> None:
-    """Act on a stage that has what is wanted; what goes wrong stands in the row."""
+def on_stage(
+    row: Row, broker: Callable[[], Broker], folder: Path, act: Callable[[Stage], None], **wanted: Any
+) -> None:
+    """Act on a stage that has what is wanted, on the broker of now; what goes wrong stands in the row."""
     began = time.monotonic()
     try:
-        with opened(broker, folder, **wanted) as stage:
+        with opened(broker(), folder, **wanted) as stage:
             act(stage)
     except Skipped as why:
         row.skipped = str(why)
-    except _PROBLEMS as error:
+    except Exception as error:  # of whatever kind: the faults that follow are to be tried
         line, _, row.details = str(error).partition("\n")
         row.problem = f"{type(error).__name__}: {line}"
-        if broker.private:
-            _purge(broker)  # or the next fault would find its messages
+        with suppress(Exception):
+            _purge(broker())  # or the next fault would find its messages
     row.seconds = time.monotonic() - began
 
 
 def _purge(broker: Broker) -> None:
-    with kombu.Connection(broker.url()) as connection, suppress(OSError, amqp.exceptions.AMQPError):
+    if not broker.private:
+        return
+    with kombu.Connection(broker.url()) as connection:
         for queue in queues.Topology().queues:
             connection.default_channel.queue_purge(queue.name)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import amqp
 import kombu
 import psutil
 
@@ -25,6 +26,9 @@ from tests.chaos.row import Row
 #: Bytes of memory and of disk without which a node runs into its alarms by itself.
 _MEMORY: Final = 2**30
 _DISK: Final = 2 * 2**30
+
+#: Why something is not tried on a broker of one's own.
+_PRIVATE: Final = "it needs a private node"
 
 
 @dataclass(frozen=True)
@@ -57,29 +61,41 @@ def check_machine() -> None:
 
 
 def rows(wanted: Wanted, folder: Path) -> Iterator[Row]:
-    """A row for each fault and each control, as soon as it has ended."""
+    """A row for each fault and each control, as soon as it has ended.
+
+    Raises `ProjError` where there cannot be a first broker; later ones are a problem of their rows.
+    """
     check_machine()
     usual = (1, "")
     keys = dict.fromkeys((plan.nodes, plan.config) for plan in wanted.plans)
     if wanted.controls:
         keys[usual] = None
-    for key in keys:
+    for number, key in enumerate(keys):
         shared = _Shared(key, wanted.elsewhere)
         try:
+            if not number:
+                shared.broker()
             for plan in (plan for plan in wanted.plans if (plan.nodes, plan.config) == key):
                 row = Row(plan.fault.name.lower(), plan.fault.value, bound=plan.duplicates)
                 if wanted.elsewhere and (plan.private or plan.nodes > 1):
-                    row.skipped = "it needs a private node"
-                    yield row
+                    row.skipped = _PRIVATE
                 else:
-                    place = folder / f"{row.fault}-{time.time_ns()}"
-                    yield harness.run(plan, row, shared.broker(), place, int(wanted.messages * plan.share))
+                    messages = int(wanted.messages * plan.share)
+                    harness.run(plan, row, shared.broker, _place(folder, row), messages)
+                yield row
             for control in wanted.controls if key == usual else ():
-                yield controls.run(
-                    control, shared.broker(), folder / f"{control.name.lower()}-{time.time_ns()}"
-                )
+                row = Row(control.name.lower(), control.value, control=True)
+                if wanted.elsewhere:
+                    row.skipped = _PRIVATE
+                else:
+                    controls.run(control, row, shared.broker, _place(folder, row))
+                yield row
         finally:
             shared.end()
+
+
+def _place(folder: Path, row: Row) -> Path:
+    return folder / f"{row.fault}-{time.time_ns()}"
 
 
 class _Shared:
@@ -128,5 +144,5 @@ def _refuse_used(broker: Broker) -> None:
                     raise BrokerUnreachable(
                         f"queue {queue.name} of virtual host {broker.vhost} is in use", "name an empty one"
                     )
-    except (OSError, *kombu.Connection(broker.url()).connection_errors) as error:
+    except (OSError, kombu.exceptions.OperationalError, amqp.exceptions.AMQPError) as error:
         raise BrokerUnreachable(f"the broker cannot be used: {error}") from None

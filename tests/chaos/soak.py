@@ -24,7 +24,7 @@ from rich.table import Table
 
 from proj.errors import ExitCode, ProjError
 from tests.chaos import brokers, faults, harness, run
-from tests.chaos.__main__ import interrupt, left_behind
+from tests.chaos.__main__ import clean_environment, interrupt, left_behind
 from tests.chaos.faults import Bound, Fault, Plan
 from tests.chaos.ledger import Kind
 from tests.chaos.row import Row
@@ -189,6 +189,7 @@ def _table(row: Row, samples: Sequence[Sample]) -> Table:
 
 def main() -> None:
     given = parse()
+    clean_environment()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     console = Console(stderr=True)
@@ -203,7 +204,7 @@ def main() -> None:
             tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder,
             brokers.started() as broker,
         ):
-            harness.on_stage(row, broker, Path(folder), partial(_act, given, console, soaks, row))
+            harness.on_stage(row, lambda: broker, Path(folder), partial(_act, given, console, soaks, row))
     except ProjError as error:
         console.print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)

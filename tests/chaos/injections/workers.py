@@ -167,7 +167,14 @@ def worker_stopped(stage: Stage) -> Iterator[str]:
     stage.eventually("it consumes again", lambda: stage.consumers() == WORKERS)
 
 
-@injects(Fault.CONSUMER_TIMEOUT, duplicates=bounds.ALL_WORKERS, private=True)
+@injects(
+    Fault.CONSUMER_TIMEOUT,
+    duplicates=Bound(
+        bounds.ALL_STOPPED.most + bounds.ALL_WORKERS.most,
+        "one a slot of the workers that stop, and of those whose channel is closed",
+    ),
+    private=True,
+)
 @contextmanager
 def consumer_timeout(stage: Stage) -> Iterator[str]:
     log = stage.node.info.log
@@ -213,7 +220,7 @@ def _settings(stage: Stage, **settings: int) -> Iterator[None]:
             evaluate(stage.node, f"application:set_env(rabbit, {name}, element(2, {found}))")
 
 
-@injects(Fault.ROLLING_DEPLOY, duplicates=bounds.NONE)
+@injects(Fault.ROLLING_DEPLOY, duplicates=bounds.ALL_STOPPED)
 @contextmanager
 def rolling_deploy(stage: Stage) -> Iterator[str]:
     for old in stage.workers.copy():
