@@ -10,6 +10,7 @@ import urllib.request
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,7 @@ def turned() -> bytes:
     return encoded(image, "JPEG", exif=exif)
 
 
+@cache
 def bomb() -> bytes:
     """A PNG of 200 million pixels in some kilobytes."""
     width, height = 20_000, 10_000
