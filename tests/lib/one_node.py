@@ -3,6 +3,7 @@
 The process that controls the others starts and ends it. A test process that is alone does so itself.
 """
 
+import fcntl
 import shutil
 import tempfile
 import threading
@@ -37,13 +38,33 @@ _OUTCOME: Final = "outcome"
 _MEMORY: Final = Path("/dev/shm")
 _ROOM: Final = 2**30
 
+#: How the names of folders there begin, and a file in each that is locked while the folder is used.
+_PREFIX: Final = "proj-tests-"
+_USED: Final = "used"
+
 
 @contextmanager
 def quick_folder() -> Iterator[Path]:
-    """A folder in memory for a node's data, if there is room, else on disk."""
+    """A folder in memory for a node's data, if there is room, else on disk.
+
+    Those that killed test runs have left there are removed.
+    """
     quick = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM
-    with tempfile.TemporaryDirectory(dir=_MEMORY if quick else None) as folder:
-        yield Path(folder)
+    parent = _MEMORY if quick else Path(tempfile.gettempdir())
+    for other in parent.glob(f"{_PREFIX}*"):
+        _remove_unless_used(other)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent) as name:
+        folder = Path(name)
+        with (folder / "new").open("w") as used:
+            fcntl.flock(used, fcntl.LOCK_EX)
+            (folder / "new").rename(folder / _USED)
+            yield folder
+
+
+def _remove_unless_used(folder: Path) -> None:
+    with suppress(OSError), (folder / _USED).open() as used:
+        fcntl.flock(used, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
