@@ -27,7 +27,7 @@ from proj.enqueue.options import check_name, check_options
 from proj.enqueue.template import Template, Templates
 from proj.enqueue.typed import P, R
 from proj.errors import BadTask, OutcomeUnknown, ProjError
-from proj.logs import events
+from proj.logs import events, spans
 from proj.rabbitmq import encoded
 
 if TYPE_CHECKING:
@@ -133,11 +133,13 @@ class App(celery.Celery):
         def send(producer: Producer) -> Any:
             if options.get("priority"):
                 priorities.warn_if_ignored(producer.connection)
-            return send_task(name, args, kwargs, producer=producer, **options)
+            with spans.attempt(name, options["task_id"]):
+                return send_task(name, args, kwargs, producer=producer, **options)
 
         task_id, countdown = options["task_id"], options["countdown"]
         one = publish.Publish(self, name, task_id, publish.deadline_of(self), delayed=bool(countdown))
-        with _logged(name, task_id, delay=countdown, retries=options.get("retries") or None):
+        retries = options.get("retries") or None
+        with _logged(name, task_id, delay=countdown, retries=retries), spans.publishing(name, task_id):
             return one.run(send, functools.partial(_mark_repeat, options), given)
 
     def send_from(self, template: Template, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

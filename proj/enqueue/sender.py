@@ -18,7 +18,7 @@ from proj.enqueue.composing import UNSENDABLE, Composed, unsendable
 from proj.enqueue.pipeline import Pipeline
 from proj.enqueue.published import Status, full_queue, no_route, unknown
 from proj.errors import BrokerRefused, BrokerUnreachable, OutcomeUnknown, ProjError
-from proj.logs import events
+from proj.logs import events, spans
 from proj.rabbitmq import connection, failures
 from proj.rabbitmq.publishing import Sent
 
@@ -330,6 +330,7 @@ class Sender:
         self.bytes -= entry.size
         if error is None:
             entry.status = Status.CONFIRMED
+            self._mark(entry)
             if not log.isEnabledFor(logging.INFO):  # most programs; `say` would find it out later
                 return
             words = f"published, to be executed in {composed.delay} s" if composed.delay else "published"
@@ -337,8 +338,13 @@ class Sender:
             return
         is_unknown = isinstance(error, OutcomeUnknown)
         entry.status = Status.UNKNOWN if is_unknown else Status.REFUSED
+        self._mark(entry)
         event = events.PUBLISH_UNKNOWN if is_unknown else events.PUBLISH_REFUSED
         self._say(logging.WARNING, event, entry, f"not published: {error}")
+
+    def _mark(self, entry: Entry) -> None:
+        headers = entry.message.properties.get("application_headers")
+        spans.published(headers, entry.composed.task, entry.composed.id, str(entry.status))
 
     def _say(self, level: int, event: str, entry: Entry, words: str, at: float | None = None) -> None:
         composed = entry.composed

@@ -67,4 +67,4 @@ def bury_message(consumer: Any, message: Any, reason: Reason, problem: object = 
     error = bury(consumer.app, task_id, headers.get("task"), reason, problem)
     if not message.acknowledged:
         message.reject_log_error(log, consumer.connection_errors)
-    watchers.tell_failure(consumer.event_dispatcher, task_id, error, headers)
+    watchers.tell_failure(consumer.event_dispatcher, task_id, reason, error, headers)

@@ -158,7 +158,8 @@ class Lookout:
         return all_are_settled
 
     def _tell(self, end: "_End", error: Exception) -> None:
-        watchers.tell_failure(self._worker.consumer.event_dispatcher, end.key[0], error, end.headers)
+        dispatcher = self._worker.consumer.event_dispatcher
+        watchers.tell_failure(dispatcher, end.key[0], end.reason, error, end.headers)
 
     def _warn(self, count: int) -> None:
         if count > MAX_LETTERS and not self._warned:
@@ -185,7 +186,7 @@ class _End:
         if letter.foreign:
             self._last_error = f": {letter.foreign.problem}"
         self._died = datetime.fromisoformat(letter.last) if letter.last else datetime.now(UTC)
-        self.headers = letter.headers
+        self.headers, self.reason = letter.headers, letter.reason
         self._context = Context({**letter.embedded, **letter.headers, "id": letter.id})
 
     def is_stored(self, app: celery.Celery) -> bool:

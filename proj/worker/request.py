@@ -32,7 +32,7 @@ from kombu.utils.encoding import safe_repr, safe_str
 from proj import queues
 from proj.dead_letters.reasons import Reason
 from proj.enqueue import checks
-from proj.logs import events
+from proj.logs import events, spans
 from proj.worker import burial, pools, replies, shape, watchers
 
 log = get_logger(__name__)
@@ -261,7 +261,7 @@ class Request(request.Request):
             error = burial.bury(self.app, self.id, self.name, reason, problem, self._context)
             super().reject()
             # After the event of the rejection, which is no end.
-            watchers.tell_failure(self.eventer, self.id, error, self.request_dict)
+            watchers.tell_failure(self.eventer, self.id, reason, error, self.request_dict)
 
     def reject(self, requeue: bool = False) -> None:
         requeue = requeue and not self._over
@@ -270,6 +270,7 @@ class Request(request.Request):
         elif not self.acknowledged:
             words = f"became a dead letter: {self._reason.words}"
             self.say(logging.WARNING, events.DEAD_LETTERED, words, reason=self._reason)
+            spans.dead_lettered(self.request_dict, self.name, self.id, self._reason)
         super().reject(requeue=requeue)
 
     def on_success(self, failed__retval__runtime: Any, **options: Any) -> Any:

@@ -13,7 +13,7 @@ from celery import bootsteps
 from celery.utils.log import get_logger
 
 from proj.enqueue import checks
-from proj.logs import formats
+from proj.logs import formats, spans
 from proj.logs.printable import shortened
 from proj.rabbitmq import failures
 
@@ -41,15 +41,18 @@ def are_sent(dispatcher: Any) -> bool:
     return bool(dispatcher and dispatcher.enabled and (not dispatcher.groups or _GROUP in dispatcher.groups))
 
 
-def tell_failure(dispatcher: Any, task_id: object, error: Exception, headers: Mapping[str, Any]) -> None:
+def tell_failure(
+    dispatcher: Any, task_id: object, reason: str, error: Exception, headers: Mapping[str, Any]
+) -> None:
     """Send an event that the task of this message has failed: it became a dead letter without an attempt.
 
     Otherwise a watcher would never see an end of it. The headers name it, if the watcher does not know it.
     """
     name = headers.get("task")
-    if not dispatcher or not checks.is_id(task_id) or not isinstance(name, str):
+    if not isinstance(task_id, str) or not checks.is_id(task_id) or not isinstance(name, str):
         return
-    if getattr(dispatcher.app.tasks.get(name), "send_events", True):
+    spans.dead_lettered(headers, name, task_id, reason)
+    if dispatcher and getattr(dispatcher.app.tasks.get(name), "send_events", True):
         texts = {"name": name, "args": headers.get("argsrepr"), "kwargs": headers.get("kwargsrepr")}
         texts["exception"] = repr(error)
         fields = {field: cut(text) for field, text in texts.items() if isinstance(text, str)}
