@@ -3,7 +3,7 @@
 from typing import Final
 
 from tests.chaos.faults import Bound
-from tests.chaos.producer import CHUNK
+from tests.chaos.orders import CHUNK
 from tests.chaos.stage import SLOTS, WORKERS
 
 #: A fault that ends nothing in the middle.

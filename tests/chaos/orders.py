@@ -2,6 +2,10 @@
 
 import os
 import select
+from typing import Final
+
+#: Messages that `bulk` publishes with one `enqueue_many`.
+CHUNK: Final = 500
 
 
 class Orders:

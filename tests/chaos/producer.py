@@ -16,11 +16,10 @@ from celery.canvas import Signature
 from proj.enqueue import Status, enqueue_many
 from proj.errors import BrokerRefused, BrokerUnreachable, OutcomeUnknown
 from tests.chaos.ledger import FOLDER, Kind, Ledger
-from tests.chaos.orders import Orders
+from tests.chaos.orders import CHUNK, Orders
 from tests.chaos.tasks import mark, silent
 
-#: Messages of one `enqueue_many`; and of the next one, when the broker has not confirmed all.
-CHUNK: Final = 500
+#: Messages of one `enqueue_many` after one that the broker has not confirmed.
 _ATTEMPT: Final = 10
 
 #: Seconds between two single publishes, so that they leave the processor to others; and after one that the
