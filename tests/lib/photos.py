@@ -213,9 +213,8 @@ def turned() -> bytes:
 
 
 @cache
-def bomb() -> bytes:
+def bomb(width: int = 20_000, height: int = 10_000) -> bytes:
     """A PNG of 200 million pixels in some kilobytes."""
-    width, height = 20_000, 10_000
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

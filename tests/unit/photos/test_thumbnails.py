@@ -85,8 +85,9 @@ def test_formats(tmp_path: Path, kind: str) -> None:
         (pictures.plain(size=(90, 90), kind="PNG")[:60], "it cannot be read: "),
         (pictures.plain(size=(200, 200), kind="GIF")[:200], "it cannot be read: "),
         (pictures.bomb(), "it has more than 89 million pixels"),
+        (pictures.bomb(10_000, 9_000), "it has more than 89 million pixels"),
     ],
-    ids=["text", "empty", "another format", "half a JPEG", "half a PNG", "half a GIF", "bomb"],
+    ids=["text", "empty", "another format", "half a JPEG", "half a PNG", "half a GIF", "bomb", "small bomb"],
 )
 def test_bad_photos(tmp_path: Path, data: bytes, words: str) -> None:
     """One line says what is wrong, and nothing is left behind."""
