@@ -87,9 +87,9 @@ chaos-short: ## Inject a few faults, one of them into a cluster, and see that a 
 	@$(PYTHON_IN_VENV) -m tests.chaos --short
 
 .PHONY: soak
-soak: ## Inject faults at random for an hour: MINUTES=60 SEED=1.
+soak: ## Inject faults at random for an hour, and write docs/evidence.md: MINUTES=60 SEED=1.
 	@scripts/setup tests
-	@$(PYTHON_IN_VENV) -m tests.chaos.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+	@$(PYTHON_IN_VENV) -m tests.chaos.soak --write $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 .PHONY: definitions
 definitions: setup ## Generate deploy/rabbitmq/definitions.json from proj/queues.py.

@@ -11,16 +11,18 @@ from tests.chaos.stage import ROOT
 PAGE: Final = ROOT / "docs/evidence.md"
 PICTURE: Final = ROOT / "docs/evidence.svg"
 
-BEGIN: Final = "<!-- Written by `make chaos`: -->"
-END: Final = "<!-- End of what `make chaos` writes. -->"
+#: What stands before and after what a program of that name writes.
+BEGIN: Final = "<!-- Written by `make {}`: -->"
+END: Final = "<!-- End of what `make {}` writes. -->"
 
 
-def between_marks(text: str, written: str) -> str:
-    """The text with this between its marks. Raises `ValueError` for a text without them."""
-    parts = re.split(f"({re.escape(BEGIN)}|{re.escape(END)})", text)
-    if parts[1::2] != [BEGIN, END]:
-        raise ValueError(f"expected {BEGIN} and {END}, once each and in this order")
-    return f"{parts[0]}{BEGIN}\n{written}\n{END}{parts[4]}"
+def between_marks(text: str, written: str, program: str = "chaos") -> str:
+    """The text with this between the program's marks. Raises `ValueError` for a text without them."""
+    begin, end = BEGIN.format(program), END.format(program)
+    parts = re.split(f"({re.escape(begin)}|{re.escape(end)})", text)
+    if parts[1::2] != [begin, end]:
+        raise ValueError(f"expected {begin} and {end}, once each and in this order")
+    return f"{parts[0]}{begin}\n{written}\n{end}{parts[4]}"
 
 
 _FIGURES: Final = """\

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,7 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from proj.errors import ExitCode, ProjError
-from tests.chaos import brokers, faults, harness, run
+from tests.chaos import brokers, faults, harness, page, run
 from tests.chaos.__main__ import clean_environment, interrupt, left_behind
 from tests.chaos.faults import Bound, Fault, Plan
 from tests.chaos.ledger import Kind
@@ -57,6 +58,9 @@ _QUIET: Final = 20.0
 
 FILE: Final = ROOT / "build/soak.json"
 
+#: About so many lines of the table in the documentation.
+_LINES: Final = 12
+
 #: The queue of the foreign messages, and its route.
 _QUEUE: Final = "chaos_soak"
 _ROUTE: Final = f'[[route]]\nqueue = "{_QUEUE}"\ndecoder = "text"\ntask = "chaos.mark"\n'
@@ -76,6 +80,7 @@ class Sample:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m tests.chaos.soak", description="Inject faults at random.")
     parser.add_argument("--minutes", type=float, default=MINUTES, help=f"how long, {MINUTES:g} by default")
+    parser.add_argument("--write", action="store_true", help="write what was found into docs/evidence.md")
     parser.add_argument("--seed", type=int, help="that of a run that is to be replayed; else a new one")
     given = parser.parse_args(arguments)
     if given.seed is None:
@@ -176,7 +181,7 @@ def _table(row: Row, samples: Sequence[Sample]) -> Table:
     shown = Table(
         "", "first", "middle", "last", title="Memory (MiB) and open files, the largest of each program"
     )
-    for name in dict.fromkeys(sample.program for sample in samples):
+    for name in _programs(samples):
         own = [sample for sample in samples if sample.program == name]
         chosen = (own[0], own[len(own) // 2], own[-1])
         shown.add_row(name, *(f"{each.memory:.0f} MiB, {each.files} files" for each in chosen))
@@ -185,6 +190,37 @@ def _table(row: Row, samples: Sequence[Sample]) -> Table:
         for what, number in asdict(row.counts).items():
             shown.add_row(what, "", "", f"{number:,}")
     return shown
+
+
+def written(row: Row, injected: Sequence[tuple[float, str, str]], samples: Sequence[Sample]) -> str:
+    """What a run says in the documentation."""
+    kinds = Counter(fault for _, fault, _ in injected)
+    counts = row.counts
+    found = row.verdict or (
+        f"{counts.confirmed:,} messages confirmed, {counts.lost} lost, {counts.unexpected} unexpected,"
+        f" {counts.duplicated} executed once more, {counts.recovered} recovered"
+        if counts
+        else ""
+    )
+    faults_of_it = ", ".join(f"{fault} {count}" for fault, count in sorted(kinds.items()))
+    lines = [
+        f"{row.sentence.capitalize()}: **{found}.**",
+        "",
+        f"{len(injected)} faults: {faults_of_it}.",
+        "",
+        "| minute | " + " | ".join(f"{name}, MiB | {name}, files" for name in _programs(samples)) + " |",
+        "| ---: |" + " ---: |" * 2 * len(_programs(samples)),
+    ]
+    times = list(dict.fromkeys(sample.at for sample in samples))
+    for at in times[:: max(1, len(times) // _LINES)]:
+        own = [sample for sample in samples if sample.at == at]
+        figures = " | ".join(f"{sample.memory:.0f} | {sample.files}" for sample in own)
+        lines.append(f"| {at / 60:.0f} | {figures} |")
+    return "\n".join(lines)
+
+
+def _programs(samples: Sequence[Sample]) -> list[str]:
+    return list(dict.fromkeys(sample.program for sample in samples))
 
 
 def main() -> None:
@@ -220,6 +256,9 @@ def main() -> None:
     FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(json.dumps(report, indent=1) + "\n")
     Console().print(_table(row, samples))
+    if given.write:
+        text = page.between_marks(page.PAGE.read_text(), written(row, injected, samples), "soak")
+        page.PAGE.write_text(text)
     left = left_behind()
     verdict = row.verdict or (left and f"left behind: {', '.join(left)}") or ""
     words = f"Error: {verdict}\n{row.details}" if verdict else f"{len(injected)} faults, nothing lost"

@@ -11,7 +11,7 @@ from tests.chaos.checker import Counts
 from tests.chaos.faults import Bound, Fault
 from tests.chaos.ledger import Fact, Kind
 from tests.chaos.row import Row, Timeline, longest_pause
-from tests.chaos.soak import drawn
+from tests.chaos.soak import Sample, drawn, written
 
 CLEAN = Counts(
     attempted=3,
@@ -87,9 +87,8 @@ def test_page_keeps_what_is_written_by_hand() -> None:
     """A run writes between its marks."""
     row = replace(ROW, timeline=Timeline([2, 1], 0.5, 1))
     lost = replace(ROW, control=True, counts=replace(CLEAN, lost=1))
-    text = page.between_marks(
-        f"before\n{page.BEGIN}\nold\n{page.END}\nafter", page.written(FACTS, [row], [lost])
-    )
+    begin, end = page.BEGIN.format("chaos"), page.END.format("chaos")
+    text = page.between_marks(f"before\n{begin}\nold\n{end}\nafter", page.written(FACTS, [row], [lost]))
 
     assert text.startswith("before\n")
     assert text.endswith("\nafter")
@@ -98,7 +97,8 @@ def test_page_keeps_what_is_written_by_hand() -> None:
     assert picture.svg([row]).count("<polyline") == 1
     with pytest.raises(ValueError, match="once each"):
         page.between_marks("no marks", "")
-    assert page.BEGIN in page.PAGE.read_text()
+    for program in ("chaos", "soak"):
+        assert page.between_marks(page.PAGE.read_text(), "new", program).count("\nnew\n") == 1
 
 
 def test_evidence_as_json_has_a_flat_row_for_each(tmp_path: Path) -> None:
@@ -116,3 +116,12 @@ def test_seed_of_a_soak_decides_its_faults() -> None:
     first, again, other = ([next(source) for _ in range(20)] for source in map(drawn, (1, 1, 2)))
 
     assert first == again != other
+
+
+def test_soak_writes_memory_and_files_over_time() -> None:
+    """A line for each time, with the figures of each program."""
+    samples = [Sample(at, name, 91.4, 26) for at in (60, 120) for name in ("worker", "broker")]
+    text = written(replace(ROW, sentence="faults, seed 7"), [(1.0, "poison", "3 are dead")], samples)
+
+    assert "Faults, seed 7: **3 messages confirmed, 0 lost" in text
+    assert text.endswith("| 1 | 91 | 26 | 91 | 26 |\n| 2 | 91 | 26 | 91 | 26 |")
