@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
@@ -12,7 +13,7 @@ from kombu.transport.native_delayed_delivery import calculate_routing_key
 
 from proj import queues
 from proj.private_node.node import BrokerNode
-from tests.lib.bundle import Bundle, vhost_of
+from tests.lib.bundle import Bundle, shared_vhost, vhost_of
 from tests.lib.erlang import evaluate
 from tests.lib.publisher import Publisher
 from tests.lib.waiting import PATIENCE, eventually
@@ -48,47 +49,63 @@ def executed(worker: Worker, task_id: str) -> float:
     return line.at
 
 
-def test_delayed_message_survives_a_crash_of_the_broker(own: Bundle) -> None:
-    """The broker is killed while it holds the message: it is executed all the same, and not too early."""
-    # A queue that was declared in the very second of the crash may come back without a leader (3.10).
-    with Publisher(own) as publisher:
+@dataclass(frozen=True)
+class Crash:
+    """A crash of the broker that is over."""
+
+    #: Where the message waits that was published last, and when it may be executed.
+    later: Bundle
+    due: float
+    #: Where a message was in each delay queue, and all delays ended meanwhile.
+    ended: Bundle
+
+
+@pytest.fixture(scope="module")
+def crash(mortal: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crash]:
+    """One for both: to start a node again costs seconds."""
+    with (
+        Bundle(mortal, vhost=shared_vhost("later"), folder=tmp_path_factory.mktemp("later")) as later,
+        Bundle(mortal, vhost=shared_vhost("ended"), folder=tmp_path_factory.mktemp("ended")) as ended,
+        Publisher(later) as publisher,
+    ):
+        # A queue that was declared in the very second of the crash may come back without a leader (3.10).
         assert publisher.publish(task_id="first", countdown=1).kind == "confirmed"
-        eventually("the delay queues work", lambda: own.depth("proj.tasks") == 1)
+        eventually("the delay queues work", lambda: later.depth("proj.tasks") == 1)
+
+        ended.declare()
+        seconds = 8
+        with ended.channel() as channel:
+            for level, exchange in enumerate(queues.DELAY_QUEUES):
+                # The queues' own delays are up to four years; the message of the first is over after one.
+                message = amqp.Message(str(level), delivery_mode=2, expiration=f"{seconds}000")
+                key = calculate_routing_key(2**level, queues.DEFAULT_QUEUE)
+                channel.basic_publish_confirm(message, exchange, key, timeout=PATIENCE)
+        published = time.time()
+        eventually("a delay is over", lambda: ended.depth("proj.tasks"))
         # The broker takes about as long to come back, so the room for a busy machine costs nothing.
-        began, delay = time.time(), 10
-        later = publisher.publish(1, 2, task="proj.tasks.add", task_id="later", countdown=delay)
-        assert later.kind == "confirmed"
+        began, delay = time.time(), 15
+        one = publisher.publish(1, 2, task="proj.tasks.add", task_id="later", countdown=delay)
+        assert one.kind == "confirmed"
 
-    own.node.kill()
-    assert time.time() < began + delay
-    own.node.start()
+        mortal.kill()
+        assert time.time() < published + seconds
+        eventually("all delays are over", lambda: time.time() > published + seconds)
+        mortal.start()
+        yield Crash(later, began + delay, ended)
 
-    assert executed(own.worker(), "later") >= began + delay
+
+def test_delayed_message_survives_a_crash_of_the_broker(crash: Crash) -> None:
+    """The broker is killed while it holds the message: it is executed all the same, and not too early."""
+    assert executed(crash.later.worker(), "later") >= crash.due
 
 
-def test_delays_that_end_while_the_broker_is_down(own: Bundle) -> None:
+def test_delays_that_end_while_the_broker_is_down(crash: Crash) -> None:
     """One in each delay queue: all go on soon after its start, also what it met before its exchanges."""
-    own.declare()
-    seconds = 8
-    with own.channel() as channel:
-        for level, exchange in enumerate(queues.DELAY_QUEUES):
-            # The queues' own delays are up to four years; the message of the first is over after one second.
-            message = amqp.Message(str(level), delivery_mode=2, expiration=f"{seconds}000")
-            key = calculate_routing_key(2**level, queues.DEFAULT_QUEUE)
-            channel.basic_publish_confirm(message, exchange, key, timeout=PATIENCE)
-    published = time.time()
-    # A queue that was declared in the very second of the crash may come back without a leader (3.10).
-    eventually("a delay is over", lambda: own.depth("proj.tasks"))
-
-    own.node.kill()
-    assert time.time() < published + seconds
-    eventually("all delays are over", lambda: time.time() > published + seconds)
-    own.node.start()
-
+    ended = crash.ended
     levels = {str(level) for level, _ in enumerate(queues.DELAY_QUEUES)}
     # One may come twice, whose arrival was not on the disk yet.
-    eventually("all have gone on", lambda: own.depth("proj.tasks") >= len(levels), 2 * PATIENCE)
-    eventually("each of them", lambda: {message["payload"] for message in own.peek("proj.tasks")} == levels)
+    eventually("all have gone on", lambda: ended.depth("proj.tasks") >= len(levels), 2 * PATIENCE)
+    eventually("each of them", lambda: {message["payload"] for message in ended.peek("proj.tasks")} == levels)
 
 
 def test_delayed_message_waits_for_a_queue_that_is_gone(own: Bundle) -> None:
