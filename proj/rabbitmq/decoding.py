@@ -56,11 +56,14 @@ def _read(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
 
 def _is_deeper(values: Iterable[object], levels: int) -> bool:
     """Whether tables and lists are nested in these values to more levels."""
-    return any(
-        not levels or _is_deeper(each.values() if isinstance(each, dict) else each, levels - 1)
-        for each in values
-        if isinstance(each, dict | list)
-    )
+    for each in values:  # in a loop, since this is done for each delivery
+        if isinstance(each, dict):
+            each = each.values()
+        elif not isinstance(each, list):
+            continue
+        if not levels or (each and _is_deeper(each, levels - 1)):
+            return True
+    return False
 
 
 def _read_carefully(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:

@@ -55,15 +55,16 @@ def check(request: Any) -> None:
     """Raise `InvalidTaskError` for a part of Celery's request that has the wrong type."""
     decoded = isinstance(request.body, list | tuple)
     _, _, embedded = request.body if decoded else request.message.payload
-    for what, value, is_good in (
-        ("an id", request.id, checks.is_id(request.id)),
-        ("the name of a task", request.name, isinstance(request.name, str)),
-        ("a list of arguments", request.args, isinstance(request.args, list | tuple)),
-        ("a mapping of keyword arguments", request.kwargs, isinstance(request.kwargs, dict)),
-        ("a mapping of callbacks", embedded, not embedded or isinstance(embedded, dict)),
-    ):
-        if not is_good:
-            raise InvalidTaskError(f"expected {what}, got {burial.text(repr(value))}")
+    if not checks.is_id(request.id):
+        raise _unexpected("an id", request.id)
+    if not isinstance(request.name, str):
+        raise _unexpected("the name of a task", request.name)
+    if not isinstance(request.args, list | tuple):
+        raise _unexpected("a list of arguments", request.args)
+    if not isinstance(request.kwargs, dict):
+        raise _unexpected("a mapping of keyword arguments", request.kwargs)
+    if embedded and not isinstance(embedded, dict):
+        raise _unexpected("a mapping of callbacks", embedded)
     for name in _RESERVED.intersection(request.request_dict):
         raise InvalidTaskError(f"a header cannot be named {name!r}: Celery reserves this name")
     _check_types(request.request_dict, _KNOWN)
@@ -77,12 +78,16 @@ def check(request: Any) -> None:
             _check_signature(name, each, request.app)
 
 
+def _unexpected(what: str, value: object) -> InvalidTaskError:
+    return InvalidTaskError(f"expected {what}, got {burial.text(repr(value))}")
+
+
 def _check_types(values: Mapping[str, object], known: Mapping[str, Callable[[object], bool]]) -> None:
     for name, value in values.items():
         if value is None:
             continue
-        is_good = known.get(name)
-        if is_good is not None and is_good is not is_any and not is_good(value):
+        is_good = known.get(name, is_any)
+        if is_good is not is_any and not is_good(value):
             raise InvalidTaskError(f"{name} cannot be {burial.text(repr(value))}")
 
 
