@@ -37,7 +37,7 @@ _UNFINISHED: Final = "first-start"
 _CONFIG: Final = """
 cluster_formation.peer_discovery_backend = classic_config
 {nodes}
-# A node without a majority closes its connections, so that clients go to another one.
+# Before 4.3: a node without a majority closes its connections, so that clients go to another one.
 cluster_partition_handling = pause_minority
 """
 
