@@ -165,10 +165,13 @@ class Bundle:
 
         Not `forked`, it has imported nothing before.
         """
-        command = [sys.executable, "-c", code]
-        done = self._forked_to_its_end(command) if forked else self.run(*command)
+        done = self.run_python(code) if forked else self.run(sys.executable, "-c", code)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
+
+    def run_python(self, code: str) -> subprocess.CompletedProcess[str]:
+        """Run Python code of a user in a process of its own, however it ends."""
+        return self._forked_to_its_end([sys.executable, "-c", code])
 
     def run(
         self, *command: str | Path, env: dict[str, str] | None = None

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from datetime import datetime
 from struct import pack
 from typing import Any
@@ -146,7 +145,7 @@ def die(*_):
 {owner}.{method} = die
 {call}
 """
-    return bundle.run(sys.executable, "-c", code)
+    return bundle.run_python(code)
 
 
 def publish_unreadable(bundle: Bundle, what: str, queue: str, task_id: str = "it") -> None:

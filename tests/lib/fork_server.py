@@ -2,7 +2,8 @@
 
 To import Celery, SQLAlchemy and pydantic takes most of the time of a command, and half of a worker's start.
 The server imports them once for each test process, and forks. A program still has a process of its own, reads
-its own environment, and makes its own application. One that finds a changed copy of the project imports that.
+its own environment, and makes its own application. One that finds a copy of the project, in which more than
+the tasks is changed, imports that.
 
 Linux only: `PR_SET_CHILD_SUBREAPER` makes the test process the parent of each program. Elsewhere programs are
 executed.
@@ -26,6 +27,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 #: From `linux/prctl.h`.
@@ -216,12 +218,30 @@ def _preload() -> None:
 
 
 def _find_project() -> None:
-    """Forget the project that was preloaded, if this program finds another."""
+    """Forget the project that was preloaded, if this program finds a copy that differs from it."""
     ours, found = sys.modules["proj"], PathFinder.find_spec("proj")
-    if not found or found.origin != ours.__file__:
-        _forgotten.update(
-            (name, sys.modules.pop(name)) for name in [*sys.modules] if name.split(".")[0] == "proj"
-        )
+    if found and found.origin and _is_same(Path(found.origin).parent):
+        ours.__file__, ours.__path__[:] = found.origin, found.submodule_search_locations or []
+    else:
+        names = [name for name in sys.modules if name.partition(".")[0] == "proj"]
+        _forgotten.update((name, sys.modules.pop(name)) for name in names)
+
+
+def _is_same(folder: Path) -> bool:
+    """Whether a copy has all that is preloaded, as it was."""
+    original = Path(str(sys.modules["proj"].__file__)).parent
+    if folder == original:
+        return True
+    files = (str(module.__file__) for name, module in sys.modules.items() if name.partition(".")[0] == "proj")
+    return all(_version(file) == _version(folder / Path(file).relative_to(original)) for file in files)
+
+
+def _version(file: str | Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 #: Kept, since to free them takes time.

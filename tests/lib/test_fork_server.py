@@ -24,13 +24,14 @@ print(program.pid, flush=True)
 signal.pause()
 """
 
-#: Prints what a program imports itself, and where the project is from.
+#: Prints what a program imports itself, where the project is from, and which of its modules are changed.
 PROGRAM = """
 import json, sys
 before = {*sys.modules}
 import proj.tasks, proj.cli.main, proj.worker
-files = [module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "proj"]
-print(json.dumps([[*({*sys.modules} - before)], files]))
+modules = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "proj"}
+changed = [name for name, module in modules.items() if hasattr(module, "CHANGED")]
+print(json.dumps([[*({*sys.modules} - before)], [module.__file__ for module in modules.values()], changed]))
 """
 
 
@@ -49,19 +50,29 @@ def test_programs_end_with_a_test_process_that_is_killed() -> None:
     eventually("it has ended", lambda: not program.is_running())
 
 
-@pytest.mark.parametrize("changed", [False, True])
-def test_a_program_imports_the_project_that_it_finds(changed: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changed", "imports_all"),
+    [(None, False), ("tasks.py", False), ("queues.py", True), ("worker/start.py", True)],
+)
+def test_a_program_imports_the_project_that_it_finds(
+    changed: str | None, imports_all: bool, tmp_path: Path
+) -> None:
     """Nothing of the one that was preloaded, when that is a changed copy; else nothing that takes time."""
     env = dict(os.environ)
     if changed:
         shutil.copytree(PACKAGE, tmp_path / "proj")
+        path = tmp_path / "proj" / changed
+        path.write_text(path.read_text() + "CHANGED = True\n")
         env["PYTHONPATH"] = str(tmp_path)
     with fork_server.popen(
         ["python", "-c", PROGRAM], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True
     ) as program:
         assert program.stdout
-        imported, files = json.loads(program.stdout.read())
+        imported, files, changes = json.loads(program.stdout.read())
 
-    assert {Path(file).is_relative_to(tmp_path) for file in files} == {changed}
+    assert changes == (["proj." + changed.removesuffix(".py").replace("/", ".")] if changed else [])
     assert [name for name in imported if not name.startswith("proj")] == []
-    assert changed or sorted(imported) == ["proj.celery", "proj.tasks"]
+    if imports_all:
+        assert [file for file in files if not file.startswith(f"{tmp_path}/")] == []
+    else:
+        assert sorted(imported) == ["proj.celery", "proj.tasks"]

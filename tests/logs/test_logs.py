@@ -315,7 +315,7 @@ def test_log_file_and_level_are_celerys(bundle: Bundle) -> None:
 def test_publisher_in_python_decides_itself_what_it_logs(bundle: Bundle) -> None:
     """A program that configures no logging gets no line, not even of a failure; one that does gets all."""
     publish = "from proj.tasks import add; add.apply_async((1, 2), task_id='it', queue='nowhere')"
-    silent = bundle.run(sys.executable, "-c", f"try:\n {publish}\nexcept Exception: pass")
+    silent = bundle.run_python(f"try:\n {publish}\nexcept Exception: pass")
     assert (silent.returncode, silent.stdout, silent.stderr) == (0, "", "")
 
     code = f"""
@@ -330,7 +330,7 @@ try:
     {publish}
 except Exception: pass
 """
-    lines = _objects(bundle.run(sys.executable, "-c", code).stderr)
+    lines = _objects(bundle.run_python(code).stderr)
     assert _way(lines, "it") == ["published", "publish_refused"]
     assert [line.get("delay") for line in lines if line.get("task_id") == "it"] == [60, None]
 
