@@ -2,11 +2,14 @@
 
 import time
 
+import pytest
+
 from tests.lib.bundle import MANAGEMENT_OFF, Bundle
 from tests.lib.snapshots import look
 from tests.lib.waiting import eventually
 
 
+@pytest.mark.used_vhost
 def test_dead_letters_say_how_long_the_oldest_lies(bundle: Bundle) -> None:
     """To the second, since a dead letter knows when it died; also without the management API."""
     bundle.enqueue("add", "1", "2", "--expires", "0.1")
@@ -22,6 +25,7 @@ def test_dead_letters_say_how_long_the_oldest_lies(bundle: Bundle) -> None:
     assert before - died - 1 <= row["oldest"] <= time.time() - died + 1
 
 
+@pytest.mark.used_vhost
 def test_dead_letters_that_another_program_reads_have_no_age(bundle: Bundle) -> None:
     """Only one may look at a time; the counts come all the same."""
     bundle.enqueue("add", "1", "2", "--expires", "0.1")
@@ -35,6 +39,7 @@ def test_dead_letters_that_another_program_reads_have_no_age(bundle: Bundle) -> 
     assert "another program is reading the dead letters" in " ".join(seen["problems"])
 
 
+@pytest.mark.used_vhost
 def test_dead_letters_are_looked_at_anew_when_some_have_left(bundle: Bundle) -> None:
     """A watch holds up `proj dead` no more often than it must, and not at all when there are many."""
     bundle.env |= MANAGEMENT_OFF

@@ -30,6 +30,7 @@ def test_nothing_is_made_by_looking(bundle: Bundle) -> None:
     assert bundle.of_vhost("exchanges") == exchanges
 
 
+@pytest.mark.used_vhost
 def test_ready_messages_are_counted_at_once(bundle: Bundle) -> None:
     """Right after a message is confirmed it is ready, and with no worker there is no consumer."""
     bundle.enqueue("add", "1", "2", "--count", "3")
@@ -39,6 +40,7 @@ def test_ready_messages_are_counted_at_once(bundle: Bundle) -> None:
     assert (row["ready"], row["consumers"]) == (3, 0)
 
 
+@pytest.mark.used_vhost
 def test_nobody_to_ask_is_unknown(bundle: Bundle) -> None:
     """Without the management API and workers, what is not known is no 0, and one line says what to do."""
     bundle.enqueue("add", "1", "2")
@@ -57,6 +59,7 @@ def test_nobody_to_ask_is_unknown(bundle: Bundle) -> None:
     assert [f"Warning: {problem}" for problem in seen["problems"]] == warnings
 
 
+@pytest.mark.used_vhost
 def test_worker_that_does_not_answer_is_no_zero(bundle: Bundle) -> None:
     """One that is too busy to say what it holds makes the number unknown, although another one answers."""
     bundle.enqueue("sleep-dots", "600", "--id", "held")
@@ -72,6 +75,7 @@ def test_worker_that_does_not_answer_is_no_zero(bundle: Bundle) -> None:
     eventually("the other one answers", one_answers)
 
 
+@pytest.mark.used_vhost
 def test_delayed_messages_are_counted_in_one_row(bundle: Bundle) -> None:
     """All levels of delay together, and it is said whose they are."""
     for delay in ("60", "3600", "100000"):

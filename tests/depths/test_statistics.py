@@ -96,6 +96,7 @@ def test_message_that_a_worker_holds_is_unacknowledged(counted: Bundle) -> None:
     assert number(bundle, "proj.dead", "unacknowledged", env=MANAGEMENT_OFF) is None
 
 
+@pytest.mark.long
 def test_oldest_message_is_told_and_not_touched(counted: Bundle) -> None:
     """It has waited at least as long as is said, and was not delivered to know it; then a newer one is it."""
     bundle = counted
@@ -121,6 +122,7 @@ def test_oldest_message_is_told_and_not_touched(counted: Bundle) -> None:
     assert row["oldest"] <= time.time() - sent
 
 
+@pytest.mark.long
 def test_rates_are_those_of_the_work(counted: Bundle) -> None:
     """Messages come in, are delivered and acknowledged; what stands still has a rate of 0.
 

@@ -67,6 +67,7 @@ def test_virtual_host_without_room(bundle: Bundle) -> None:
         check(publisher.publish(), "BrokerRefused", "may not use virtual host", "limit (0) is reached")
 
 
+@pytest.mark.used_vhost
 def test_user_without_rights(bundle: Bundle) -> None:
     """A user who may not publish is told who he is and what he lacks."""
     assert bundle.proj("enqueue", "add", "1", "2").returncode == 0
@@ -77,6 +78,7 @@ def test_user_without_rights(bundle: Bundle) -> None:
     assert bundle.depth("proj.tasks") == 1
 
 
+@pytest.mark.used_vhost
 @pytest.mark.parametrize("countdown", [None, 1], ids=["now", "delayed"])
 def test_user_who_may_only_publish(bundle: Bundle, countdown: int | None) -> None:
     """Where the topology is in place, the right to write to the exchanges is enough."""
@@ -97,6 +99,7 @@ def test_user_who_may_only_publish_and_nothing_is_in_place(bundle: Bundle) -> No
         check(publisher.publish(countdown=1), "BrokerRefused", "no exchange 'celery_delayed_27'")
 
 
+@pytest.mark.used_vhost
 def test_message_that_no_queue_takes(bundle: Bundle) -> None:
     """An unroutable message is refused, on a used connection as on a new one, and so is one to nowhere."""
     with Publisher(bundle) as publisher:

@@ -79,6 +79,7 @@ def test_no_page_without_the_login(site: Site, page: Page) -> None:
     expect(page.locator("#workers-table")).to_be_visible()
 
 
+@pytest.mark.used_vhost
 def test_read_only_has_no_button_that_stops_a_worker(
     site: Site, bundle: Bundle, flower: Start, page: Page
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_management_api_that_cannot_be_asked_is_told_on_the_page(
     assert PASSWORD not in page.content() + monitor.text()
 
 
+@pytest.mark.used_vhost
 def test_only_the_newest_tasks_are_kept(bundle: Bundle, flower: Start) -> None:
     """Which bounds Flower's memory."""
     monitor = flower("--max-tasks=2").hears_events()
@@ -146,6 +148,7 @@ def test_only_the_newest_tasks_are_kept(bundle: Bundle, flower: Start) -> None:
     assert [monitor.get(f"/task/task-{number}").status for number in range(3)] == [404, 200, 200]
 
 
+@pytest.mark.used_vhost
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_what_flower_knows_outlives_it(
     how: signal.Signals, bundle: Bundle, flower: Start, page: Page

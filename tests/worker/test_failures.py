@@ -204,6 +204,7 @@ def test_retry_that_cannot_be_published_makes_a_dead_letter(bundle: Bundle) -> N
 # --- Controls: without its protection, the same fault loses the message
 
 
+@pytest.mark.used_vhost
 def test_control_without_reject_on_failure_a_failed_message_is_lost(bundle: Bundle) -> None:
     """Celery's default acknowledges a failed task."""
     bundle.switch_off("celeryconfig.py", '"task_acks_on_failure": False', '"task_acks_on_failure": True')
@@ -216,6 +217,7 @@ def test_control_without_reject_on_failure_a_failed_message_is_lost(bundle: Bund
     failing.assert_lost(bundle, worker)
 
 
+@pytest.mark.used_vhost
 def test_control_without_reject_on_decode_error_an_unreadable_message_is_lost(bundle: Bundle) -> None:
     """Celery's consumer acknowledges what it cannot read."""
     bundle.switch_off("worker/consumer.py", "    def on_decode_error(", "    def _not_used(")

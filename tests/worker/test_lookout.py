@@ -65,6 +65,7 @@ def _ends(bundle: Bundle, task_id: str) -> Any:
     return _outcome(bundle, task_id)
 
 
+@pytest.mark.used_vhost
 @pytest.mark.parametrize(("end", "reason"), [(_reach_delivery_limit, "delivery limit"), (_expire, "expired")])
 def test_wait_ends_for_what_the_broker_made_a_dead_letter(
     bundle: Bundle, end: Callable[[Bundle, str], None], reason: str
@@ -92,6 +93,7 @@ def test_wait_ends_for_what_the_broker_made_a_dead_letter(
 
 
 @pytest.mark.celery_docs("Calling: expires")
+@pytest.mark.used_vhost
 def test_whoever_waits_is_answered(bundle: Bundle) -> None:
     """`proj enqueue --wait` on a message that expires in its queue, and `.get()` on the same one."""
     waiting = bundle.start("enqueue", "add", "1", "2", "--expires", "0.5", "--id", "it", "--wait")
@@ -116,6 +118,7 @@ except DeadLettered as error:
     )
 
 
+@pytest.mark.used_vhost
 def test_stored_end_stands(bundle: Bundle) -> None:
     """A success or a revocation stays; a failure of before the message was sent again does not."""
     states = {"done": "SUCCESS", "revoked": "REVOKED", "failed": "FAILURE", "retried": "RETRY"}
@@ -141,6 +144,7 @@ def _is_past(bundle: Bundle) -> bool:
     return (datetime.now(UTC) - finished).total_seconds() > 2
 
 
+@pytest.mark.used_vhost
 def test_redriven_message_ends_again(bundle: Bundle) -> None:
     """The end that was stored for the dead letter gives way to that of the next attempt."""
     _expire(bundle, "it")
@@ -197,6 +201,7 @@ def _connections(bundle: Bundle) -> Any:
     return bundle.management("GET", f"vhosts/{bundle.vhost}/connections")
 
 
+@pytest.mark.used_vhost
 def test_people_wait_for_a_worker_that_looks(bundle: Bundle) -> None:
     """A look that is under way holds `proj dead list` up, and does not end it."""
     _expire(bundle, "it")
@@ -211,6 +216,7 @@ def test_people_wait_for_a_worker_that_looks(bundle: Bundle) -> None:
     assert '"it"' in out
 
 
+@pytest.mark.used_vhost
 def test_worker_without_the_right_says_so_once(bundle: Bundle) -> None:
     """And works."""
     user = f"narrow-{bundle.vhost}"
