@@ -16,7 +16,13 @@ from tests.lib.missing import missing
 from tests.lib.vhosts import VirtualHosts
 
 #: Fixtures of many rooms.
-pytest_plugins = ("tests.lib.browser", "tests.lib.one_node", "tests.lib.databases", "tests.lib.faults")
+pytest_plugins = (
+    "tests.lib.browser",
+    "tests.lib.one_node",
+    "tests.lib.databases",
+    "tests.lib.faults",
+    "tests.lib.order",
+)
 
 #: No test talks to a broker that it did not start: a process that is told of none gets this one.
 NO_BROKER_URL = "amqp://a-test-that-needs-a-broker-asks-for-a-bundle.invalid"

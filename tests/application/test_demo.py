@@ -115,6 +115,7 @@ def _changed(folder: Path, *changes: tuple[str, str]) -> Path:
     return program
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("rabbitmq")
 def test_demo_loses_nothing_with_a_killed_worker(tmp_path: Path) -> None:
     """The demo kills a worker, loses no message, says so in plain lines, and is gone."""
@@ -137,6 +138,7 @@ def test_demo_loses_nothing_with_a_killed_worker(tmp_path: Path) -> None:
     assert demo.left() == []
 
 
+@pytest.mark.long
 def test_demo_notices_messages_that_are_taken_away(bundle: Bundle, tmp_path: Path) -> None:
     """Negative control: when messages are purged behind its back, the demo counts just these as lost."""
     given_up = tmp_path / "given up"
@@ -169,6 +171,7 @@ def test_demo_notices_messages_that_are_taken_away(bundle: Bundle, tmp_path: Pat
     assert demo.left() == []
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("rabbitmq")
 def test_demo_interrupted_at_work_leaves_nothing_behind(tmp_path: Path) -> None:
     """Ctrl-C while workers work ends all processes, removes all files, and the exit code is 130."""
@@ -193,6 +196,7 @@ def test_demo_ended_while_rabbitmq_starts_leaves_nothing_behind(tmp_path: Path) 
     assert demo.left() == []
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends processes with their killed parent")
 @pytest.mark.usefixtures("rabbitmq")
 def test_killed_demo_leaves_no_process_behind(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ def cut(leader: Worker, proxy: Proxy) -> None:
     proxy.network = Network.SWALLOWS_ALL
 
 
+@pytest.mark.used_vhost
+@pytest.mark.long
 @pytest.mark.parametrize("fault", [kill, cut])
 def test_another_beat_takes_over(
     ticking: tuple[Bundle, Worker], fault: Callable[[Worker, Proxy], None]
@@ -62,6 +64,7 @@ def test_another_beat_takes_over(
 
 
 @pytest.mark.celery_docs("Periodic Tasks: more than one beat")
+@pytest.mark.used_vhost
 def test_only_the_leader_enqueues(ticking: tuple[Bundle, Worker]) -> None:
     """Two beats enqueue each run once; a clean end hands over at once."""
     bundle, worker = ticking
@@ -86,6 +89,7 @@ def test_only_the_leader_enqueues(ticking: tuple[Bundle, Worker]) -> None:
     assert bundle.proj("health", "--beat").returncode == 69
 
 
+@pytest.mark.used_vhost
 def test_without_a_leader_both_enqueue(ticking: tuple[Bundle, Worker]) -> None:
     """The control: each of two beats that hold queues of their own enqueues every run."""
     bundle, worker = ticking
@@ -123,6 +127,7 @@ def test_entry_that_cannot_be_enqueued_is_refused(bundle: Bundle, entry: object,
     assert words in line
 
 
+@pytest.mark.used_vhost
 def test_store_that_is_down_delays_and_does_not_skip(
     database: Database, ticking: tuple[Bundle, Worker]
 ) -> None:
@@ -139,6 +144,7 @@ def test_store_that_is_down_delays_and_does_not_skip(
     all_are_executed(bundle, worker)
 
 
+@pytest.mark.used_vhost
 def test_broker_that_is_down_delays_and_does_not_skip(ticking: tuple[Bundle, Worker]) -> None:
     """A run that was due meanwhile is enqueued later, with the id that it had."""
     bundle, worker = ticking

@@ -6,6 +6,8 @@ import subprocess
 from pathlib import Path
 from urllib.parse import quote
 
+import pytest
+
 from proj import queues
 from proj.private_node.node import BrokerNode
 from tests.lib.bundle import COMMAND_TIMEOUT, Bundle
@@ -16,6 +18,7 @@ from tests.lib.waiting import eventually
 DOC = Path(__file__).parents[2] / "docs/migration.md"
 
 
+@pytest.mark.long
 def test_migration(own: Bundle) -> None:
     """The commands of the documentation take every message through the change of its queue's arguments."""
     if not (shutil.which("curl") and shutil.which("bash")):

@@ -131,10 +131,12 @@ def readable(path: Path) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_a_broker_that_is_down_is_waited_for(bundle: Bundle, flower: Start) -> None:
     """At the start and later; SIGTERM, once or again, ends Flower meanwhile too, with its state saved."""
     gate = bundle.folder / "gate"
     bundle.switch_off("flower/application.py", "super().save_state()", SLOW_SAVE.format(gate))
+    bundle.switch_off("flower/application.py", "RETRY_INTERVAL: Final = 5", "RETRY_INTERVAL: Final = 0.2")
     with socket.socket() as place:
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         place.bind(("127.0.0.1", 0))  # and does not listen: connections are refused

@@ -203,6 +203,7 @@ def _broker(bundle: Bundle, port: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 def test_broker_that_is_down_makes_no_worker_dead(bundle: Bundle) -> None:
     """Live and not ready, for longer than any promise; ready when the broker is there again.
 

@@ -64,6 +64,7 @@ def test_large_messages(fuzzing: Fuzzing) -> None:
     assert verdict, verdict
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("protections", "wrong", "seen"),
     [

@@ -11,6 +11,7 @@ from tests.lib.waiting import eventually
 
 
 @pytest.mark.celery_docs("Tasks: time_limit, soft_time_limit of a task")
+@pytest.mark.used_vhost
 def test_time_limits_make_dead_letters_at_once(bundle: Bundle) -> None:
     """A task that is too long is ended, by an exception or with its process, and not tried again.
 
@@ -39,6 +40,7 @@ def test_time_limits_make_dead_letters_at_once(bundle: Bundle) -> None:
         assert ends[task_id]["error"].startswith(f"TimeLimitExceeded: TimeLimitExceeded({limit}")
 
 
+@pytest.mark.used_vhost
 def test_exit_in_a_pool_of_threads_makes_a_dead_letter_at_once(bundle: Bundle) -> None:
     """There is no process to end: the task has failed, and its slot takes the next message."""
     bundle.add_task(SCRIPTED)
@@ -51,6 +53,8 @@ def test_exit_in_a_pool_of_threads_makes_a_dead_letter_at_once(bundle: Bundle) -
     assert bundle.proj("enqueue", "add", "1", "2", "--wait").stdout == "3\n"
 
 
+@pytest.mark.used_vhost
+@pytest.mark.long
 def test_killer_of_its_process_is_told_apart_from_an_exception(bundle: Bundle) -> None:
     """A process that ends under its task, as when memory runs out, is tried up to the delivery limit."""
     bundle.add_task(SCRIPTED)
@@ -81,6 +85,7 @@ def test_killer_of_its_process_is_told_apart_from_an_exception(bundle: Bundle) -
 # --- Controls: without its protection, the same fault loses the message
 
 
+@pytest.mark.used_vhost
 def test_control_without_late_acknowledgement_a_killed_worker_loses_its_message(bundle: Bundle) -> None:
     """Acknowledged at its start, the task dies with its worker."""
     bundle.switch_off("celeryconfig.py", '"task_acks_late": True', '"task_acks_late": False')
@@ -98,6 +103,7 @@ def test_control_without_late_acknowledgement_a_killed_worker_loses_its_message(
     failing.assert_lost(bundle, other)
 
 
+@pytest.mark.long
 def test_control_without_delivery_limit_a_killer_goes_round_for_ever(bundle: Bundle) -> None:
     """Only the limit stops it."""
     bundle.add_task(SCRIPTED)

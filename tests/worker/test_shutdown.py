@@ -70,6 +70,7 @@ def test_what_is_not_done_when_the_grace_is_over_is_given_back(bundle: Bundle, p
     bundle.worker(log="next.log").started("long")
 
 
+@pytest.mark.long
 def test_rolling_restart_under_load_loses_nothing_and_repeats_nothing(bundle: Bundle) -> None:
     """Two workers are replaced one after the other while tasks wait: each task is executed exactly once."""
     bundle.add_task(NAP)
