@@ -28,7 +28,11 @@ _scalars = (
 )
 _keys = st.text(st.characters()) | st.integers() | st.floats() | st.booleans() | st.none()
 _values = st.recursive(
-    _scalars, lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(_keys, inner)
+    _scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(_keys, inner, max_size=3)
+    ),
+    max_leaves=8,
 )
 
 

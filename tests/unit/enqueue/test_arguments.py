@@ -33,7 +33,11 @@ JSON_VALUES = st.recursive(
     | st.integers(-(10**300), 10**300)
     | st.text(st.characters(codec="utf-8"))
     | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inside: st.lists(inside) | st.dictionaries(st.text(st.characters(codec="utf-8")), inside),
+    lambda inside: (
+        st.lists(inside, max_size=3)
+        | st.dictionaries(st.text(st.characters(codec="utf-8")), inside, max_size=3)
+    ),
+    max_leaves=8,
 )
 
 
@@ -122,13 +126,14 @@ ODD_VALUES = st.recursive(
     | st.timedeltas()
     | st.sampled_from([Colour.RED, Shade.DARK, Point(1), Pair(1, 2), object(), "__type__", "__value__"]),
     lambda inside: (
-        st.lists(inside)
+        st.lists(inside, max_size=3)
         | st.tuples(inside, inside)
         | st.dictionaries(
             st.integers(-1, 1) | st.sampled_from(["1", "__type__", "__value__", None, True]), inside
         )
-        | st.sets(st.integers())
+        | st.sets(st.integers(), max_size=3)
     ),
+    max_leaves=8,
 )
 
 

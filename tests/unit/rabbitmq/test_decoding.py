@@ -78,11 +78,12 @@ def test_headers_at_the_limit_are_whole(kind: bytes, name: bytes) -> None:
 
 HEADERS = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=20), inner),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=20), inner, max_size=3),
+    max_leaves=8,
 )
 
 
-@given(st.dictionaries(st.text(max_size=20), HEADERS), st.text(max_size=20))
+@given(st.dictionaries(st.text(max_size=20), HEADERS, max_size=5), st.text(max_size=20))
 def test_both_readers_agree(headers: dict[str, Any], id: str) -> None:
     """On whatever py-amqp reads."""
     message = amqp.Message(b"", application_headers=headers, message_id=id)._serialize_properties()
