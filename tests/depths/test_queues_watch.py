@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from tests.lib import fork_server
 from tests.lib.bundle import BIN, MANAGEMENT_OFF, Bundle
 from tests.lib.proxy import Network, Proxy
 from tests.lib.waiting import PATIENCE, eventually
@@ -23,8 +24,8 @@ class Watch:
 
     def __init__(self, bundle: Bundle, *options: str, terminal: str | None = None) -> None:
         self._ours, theirs = pty.openpty() if terminal else os.pipe()
-        self.process = subprocess.Popen(
-            [BIN / "proj", "queues", "--watch", "--interval", "0.2", *options],
+        self.process = fork_server.popen(
+            [str(BIN / "proj"), "queues", "--watch", "--interval", "0.2", *options],
             cwd=bundle.folder,
             env=bundle.env | {"TERM": terminal or "xterm"},
             stdin=subprocess.DEVNULL,

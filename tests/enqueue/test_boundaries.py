@@ -13,6 +13,9 @@ from tests.lib.waiting import PATIENCE
 
 pytestmark = pytest.mark.used_vhost
 
+#: What takes nothing that is written to it.
+FULL = Path("/dev/full")
+
 #: Runs command lines in one process, and prints of each its arguments, its exit code and the lines of stderr.
 _RUN_ALL = """
 import contextlib, io, itertools, json, sys
@@ -55,7 +58,7 @@ for text, command in itertools.product(odd, commands):
 def test_any_argument_is_taken_or_refused_in_one_line(bundle: Bundle) -> None:
     """Every command, with texts that no one expects: a code of the contract, and one line to be read."""
     bundle.declare()
-    done = bundle.run(sys.executable, "-c", _RUN_ALL)
+    done = bundle.run_python(_RUN_ALL)
     assert done.returncode == 0, done.stderr
 
     ended = [json.loads(line) for line in done.stdout.splitlines()]
@@ -92,7 +95,8 @@ def test_drop_without_yes_of_what_is_not_there(bundle: Bundle) -> None:
 def test_stdout_that_is_full(bundle: Bundle, command: str, code: int) -> None:
     """A disk that is full is told as what it is; of messages, how many are enqueued."""
     dead.expire(bundle, 1)
-    done = bundle.run("sh", "-c", f"'{BIN}/proj' {command} > /dev/full")
+    with FULL.open("w") as full:
+        done = bundle.proj(*command.split(), stdout=full)
 
     assert done.returncode == code
     *before, last = done.stderr.splitlines()
@@ -105,9 +109,10 @@ def test_stdout_that_is_full(bundle: Bundle, command: str, code: int) -> None:
 )
 def test_stderr_that_is_full_or_closed(bundle: Bundle, command: str) -> None:
     """Words that nobody can read change neither what is done nor the exit code."""
-    expected = bundle.run("sh", "-c", f"'{BIN}/proj' {command}").returncode
-    for stream in ("2> /dev/full", "2>&-"):
-        assert bundle.run("sh", "-c", f"'{BIN}/proj' {command} {stream}").returncode == expected, stream
+    expected = bundle.proj(*command.split()).returncode
+    with FULL.open("w") as full:
+        assert bundle.proj(*command.split(), stderr=full).returncode == expected
+    assert bundle.run("sh", "-c", f"'{BIN}/proj' {command} 2>&-").returncode == expected
 
 
 @pytest.mark.parametrize("streams", ["2>&-", "> /dev/full 2> /dev/full", ">&- 2>&- <&-"])

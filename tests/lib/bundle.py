@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 from urllib.parse import quote
 
 import kombu
@@ -111,17 +111,19 @@ class Bundle:
 
     # --- Programs
 
-    def proj(self, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """Run `proj` to its end."""
-        return self._forked_to_its_end([str(BIN / "proj"), *args], env)
+    def proj(
+        self, *args: str, env: dict[str, str] | None = None, **streams: IO[str]
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `proj` to its end; `stdout` and `stderr` may go to a file."""
+        return self._forked_to_its_end([str(BIN / "proj"), *args], env, **streams)
 
     def start(
         self, *args: str, env: dict[str, str] | None = None, log: str | None = None
     ) -> subprocess.Popen[str]:
         """Start `proj`, which is ended with the test; its output goes to pipes, or to the file `log`."""
         with ExitStack() as stack:
-            output = stack.enter_context((self.folder / log).open("ab")) if log else None
-            process = self._forked([str(BIN / "proj"), *args], env, output)
+            output = stack.enter_context((self.folder / log).open("ab")) if log else subprocess.PIPE
+            process = self._forked([str(BIN / "proj"), *args], env, stdout=output, stderr=output)
         self._cleanup.enter_context(process)
         self._cleanup.callback(process.kill)
         return process
@@ -145,15 +147,9 @@ class Bundle:
         # Meanwhile: a terminal that nobody reads is full after some seconds of a progress bar.
         reader = threading.Thread(target=read)
         reader.start()
+        command = [str(BIN / "proj"), *args]
         try:
-            done = subprocess.run(
-                [BIN / "proj", *args],
-                cwd=self.folder,
-                env=self.env | {"TERM": "xterm"},
-                stdout=subprocess.PIPE,
-                stderr=theirs,
-                timeout=COMMAND_TIMEOUT,
-            )
+            done = self._forked_to_its_end(command, {"TERM": "xterm"}, stderr=theirs, text=False)
         finally:
             os.close(theirs)
             reader.join()
@@ -187,22 +183,20 @@ class Bundle:
         )
 
     def _forked(
-        self, command: list[str], env: dict[str, str] | None = None, output: Any = None
-    ) -> subprocess.Popen[str]:
-        return fork_server.popen(
-            command,
-            cwd=self.folder,
-            env=self.env | (env or {}),
-            stdin=subprocess.DEVNULL,
-            stdout=output or subprocess.PIPE,
-            stderr=output or subprocess.PIPE,
-            text=True,
-        )
+        self, command: list[str], env: dict[str, str] | None = None, **options: Any
+    ) -> subprocess.Popen[Any]:
+        usual = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+        }
+        return fork_server.popen(command, cwd=self.folder, env=self.env | (env or {}), **(usual | options))
 
     def _forked_to_its_end(
-        self, command: list[str], env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        with self._forked(command, env) as process:
+        self, command: list[str], env: dict[str, str] | None = None, **options: Any
+    ) -> subprocess.CompletedProcess[Any]:
+        with self._forked(command, env, **options) as process:
             try:
                 out, err = process.communicate(timeout=COMMAND_TIMEOUT)
             except BaseException:
