@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from proj.private_node.node import BrokerNode
 from tests.lib import dead
-from tests.lib.bundle import Bundle, shared_vhost
+from tests.lib.bundle import Bundle
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
 
@@ -114,8 +114,8 @@ def test_two_plain_workers_of_one_machine_both_run(bundle: Bundle) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    with Bundle(node, vhost=shared_vhost("application"), folder=tmp_path_factory.mktemp("shared")) as bundle:
+def shared(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    with vhosts.lend(tmp_path_factory.mktemp("shared")) as bundle:
         yield bundle
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from kombu import compression
 
-from proj.private_node.node import BrokerNode
 from tests.lib import dead
-from tests.lib.bundle import Bundle, vhost_of
+from tests.lib.bundle import Bundle
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import eventually
 
 pytestmark = pytest.mark.used_vhost
@@ -55,11 +55,9 @@ TASKS = """
 
 
 @pytest.fixture(scope="module")
-def shared(
-    node: BrokerNode, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[Bundle]:
+def shared(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     """A bundle with one worker for all tests of this module."""
-    with Bundle(node, vhost=vhost_of(request), folder=tmp_path_factory.mktemp("shared")) as bundle:
+    with vhosts.lend(tmp_path_factory.mktemp("shared")) as bundle:
         bundle.add_task(TASKS)
         bundle.worker().ready()
         yield bundle

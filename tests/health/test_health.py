@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from proj.health import heartbeat
-from proj.private_node.node import BrokerNode
-from tests.lib.bundle import BIN, GATED_TASK, Bundle, shared_vhost
+from tests.lib.bundle import BIN, GATED_TASK, Bundle
 from tests.lib.ports import free_port
 from tests.lib.proxy import Proxy
 from tests.lib.refusal import refuses
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
 
@@ -87,8 +87,8 @@ def _becomes(bundle: Bundle, what: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    with Bundle(node, vhost=shared_vhost("health"), folder=tmp_path_factory.mktemp("shared")) as bundle:
+def shared(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    with vhosts.lend(tmp_path_factory.mktemp("shared")) as bundle:
         yield bundle
 
 

@@ -92,13 +92,18 @@ def attempts(bundle: Bundle, task_id: str = "it") -> int:
 def dead_letters(bundle: Bundle, count: int = 1) -> dict[str, Any]:
     """So many messages of proj.dead, once they are there, by their id; and nothing is left in proj.tasks."""
 
-    def arrived() -> bool:
-        return bundle.has("proj.dead") and bundle.depth("proj.dead") == count
+    def arrived() -> list[Any]:
+        if not (bundle.has("proj.dead") and bundle.depth("proj.dead") == count):
+            return []
+        messages = bundle.peek("proj.dead")
+        # A worker may be looking at them.
+        return messages if len(messages) == count else []
 
-    eventually(f"{count} messages are in proj.dead", arrived)
-    assert bundle.depth("proj.tasks") == 0
-    messages = [message["properties"] for message in bundle.peek("proj.dead")]
-    return {each.get("message_id") or each["headers"]["id"]: each["headers"] for each in messages}
+    messages = eventually(f"{count} messages are in proj.dead", arrived)
+    # Of a message that is retried, the next attempt may be on its way.
+    eventually("nothing waits", lambda: bundle.depth("proj.tasks") == 0)
+    found = [message["properties"] for message in messages]
+    return {each.get("message_id") or each["headers"]["id"]: each["headers"] for each in found}
 
 
 def outcomes(bundle: Bundle, *ids: str) -> dict[str, dict[str, Any]]:

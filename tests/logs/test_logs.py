@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from proj.private_node.node import BrokerNode
 from tests.lib import dead
-from tests.lib.bundle import Bundle, shared_vhost
+from tests.lib.bundle import Bundle
 from tests.lib.logged import MOODY, PRINTS, Shared
 from tests.lib.proxy import Proxy
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import eventually
 from tests.lib.watcher import watching
 
@@ -26,15 +26,15 @@ JSON = {"PROJ_LOG_FORMAT": "json"}
 
 
 @pytest.fixture(scope="module")
-def json_worker(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    with Bundle(node, vhost=shared_vhost("logs-json"), folder=tmp_path_factory.mktemp("json")) as bundle:
+def json_worker(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    with vhosts.lend(tmp_path_factory.mktemp("json")) as bundle:
         bundle.env |= JSON
         yield Shared(bundle)
 
 
 @pytest.fixture(scope="module")
-def text_worker(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    with Bundle(node, vhost=shared_vhost("logs-text"), folder=tmp_path_factory.mktemp("text")) as bundle:
+def text_worker(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    with vhosts.lend(tmp_path_factory.mktemp("text")) as bundle:
         yield Shared(bundle)
 
 

@@ -6,10 +6,10 @@ from contextlib import closing
 
 import pytest
 
-from proj.private_node.node import BrokerNode
 from tests.lib import stores
-from tests.lib.bundle import Bundle, shared_vhost
+from tests.lib.bundle import Bundle
 from tests.lib.stores import Database
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import eventually
 
 pytestmark = pytest.mark.used_vhost
@@ -49,11 +49,11 @@ _TASKS = """
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def stored(
-    node: BrokerNode, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Bundle]:
     """Each kind of store, with a worker that works."""
     name = f"results-{request.param}"
-    with Bundle(node, vhost=shared_vhost(name), folder=tmp_path_factory.mktemp(name)) as bundle:
+    with vhosts.lend(tmp_path_factory.mktemp(name)) as bundle:
         env = {}
         if request.param == "postgresql":
             Database(request.getfixturevalue("postgres"), bundle)

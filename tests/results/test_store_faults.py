@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from proj.private_node.node import BrokerNode
 from tests.lib import stores
-from tests.lib.bundle import Bundle, shared_vhost
+from tests.lib.bundle import Bundle
 from tests.lib.stores import Database, Fault
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
 
@@ -111,11 +111,11 @@ def _is_kept(bundle: Bundle, worker: Worker, task_id: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def impatient(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bundle, Worker]]:
+def impatient(
+    vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Bundle, Worker]]:
     """A worker whose store, SQLite, is made to fail again and again."""
-    with Bundle(
-        node, vhost=shared_vhost("results-impatient"), folder=tmp_path_factory.mktemp("shared")
-    ) as bundle:
+    with vhosts.lend(tmp_path_factory.mktemp("shared")) as bundle:
         yield bundle, _impatient_worker(bundle)
 
 

@@ -4,15 +4,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from proj.private_node.node import BrokerNode
-from tests.lib.bundle import Bundle, shared_vhost
+from tests.lib.bundle import Bundle
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
 
 
 @pytest.fixture(scope="module")
-def shared(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    with Bundle(node, vhost=shared_vhost("chords"), folder=tmp_path_factory.mktemp("shared")) as bundle:
+def shared(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    with vhosts.lend(tmp_path_factory.mktemp("shared")) as bundle:
         bundle.switch_off("worker/lookout.py", "INTERVAL: Final = 5.0", "INTERVAL: Final = 0.2")
         yield bundle
 

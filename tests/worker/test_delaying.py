@@ -10,10 +10,10 @@ import amqp
 import pytest
 
 from proj import queues
-from proj.private_node.node import BrokerNode
 from proj.rabbitmq import topology
 from tests.lib.alarm import alarm
-from tests.lib.bundle import GATED_TASK, Bundle, shared_vhost
+from tests.lib.bundle import GATED_TASK, Bundle
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
 
@@ -24,8 +24,8 @@ BODY: Final = b'[[1, 2], {}, {"callbacks": null, "errbacks": null, "chain": null
 
 
 @pytest.fixture(scope="module")
-def bundle(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    with Bundle(node, vhost=shared_vhost("delaying"), folder=tmp_path_factory.mktemp("delaying")) as bundle:
+def bundle(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    with vhosts.lend(tmp_path_factory.mktemp("delaying")) as bundle:
         bundle.add_task("""
             @app.task(name="proj.tasks.slow", rate_limit="30/m")
             def slow(x: int, y: int) -> int:

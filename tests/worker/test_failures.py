@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 import pytest
 
-from proj.private_node.node import BrokerNode
 from tests.lib import dead, failing
-from tests.lib.bundle import Bundle, shared_vhost
+from tests.lib.bundle import Bundle
 from tests.lib.failing import OTHERS, SCRIPTED, Messages
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.worker import Worker
 
 ADD: Final[dict[str, object]] = {"task": "proj.tasks.add", "id": "it"}
@@ -60,8 +60,8 @@ def _raw(bundle: Bundle, body: bytes, content_type: str, headers: dict[str, obje
 
 
 @pytest.fixture(scope="module")
-def shared(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    with Bundle(node, vhost=shared_vhost("failures"), folder=tmp_path_factory.mktemp("failures")) as bundle:
+def shared(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    with vhosts.lend(tmp_path_factory.mktemp("failures")) as bundle:
         bundle.declare()
         bundle.add_task(SCRIPTED)
         bundle.add_task(OTHERS)

@@ -10,10 +10,10 @@ from typing import Final
 import hypothesis
 import pytest
 
-from proj.private_node.node import BrokerNode
-from tests.lib.bundle import Bundle, shared_vhost
+from tests.lib.bundle import Bundle
 from tests.lib.fuzzing import Fuzzing, Verdict
 from tests.lib.messages import MESSAGES, Message
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.wire import Raw, Text
 
 #: What a worker gets at once.
@@ -29,10 +29,10 @@ LONG: Final = Text(16 * 2**20 - 2_000)
 
 @pytest.fixture(scope="module", params=["prefork", "threads"])
 def fuzzing(
-    node: BrokerNode, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    vhosts: VirtualHosts, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Fuzzing]:
     folder = tmp_path_factory.mktemp("fuzz")
-    with Bundle(node, vhost=shared_vhost(f"fuzz-{request.param}"), folder=folder) as bundle:
+    with vhosts.lend(folder) as bundle:
         fuzzing = Fuzzing(bundle, f"--pool={request.param}", slots=2)
         fuzzing.start()
         yield fuzzing

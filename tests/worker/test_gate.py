@@ -13,9 +13,8 @@ import amqp
 import pytest
 
 from proj import queues
-from proj.private_node.node import BrokerNode
 from tests.lib import dead
-from tests.lib.bundle import Bundle, shared_vhost
+from tests.lib.bundle import Bundle
 from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import PATIENCE, eventually
 from tests.lib.worker import Worker
@@ -78,8 +77,8 @@ BAD_IDS: Final[dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def bundle(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    with Bundle(node, vhost=shared_vhost("gate"), folder=tmp_path_factory.mktemp("gate")) as bundle:
+def bundle(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    with vhosts.lend(tmp_path_factory.mktemp("gate")) as bundle:
         yield bundle
 
 

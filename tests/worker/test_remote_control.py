@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from proj.private_node.node import BrokerNode
 from tests.lib import dead, stores
-from tests.lib.bundle import GATED_TASK, Bundle, shared_vhost
+from tests.lib.bundle import GATED_TASK, Bundle
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
 
@@ -87,10 +87,8 @@ def test_revocation_that_nobody_looks_for(bundle: Bundle) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    with Bundle(
-        node, vhost=shared_vhost("remote-control"), folder=tmp_path_factory.mktemp("shared")
-    ) as bundle:
+def shared(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    with vhosts.lend(tmp_path_factory.mktemp("shared")) as bundle:
         bundle.switch_off("results/patience.py", "\nPATIENCE: Final = 2", "\nPATIENCE: Final = 0.2")
         yield bundle
 
