@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from proj.private_node.cluster import Cluster
 from proj.private_node.guard import NodeInfo
@@ -80,4 +80,5 @@ def elsewhere(url: str) -> Broker:
     """The broker of this URL."""
     parts = urlsplit(url)
     node = _Elsewhere(parts.hostname or "localhost", parts.port or 5672)
-    return Broker([node], parts.path.removeprefix("/"), url)
+    vhost = unquote(parts.path.removeprefix("/")) or "/"
+    return Broker([node], vhost, parts._replace(path=f"/{quote(vhost, safe='')}").geturl())

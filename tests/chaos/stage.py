@@ -243,7 +243,8 @@ class Stage:
         return self.count.look()[Kind.EXECUTED]
 
     def eventually(self, what: str, condition: Callable[[], T], patience: float = PATIENCE) -> T:
-        return eventually(what, condition, patience, seen=self.seen)
+        # A broker of one's own waits for heartbeats as long as it is told to, usually minutes.
+        return eventually(what, condition, patience if self.broker.private else 5 * patience, seen=self.seen)
 
     def more_executed(self, count: int = 1) -> None:
         """Wait until so many tasks more have been executed."""
