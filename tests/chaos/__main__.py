@@ -39,6 +39,9 @@ SHORT: Final = (
 SHORT_CONTROLS: Final = (Control.EARLY_ACK,)
 SHORT_MESSAGES: Final = 500
 
+#: Seconds for the last processes to end by themselves.
+GRACE: Final = 10
+
 #: What every run writes.
 FILE: Final = ROOT / "build/evidence.json"
 
@@ -90,13 +93,12 @@ def interrupt(*_: object) -> None:
 
 
 def left_behind() -> list[str]:
-    """Processes of the run that have not ended, which there must not be."""
+    """Processes of the run that do not end by themselves, which there must not be."""
     server = fork_server.server_pid()
-    return [
-        f"{each.pid} {each.name()}"
-        for each in psutil.Process().children(recursive=True)
-        if each.pid != server
-    ]
+    found = [each for each in psutil.Process().children(recursive=True) if each.pid != server]
+    # A helper of a node that was killed may become a child of this process, and ends when it notices.
+    _, left = psutil.wait_procs(found, GRACE)
+    return [f"{each.pid} {each.name()}" for each in left if each.status() != psutil.STATUS_ZOMBIE]
 
 
 def _shown(wanted: run.Wanted, console: Console) -> list[Row]:
@@ -142,9 +144,11 @@ def main() -> None:
         "versions": environment.versions(),
     }
     Console(width=None if sys.stdout.isatty() else 180).print(report.table(injected, control_rows))
-    report.write(FILE, report.as_json(facts, injected, control_rows))
+    evidence = report.as_json(facts, injected, control_rows)
+    report.write(FILE, evidence)
     console.print(f"wrote {FILE.relative_to(ROOT)}", highlight=False)
     if given.write:
+        report.write(page.JSON, evidence)
         page.write(facts, injected, control_rows)
     if left := left_behind():
         console.print(f"Error: left behind: {', '.join(left)}", highlight=False)

@@ -10,6 +10,7 @@ from tests.chaos.stage import ROOT
 
 PAGE: Final = ROOT / "docs/evidence.md"
 PICTURE: Final = ROOT / "docs/evidence.svg"
+JSON: Final = ROOT / "docs/evidence.json"
 
 #: What stands before and after what a program of that name writes.
 BEGIN: Final = "<!-- Written by `make {}`: -->"
@@ -55,7 +56,7 @@ def written(facts: dict[str, Any], faults: Sequence[Row], controls: Sequence[Row
         [
             f"**{totals['confirmed']} messages confirmed, {totals['lost']} lost, {totals['unexpected']}"
             " unexpected.**",
-            f"{totals['executed']} messages were executed, {totals['duplicated']} times more than once each;"
+            f"{totals['executed']} messages were executed, with {totals['duplicated']} repetitions;"
             f" {totals['dead']} are dead letters. The outcome of some publishes was unknown:"
             f" {totals['recovered']} of these messages had arrived.",
             "",

@@ -45,5 +45,11 @@ def as_json(facts: dict[str, Any], faults: Sequence[Row], controls: Sequence[Row
 
 
 def write(path: Path, evidence: dict[str, Any]) -> None:
+    """As JSON, a line for each row."""
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(evidence, indent=1) + "\n")
+    parts = []
+    for name, value in evidence.items():
+        rows = isinstance(value, list) and value
+        text = "[\n" + ",\n".join(map(json.dumps, value)) + "\n]" if rows else json.dumps(value)
+        parts.append(f"{json.dumps(name)}: {text}")
+    path.write_text("{" + ",\n".join(parts) + "}\n")
