@@ -4,6 +4,7 @@ One guard has the epmd through which the nodes find each other, and each node ha
 that is killed takes nothing from the others, and all of them end with their owner.
 """
 
+import fnmatch
 import os
 import shlex
 import shutil
@@ -238,5 +239,11 @@ def stop_broker(data_dir: Path) -> bool:
 
 
 def folders(data_dir: Path) -> list[Path]:
-    """The data folders of the nodes of a cluster; empty when the folder holds none."""
-    return sorted(data_dir.glob("proj[1-9]"))
+    """The data folders of the nodes of a cluster, or none. Raises `BrokerNodeError`."""
+    try:
+        names = os.listdir(data_dir)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise guard.unusable(data_dir, error) from None
+    return sorted(data_dir / name for name in fnmatch.filter(names, "proj[1-9]"))

@@ -223,7 +223,7 @@ def lock(data_dir: Path) -> int | None:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         return _try_lock(data_dir, fcntl.LOCK_EX, os.O_CREAT)
     except OSError as error:
-        raise _unusable(data_dir, error) from None
+        raise unusable(data_dir, error) from None
 
 
 def is_locked(data_dir: Path) -> bool:
@@ -233,7 +233,7 @@ def is_locked(data_dir: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise _unusable(data_dir, error) from None
+        raise unusable(data_dir, error) from None
     if held is not None:
         os.close(held)
     return held is None
@@ -287,7 +287,8 @@ def _try_lock(data_dir: Path, kind: int, flags: int = 0) -> int | None:
     return held
 
 
-def _unusable(data_dir: Path, error: OSError) -> BrokerNodeError:
+def unusable(data_dir: Path, error: OSError) -> BrokerNodeError:
+    """The error for a data folder that cannot be read or written."""
     return BrokerNodeError(
         f"the data folder {data_dir} cannot be used: {error.strerror}", "choose another one with --dir"
     )
