@@ -111,7 +111,7 @@ class Publish:
     def send_message(self, message: amqp.Message, exchange: str, routing_key: str, producer: Any) -> None:
         """Publish a message unchanged with this producer. Raises the errors of the connection."""
         # `cut_at` bounds the wait. A timeout of the socket would cost five system calls more.
-        producer.channel.basic_publish(message, exchange, routing_key, mandatory=True)
+        producer.channel.basic_publish_confirm(message, exchange, routing_key, mandatory=True)
 
     def _run(self, send: Callable[[Any], T], mark_repeat: Callable[[], None], given: Any) -> T:
         lost: OutcomeUnknown | None = None

@@ -71,6 +71,7 @@ def test_management_that_cannot_be_asked(declared: Bundle, url: str, reason: str
         "bindings",
         "delay_routes",
         "policies",
+        "replicas",
     )
     assert {each["check"] for each in skipped} == set(names)
     assert all(reason in each["why"] and "s3cret" not in json.dumps(each) for each in skipped)

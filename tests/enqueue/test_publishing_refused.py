@@ -9,12 +9,12 @@ from tests.lib.publisher import MAX_SIZE, Outcome, Publisher, check, hurry, ids,
 from tests.lib.waiting import eventually
 
 
-def _fill(bundle: Bundle, publisher: Publisher) -> Outcome:
+def _fill(bundle: Bundle, publisher: Publisher, *, by_celery: bool = False) -> Outcome:
     """Publish to a queue with room for one until something else than a confirm comes; or 20 times."""
-    check(publisher.publish(), "confirmed")
+    check(publisher.publish(by_celery=by_celery), "confirmed")
     limit(bundle)
     for number in range(20):
-        outcome = publisher.publish(task_id=str(number))
+        outcome = publisher.publish(task_id=str(number), by_celery=by_celery)
         if outcome.kind != "confirmed":
             break
         if number == 0:
@@ -42,20 +42,23 @@ def test_some_of_many_that_are_refused(bundle: Bundle) -> None:
     hurry(bundle)
     limit(bundle)
 
-    done = bundle.proj("enqueue", "add", "1", "2", "--count", "50", "--wait")
+    done = bundle.proj("enqueue", "add", "1", "2", "--count", "3000", "--wait")
 
     assert (done.returncode, done.stdout) == (69, "")
     enqueued, error = done.stderr.splitlines()
     found = ids(bundle)
-    assert enqueued == f"{len(found)} of 50 messages are enqueued: {' '.join(found)}"
+    assert enqueued == f"{len(found)} of 3000 messages are enqueued: {' '.join(found)}"
     assert "the queue is full" in error
 
 
 def test_control_full_queue_without_confirms(bundle: Bundle) -> None:
-    """Without confirms, 21 publishes to the same queue succeed, and most of their messages are nowhere."""
+    """Without confirms, 21 publishes to the same queue succeed, and most of their messages are nowhere.
+
+    (A message from a template is always confirmed.)
+    """
     bundle.switch_off("celeryconfig.py", '"confirm_publish": True', '"confirm_publish": False')
     with Publisher(bundle) as publisher:
-        assert _fill(bundle, publisher).kind == "confirmed"
+        assert _fill(bundle, publisher, by_celery=True).kind == "confirmed"
     assert len(ids(bundle)) < 21
 
 
