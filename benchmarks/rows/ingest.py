@@ -13,6 +13,7 @@ from benchmarks.rounds import OURS, Row, Sample, Target
 from benchmarks.stage import Bench, Stage
 from proj.rabbitmq import topology
 from proj.rabbitmq.publishing import Window
+from proj.rabbitmq.transport import PlainTransport
 
 PIKA = "bare pika"
 
@@ -34,7 +35,7 @@ _IN_FLIGHT = 500
 
 
 def fill(place: Place, count: int) -> None:
-    with kombu.Connection(place.url) as broker, broker.channel() as channel:
+    with kombu.Connection(place.url, transport=PlainTransport) as broker, broker.channel() as channel:
         channel.queue_declare("task_queue", durable=True, auto_delete=False)
         window = Window(channel)
         for _ in range(count):
