@@ -10,7 +10,7 @@ import pytest
 
 from proj.private_node.node import BrokerNode
 from tests.lib import foreign
-from tests.lib.bundle import Bundle
+from tests.lib.bundle import Bundle, shared_vhost
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
 
@@ -49,7 +49,7 @@ DIRECT = "amq.rabbitmq.reply-to"
 @pytest.fixture(scope="module")
 def served(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bundle, Worker]]:
     """A virtual host with an ingest and a worker."""
-    with Bundle(node, vhost="replies", folder=tmp_path_factory.mktemp("replies")) as bundle:
+    with Bundle(node, vhost=shared_vhost("replies"), folder=tmp_path_factory.mktemp("replies")) as bundle:
         bundle.add_task(TASKS)
         routes = bundle.folder / "routes.toml"
         routes.write_text(ROUTES)
