@@ -343,8 +343,7 @@ class Sender:
         self._say(logging.WARNING, event, entry, f"not published: {error}")
 
     def _mark(self, entry: Entry) -> None:
-        headers = entry.message.properties.get("application_headers")
-        spans.published(headers, entry.composed.task, entry.composed.id, str(entry.status))
+        spans.published(entry.message, entry.composed.task, entry.composed.id, str(entry.status))
 
     def _say(self, level: int, event: str, entry: Entry, words: str, at: float | None = None) -> None:
         composed = entry.composed

@@ -67,9 +67,12 @@ def _end(name: str, task_id: str, error: BaseException) -> None:
         activation.__exit__(type(error), error, error.__traceback__)
 
 
-def published(headers: object, name: str, task_id: str, outcome: str) -> None:
+def published(message: Any, name: str, task_id: str, outcome: str) -> None:
     """Make a span of the outcome of a message of a batch, whose own span ended when it was made."""
-    if _are_made() and isinstance(headers, Mapping):
+    if not _are_made():
+        return
+    headers = message.properties.get("application_headers")
+    if isinstance(headers, Mapping):
         attributes = {_TASK: name, _ID: task_id, OUTCOME: outcome}
         _mark(f"publish {name}", headers, attributes, is_error=outcome != "confirmed")
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 
+import amqp
 import pytest
 from celery import signals
 from opentelemetry import trace
@@ -103,7 +104,7 @@ def test_no_span_without_the_instrumentation(memory: InMemorySpanExporter) -> No
     memory.clear()
     with spans.publishing(add.name, "it"), spans.attempt(add.name, "it"):
         pass
-    spans.published({}, add.name, "it", "confirmed")
+    spans.published(amqp.Message(), add.name, "it", "confirmed")
     spans.dead_lettered({}, add.name, "it", "failed")
 
     assert memory.get_finished_spans() == ()
