@@ -18,17 +18,11 @@ _TASKS: Final = 100
 
 
 @contextmanager
-def _swallowing(stage: Stage, network: Network) -> Iterator[str]:
-    """All is lost until connections end: TCP does not let one go on behind a gap."""
+def _swallowing(stage: Stage, network: Network) -> Iterator[None]:
+    """Healed by an end of all connections: TCP does not let one go on behind a gap."""
     stage.proxy.network = network
     try:
-        stage.more_unknown()
-        stage.eventually("the broker gives up all workers", lambda: not stage.consumers())
-        stage.stands_still()
-        yield (
-            f"{stage.proxy.happened[network]} pieces were swallowed, a publish is unknown, and the broker has"
-            " given up the workers"
-        )
+        yield
     finally:
         stage.proxy.cut()
         stage.proxy.network = Network.WORKS
@@ -37,21 +31,22 @@ def _swallowing(stage: Stage, network: Network) -> Iterator[str]:
 @injects(Fault.BLACK_HOLE, duplicates=bounds.ALL_CONNECTIONS, proxied=True)
 @contextmanager
 def black_hole(stage: Stage) -> Iterator[str]:
-    with _swallowing(stage, Network.SWALLOWS_ALL) as bit:
-        yield bit
+    with _swallowing(stage, Network.SWALLOWS_ALL):
+        stage.more_unknown()
+        stage.eventually("the broker gives up all workers", lambda: not stage.consumers())
+        stage.stands_still()
+        count = stage.proxy.happened[Network.SWALLOWS_ALL]
+        yield f"{count} pieces were swallowed, a publish is unknown, and the broker has given up the workers"
 
 
 @injects(Fault.ANSWERS_LOST, duplicates=bounds.ALL_CONNECTIONS, proxied=True)
 @contextmanager
 def answers_lost(stage: Stage) -> Iterator[str]:
-    stage.proxy.network = Network.SWALLOWS_ANSWERS
-    try:
+    with _swallowing(stage, Network.SWALLOWS_ANSWERS):
         stage.more_unknown()
         stage.stands_still()
-        yield f"{stage.proxy.happened[stage.proxy.network]} answers were swallowed, and a publish is unknown"
-    finally:
-        stage.proxy.cut()
-        stage.proxy.network = Network.WORKS
+        count = stage.proxy.happened[Network.SWALLOWS_ANSWERS]
+        yield f"{count} answers were swallowed, and a publish is unknown"
 
 
 @injects(Fault.SLOW_NETWORK, duplicates=bounds.ALL_CONNECTIONS, proxied=True)
