@@ -1,8 +1,6 @@
 """Inject faults under load, and check what became of each message: python -m tests.chaos [--write]."""
 
 import argparse
-import os
-import signal
 import sys
 import tempfile
 import time
@@ -11,17 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from proj.errors import ExitCode, ProjError
-from tests.chaos import environment, faults, page, report, run
+from tests.chaos import environment, faults, page, program, report, run
 from tests.chaos.controls import Control
 from tests.chaos.faults import Fault
 from tests.chaos.row import Row
 from tests.chaos.stage import ROOT
-from tests.lib import fork_server
 
 T = TypeVar("T")
 
@@ -38,9 +33,6 @@ SHORT: Final = (
 )
 SHORT_CONTROLS: Final = (Control.EARLY_ACK,)
 SHORT_MESSAGES: Final = 500
-
-#: Seconds for the last processes to end by themselves.
-GRACE: Final = 10
 
 #: What every run writes.
 FILE: Final = ROOT / "build/evidence.json"
@@ -78,29 +70,6 @@ def _chosen(
     return [known[name] for name in wanted]
 
 
-def clean_environment() -> None:
-    """Settings of others must not decide."""
-    for name in list(os.environ):
-        if name.startswith(("CELERY_", "AMQP_", "PROJ_", "RABBITMQ_")):
-            del os.environ[name]
-
-
-def interrupt(*_: object) -> None:
-    """Unwind once: all programs are ended on the way, and nothing interrupts that."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
-def left_behind() -> list[str]:
-    """Processes of the run that do not end by themselves, which there must not be."""
-    server = fork_server.server_pid()
-    found = [each for each in psutil.Process().children(recursive=True) if each.pid != server]
-    # A helper of a node that was killed may become a child of this process, and ends when it notices.
-    _, left = psutil.wait_procs(found, GRACE)
-    return [f"{each.pid} {each.name()}" for each in left if each.status() != psutil.STATUS_ZOMBIE]
-
-
 def _shown(wanted: run.Wanted, console: Console) -> list[Row]:
     """Run, with a progress bar and a line for each row."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -122,20 +91,11 @@ def _shown(wanted: run.Wanted, console: Console) -> list[Row]:
 
 def main() -> None:
     given = parse()
-    clean_environment()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
     console = Console(stderr=True)
     began = time.monotonic()
     wanted = run.Wanted(given.plans, given.controls, given.messages, given.broker)
-    try:
+    with program.alone(console):
         rows = _shown(wanted, console)
-    except ProjError as error:
-        console.print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.print("Error: interrupted; all processes of the run have ended")
-        sys.exit(ExitCode.INTERRUPTED)
     injected, control_rows = ([row for row in rows if row.control is control] for control in (False, True))
     facts: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -150,7 +110,7 @@ def main() -> None:
     if given.write:
         report.write(page.JSON, evidence)
         page.write(facts, injected, control_rows)
-    if left := left_behind():
+    if left := program.left_behind():
         console.print(f"Error: left behind: {', '.join(left)}", highlight=False)
     sys.exit(1 if left or any(row.verdict for row in rows) else 0)
 

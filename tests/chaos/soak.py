@@ -7,7 +7,6 @@ faults, so that a run can be replayed. Memory and open files are noted over time
 import argparse
 import json
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -23,9 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from proj.errors import ExitCode, ProjError
-from tests.chaos import brokers, faults, harness, page, run
-from tests.chaos.__main__ import clean_environment, interrupt, left_behind
+from tests.chaos import brokers, faults, harness, page, program, run
 from tests.chaos.faults import Bound, Fault, Plan
 from tests.chaos.ledger import Kind
 from tests.chaos.row import Row
@@ -225,28 +222,19 @@ def _programs(samples: Sequence[Sample]) -> list[str]:
 
 def main() -> None:
     given = parse()
-    clean_environment()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
     console = Console(stderr=True)
     console.print(
         f"seed {given.seed}: replay with --seed {given.seed} --minutes {given.minutes:g}", highlight=False
     )
     row = Row("soak", f"faults at random for {given.minutes:g} minutes, with the seed {given.seed}")
     soaks: list[Soak] = []
-    try:
+    with program.alone(console):
         run.check_machine()
         with (
             tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder,
             brokers.started() as broker,
         ):
             harness.on_stage(row, lambda: broker, Path(folder), partial(_act, given, console, soaks, row))
-    except ProjError as error:
-        console.print(f"Error: {error}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.print("Error: interrupted; all processes of the run have ended")
-        sys.exit(ExitCode.INTERRUPTED)
     samples, injected = (soaks[0].samples, soaks[0].injected) if soaks else ([], [])
     report: dict[str, Any] = row.as_json() | {
         "seed": given.seed,
@@ -259,7 +247,7 @@ def main() -> None:
     if given.write:
         text = page.between_marks(page.PAGE.read_text(), written(row, injected, samples), "soak")
         page.PAGE.write_text(text)
-    left = left_behind()
+    left = program.left_behind()
     verdict = row.verdict or (left and f"left behind: {', '.join(left)}") or ""
     words = f"Error: {verdict}\n{row.details}" if verdict else f"{len(injected)} faults, nothing lost"
     console.print(f"seed {given.seed}: {words}", markup=False, highlight=False, soft_wrap=True)
