@@ -1,8 +1,6 @@
 """One private RabbitMQ for all tests, and for each test a virtual host and folders of its own."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from proj.private_node.node import BrokerNode
 from tests.lib import ports
 from tests.lib.bundle import Bundle, vhost_of
 from tests.lib.missing import missing
+from tests.lib.small_disk import mounted as small_disk_at
 from tests.lib.vhosts import VirtualHosts
 
 #: Fixtures of many rooms.
@@ -78,9 +77,7 @@ def bundle(request: pytest.FixtureRequest, node: BrokerNode, tmp_path: Path) -> 
 def small_disk(bundle: Bundle) -> Iterator[Path]:
     """A file system of 1 MiB as the bundle's state folder, where this user may mount one: root on Linux."""
     folder = bundle.folder / "state"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount).returncode:
-        missing("a small file system to fill: only root may mount one")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk_at(folder, 2**20) as is_there:
+        if not is_there:
+            missing("a small file system to fill: only root may mount one")
+        yield folder

@@ -20,8 +20,9 @@ from proj.rabbitmq import topology
 from tests.chaos.brokers import Broker
 from tests.chaos.faults import Store
 from tests.chaos.ledger import FOLDER, Count, Kind, Ledger
+from tests.chaos.load import Load
 from tests.chaos.skipping import missing
-from tests.lib import fork_server, postgres
+from tests.lib import fork_server, postgres, small_disk
 from tests.lib.bundle import Bundle
 from tests.lib.postgres import Postgres
 from tests.lib.proxy import Proxy
@@ -50,57 +51,6 @@ SMALL: Final = 64 * 2**20
 
 #: Seconds between two looks of a wait.
 _INTERVAL: Final = 0.1
-
-
-class Load:
-    """The publishing programs of a stage."""
-
-    def __init__(self, stage: "Stage") -> None:
-        self._stage = stage
-        self.released = 0
-        self.programs: dict[str, subprocess.Popen[bytes]] = {}
-
-    def start(self, way: str, env: dict[str, str] | None = None) -> None:
-        """Start the program that publishes in this way: `bulk` or `single`; with `env`, not forked."""
-        self.programs[way] = self._stage.spawn(
-            f"{way}.log", "-m", "tests.chaos.producer", way, env=env, fresh=env is not None
-        )
-
-    def replace(self, way: str, env: dict[str, str] | None = None) -> None:
-        """Start a program in place of one that was killed, or that ends now; it owes what that one owed."""
-        old = self.programs[way]
-        if old.poll() is None:
-            self._end(way)
-        self.start(way, env)
-        if way == "bulk":
-            confirmed = self._stage.count.look()[Kind.CONFIRMED]
-            self._order(max(0, self.released - confirmed))
-
-    def release(self, count: int) -> None:
-        """Let `bulk` publish so many more."""
-        self.released += count
-        self._order(count)
-
-    def _order(self, count: int) -> None:
-        stdin = self.programs["bulk"].stdin
-        assert stdin is not None
-        stdin.write(b"%d\n" % count)
-        stdin.flush()
-
-    def finish(self) -> None:
-        """Wait until as many messages are confirmed as were released, and end the programs."""
-        count = self._stage.count
-        self._stage.progress(
-            f"{self.released} messages are confirmed", lambda: count.look()[Kind.CONFIRMED] >= self.released
-        )
-        for way in self.programs:
-            self._end(way)
-
-    def _end(self, way: str) -> None:
-        program = self.programs[way]
-        assert program.stdin is not None
-        program.stdin.close()
-        assert program.wait(PATIENCE) == 0, self._stage.log(f"{way}.log")
 
 
 class Stage:
@@ -365,14 +315,10 @@ def _postgres(bundle: Bundle) -> Iterator[Postgres]:
 
 @contextmanager
 def _small_disk(folder: Path) -> Iterator[Path]:
-    folder.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", str(folder)]
-    if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount).returncode:
-        missing("a small file system to fill: only root may mount one, on Linux")
-    try:
+    with small_disk.mounted(folder, SMALL) as is_there:
+        if not is_there:
+            missing("a small file system to fill: only root may mount one, on Linux")
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @contextmanager
