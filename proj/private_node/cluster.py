@@ -22,7 +22,6 @@ from proj.private_node.node import (
     BrokerNode,
     find_epmd,
     find_server_dir,
-    running,
     stop_running,
     write_cookie,
 )
@@ -229,13 +228,8 @@ def check_folder(data_dir: Path, size: int) -> None:
 
 def stop_broker(data_dir: Path) -> bool:
     """Stop the node or the cluster in a data folder cleanly, and wait for its end; False when none runs."""
-    infos = [info for info in map(running, folders(data_dir)) if info]
-    for info in infos:
-        with suppress(ProcessLookupError):
-            os.kill(info.guard_pid, signal.SIGTERM)
-    for info in infos:
-        guard.await_unlocked(info.data_dir, info.guard_pid)
-    return stop_running(data_dir) or bool(infos)  # epmd
+    nodes, epmd = stop_running(*folders(data_dir)), stop_running(data_dir)
+    return nodes or epmd
 
 
 def folders(data_dir: Path) -> list[Path]:

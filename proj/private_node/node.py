@@ -260,18 +260,18 @@ def running(data_dir: Path) -> NodeInfo | None:
     return None
 
 
-def stop_running(data_dir: Path) -> bool:
-    """Stop the node in a data folder cleanly, and wait for its end; False when none runs.
+def stop_running(*data_dirs: Path) -> bool:
+    """Stop the nodes in these data folders cleanly, at the same time, and wait for their end.
 
-    Raises `BrokerNodeError` when the folder belongs to another user.
+    Returns False when none runs. Raises `BrokerNodeError` when a folder belongs to another user.
     """
-    info = running(data_dir)
-    if info is None:
-        return False
-    with suppress(ProcessLookupError):
-        os.kill(info.guard_pid, signal.SIGTERM)
-    guard.await_unlocked(data_dir, info.guard_pid)
-    return True
+    infos = [info for info in map(running, data_dirs) if info]
+    for info in infos:
+        with suppress(ProcessLookupError):
+            os.kill(info.guard_pid, signal.SIGTERM)
+    for info in infos:
+        guard.await_unlocked(info.data_dir, info.guard_pid)
+    return bool(infos)
 
 
 def answers(info: NodeInfo) -> bool:
