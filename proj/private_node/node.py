@@ -240,7 +240,8 @@ class BrokerNode:
         assert self._guard is not None
         info = self.info
         hint = f"its log is {info.log}"
-        while not answers(info):
+        # A virtual host that is created in a cluster while a member's start is not over never comes up on it.
+        while not (answers(info) and start_log.is_complete(info.log, self._log_start)):
             if self._guard.ended:
                 reason = start_log.reason(info.log, self._log_start)
                 raise BrokerNodeError(f"the node ended while it started: {reason}", hint)

@@ -1,4 +1,4 @@
-"""Finds in RabbitMQ's log why a start failed."""
+"""Finds in RabbitMQ's log whether a start is complete, or why it failed."""
 
 import re
 from itertools import islice
@@ -14,11 +14,18 @@ _LOGGED_ERROR: Final = re.compile(
 _REASON_WIDTH: Final = 240
 
 
+#: The last line of a start; the same from 3.10 to 4.3.
+_COMPLETE: Final = "Server startup complete"
+
+
+def is_complete(log: Path, start: int) -> bool:
+    """Whether the start whose log begins at byte `start` is over: clients are served a moment before."""
+    return _COMPLETE in _read(log, start)
+
+
 def reason(log: Path, start: int) -> str:
     """The reason in one line, from what was logged after byte `start`."""
-    with log.open("rb") as file:
-        file.seek(start)
-        text = file.read().decode("utf-8", "replace")
+    text = _read(log, start)
     # The first error is the cause, or a heading such as `Exception during startup:` before the cause; the
     # last lines are an Erlang crash report. Errors before RabbitMQ has a logger have no level: there the last
     # line is the best.
@@ -31,3 +38,9 @@ def reason(log: Path, start: int) -> str:
         # Both ends are kept: the line begins with what failed, and often ends with why.
         reason = f"{reason[: _REASON_WIDTH // 2]} … {reason[-_REASON_WIDTH // 2 :]}"
     return reason
+
+
+def _read(log: Path, start: int) -> str:
+    with log.open("rb") as file:
+        file.seek(start)
+        return file.read().decode("utf-8", "replace")
