@@ -47,6 +47,9 @@ GATED_TASK = """
 #: The address of a management API that is off.
 MANAGEMENT_OFF = {"PROJ_MANAGEMENT_URL": "http://127.0.0.1:1"}
 
+#: More messages than a test looks at.
+MOST_PEEKED = 5_000
+
 #: Where the console scripts of this environment are.
 BIN = Path(sys.executable).parent
 
@@ -337,8 +340,9 @@ class Bundle:
         For a message it is a delivery, and of the work queue the sixth makes it a dead letter.
         """
         path = f"queues/{quote(self.vhost, safe='')}/{quote(queue, safe='')}/get"
-        body = {"count": 100, "ackmode": "ack_requeue_true", "encoding": "auto"}
+        body = {"count": MOST_PEEKED, "ackmode": "ack_requeue_true", "encoding": "auto"}
         messages = list(self.management("POST", path, body))
+        assert len(messages) < MOST_PEEKED, f"{queue} may hold more messages than these"
 
         def back() -> bool:
             with self.channel() as channel:
