@@ -33,3 +33,11 @@ def hold(file: str) -> None:
     """Write the time of the start, and last until the worker is killed."""
     mark(file)
     time.sleep(600)
+
+
+@app.task(name="bench.wait")
+def wait(file: str, gate: str) -> None:
+    """Write the time of the start, and last until the other file is there."""
+    mark(file)
+    while not Path(gate).exists():
+        time.sleep(0.005)
