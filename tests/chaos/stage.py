@@ -44,7 +44,7 @@ SLOTS: Final = 2
 PUBLISH_TIMEOUT: Final = 5
 
 #: Seconds without any progress, after which what is missing is lost.
-PATIENCE: Final = 60.0
+PATIENCE: Final = 180.0
 
 #: Bytes of the file system that a fault fills.
 SMALL: Final = 64 * 2**20

@@ -14,10 +14,6 @@ from tests.chaos.ledger import Kind
 from tests.chaos.stage import Stage
 from tests.lib.erlang import evaluate
 
-#: Seconds until a node is up again, beside two others that work.
-_PATIENCE = 180.0
-
-
 #: Whether this release has nodes that pause: since 4.3 a node without a majority keeps its connections.
 _PAUSES: Final = "erlang:function_exported(rabbit_node_monitor, pause_partition_guard, 0)"
 
@@ -167,4 +163,4 @@ def _await_whole(stage: Stage) -> None:
             return all(answers(node.info) and evaluate(node, critical) == "0" for node in stage.nodes)
         return False
 
-    stage.eventually("the cluster is whole", is_whole, _PATIENCE)
+    stage.eventually("the cluster is whole", is_whole)
