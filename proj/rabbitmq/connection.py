@@ -140,6 +140,12 @@ def abandon(connection: Connection) -> None:
         connection.collect()
 
 
+def drop(live: Any) -> None:
+    """Drop py-amqp's connection, and the channels on it, as `abandon` does with that of kombu."""
+    _shut_socket(live)
+    live.collect()
+
+
 def keep_from_children(app: Celery) -> None:
     """Let each process that is forked from this one open its own connections.
 
@@ -206,8 +212,12 @@ def _look_up(host: str) -> None:
 def _shut(connection: Connection) -> None:
     # As Celery does (celery.utils.threads): the public attributes would connect again.
     # upstream: not reported; remove when kombu shows a connection, and its socket, before the handshake
-    wire = getattr(connection._connection, "_transport", None)
-    sock = getattr(wire, "sock", None)
+    _shut_socket(connection._connection)
+
+
+def _shut_socket(live: Any) -> None:
+    # upstream: not reported; remove when kombu shows a connection, and its socket, before the handshake
+    sock = getattr(getattr(live, "_transport", None), "sock", None)
     if sock is not None:
         with suppress(OSError):
             # The plain socket's method: that of a TLS socket is not thread-safe.

@@ -36,6 +36,9 @@ class Consumer(consumer.Consumer):
     #: Set by `WatchersStep`, likewise.
     watchers: WatchersStep
 
+    #: Py-amqp's connection, as it was made.
+    _live: Any = None
+
     class Blueprint(consumer.Consumer.Blueprint):
         """Celery's steps without the one for delay queues, which treats a refusal as a missing queue."""
 
@@ -87,7 +90,17 @@ class Consumer(consumer.Consumer):
             # next one.
             connection.abandon(conn)
             raise
+        self._live = conn.connection
         return conn
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Drop the connection that is lost, with all channels on it.
+
+        Celery may read from it once more, for which kombu connects anew. Celery drops only the new one; its
+        steps would then cancel their consumers over the lost one, and log a traceback.
+        """
+        super().on_connection_error_after_connected(exc)
+        connection.drop(self._live)
 
     def connection_for_write(self, url: str | None = None, heartbeat: int | None = None) -> Any:
         """The connection for events, without confirms, since no message depends on an event.

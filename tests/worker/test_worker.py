@@ -179,10 +179,27 @@ def test_worker_outlives_a_connection_that_only_the_broker_believes_in(bundle: B
         # One may be delivered to the connection that is lost, which has a slot.
         bundle.enqueue("add", "3", "4", "--count", "2")
         worker.says("succeeded")
-        assert "pong" in bundle.celery("inspect", "ping").stdout
+        assert "pong" in bundle.celery("inspect", f"--timeout={PATIENCE}", f"-d{worker.name}", "ping").stdout
         proxy.cut_for_broker()
         assert bundle.proj("enqueue", "add", "3", "4", "--wait").stdout == "7\n"
         assert "Traceback" not in worker.text()
+
+
+def test_connection_that_is_lost_at_once_is_dropped(bundle: Bundle) -> None:
+    """Before the first turn of Celery's event loop: the worker connects anew, and logs no traceback."""
+    bundle.add_task("""
+        from celery.signals import worker_ready
+
+        @worker_ready.connect
+        def cut(sender, **_):  # Celery sends it once
+            sender.connection.connection.sock.shutdown(2)
+    """)
+    worker = bundle.worker().ready()
+
+    worker.says("Connection to broker lost")
+
+    assert bundle.proj("enqueue", "add", "3", "4", "--wait").stdout == "7\n"
+    assert "Traceback" not in worker.text()
 
 
 def test_worker_leaves_no_connection_behind_when_it_connects_anew(bundle: Bundle) -> None:
