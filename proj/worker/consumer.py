@@ -19,6 +19,7 @@ from proj.worker import burial, commands, replies
 from proj.worker.delaying import Delays
 from proj.worker.delivery import Turns, strategy
 from proj.worker.heartbeat import HeartbeatStep
+from proj.worker.message import Message
 from proj.worker.watchers import WatchersStep
 
 log = get_logger(__name__)
@@ -85,6 +86,7 @@ class Consumer(consumer.Consumer):
             with _ending_on_refusal(conn):
                 topology.ensure(conn, self.app.settings.topology)
                 topology.ensure_delays(conn, self.app.settings.topology)
+                conn.default_channel.Message = Message
         except BaseException:
             # Celery's event loop does not know this connection, and would mistake its end for that of the
             # next one.

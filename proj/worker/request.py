@@ -215,7 +215,7 @@ class Request(request.Request):
         """End the task and leave its message unacknowledged; the broker delivers it to another worker."""
         # Celery passes `emit_retry=False` only when the worker ends.
         self._log_given_back(Reason.CONNECTION_LOST if emit_retry else Reason.SHUTDOWN)
-        self._cancelled = True
+        self._cancelled = self.message.is_given_back = True
         try:
             super().cancel(pool, signal, emit_retry)
         except NotImplementedError:  # only processes can be ended

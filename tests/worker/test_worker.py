@@ -1,11 +1,16 @@
 """What workers do with work: who gets it, who gets it again, and when a worker gives up."""
 
 import functools
+import json
+import logging
 import signal
+from unittest.mock import Mock
 
+import kombu
 import psutil
 import pytest
 
+from proj.worker.message import Message
 from tests.lib.bundle import GATED_TASK, Bundle
 from tests.lib.ports import free_port
 from tests.lib.proxy import Proxy
@@ -200,6 +205,48 @@ def test_connection_that_is_lost_at_once_is_dropped(bundle: Bundle) -> None:
 
     assert bundle.proj("enqueue", "add", "3", "4", "--wait").stdout == "7\n"
     assert "Traceback" not in worker.text()
+
+
+def test_task_that_ends_after_its_connection_was_lost(bundle: Bundle) -> None:
+    """Its message cannot be acknowledged any more: one line says that it is given back, and no traceback."""
+    bundle.add_task(GATED_TASK)
+    gate = bundle.folder / "gate"
+    with Proxy(bundle.node.info.port) as proxy:
+        there = {"CELERY_BROKER_URL": bundle.url_at(proxy.port)}
+        worker = bundle.worker("-P", "threads", "-c", "1", env=there).ready()
+        bundle.enqueue("task", "proj.tasks.gated", json.dumps(str(gate)))
+        worker.says("Received")
+
+        proxy.cut()
+        worker.says("Connection to broker lost")
+        gate.touch()
+
+        worker.says("is a duplicate")
+        assert bundle.proj("enqueue", "add", "3", "4", "--wait").stdout == "7\n"
+    assert len(worker.lines("given back: connection lost")) == 1
+    assert "Traceback" not in worker.text()
+
+
+def test_message_that_cannot_be_acknowledged(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    """One event says that it is given back, however often it is settled; Celery gets `BrokenPipeError`."""
+    bundle.enqueue("add", "3", "4", "--id", "it")
+    with kombu.Connection(bundle.url) as connection:
+        channel = connection.channel()
+        channel.Message = Message
+        message = channel.message_to_python(channel.basic_get("proj.tasks"))
+        connection.close()
+
+        for settle in (message.ack_log_error, message.reject_log_error):
+            settle(logging.getLogger(), connection.connection_errors)
+
+    (record,) = caplog.records
+    assert record.getMessage() == "Task proj.tasks.add[it] given back: connection lost"
+    assert not record.exc_info
+    message.is_given_back = False
+    message.ack = Mock(side_effect=BrokenPipeError)
+    with pytest.raises(BrokenPipeError):
+        message.ack_log_error(logging.getLogger(), connection.connection_errors)
+    assert len(caplog.records) == 2
 
 
 def test_worker_leaves_no_connection_behind_when_it_connects_anew(bundle: Bundle) -> None:

@@ -1,0 +1,47 @@
+"""A message as a worker receives it: what becomes of one that can no longer be acknowledged."""
+
+import logging
+from typing import Any, Final
+
+from celery.utils.log import get_logger
+from kombu.transport import pyamqp
+
+from proj.dead_letters.reasons import Reason
+from proj.logs import events
+
+log: Final = get_logger(__name__)
+
+
+class Message(pyamqp.Message):
+    """Kombu's message, which logs one line when its connection is lost, in place of a traceback.
+
+    The broker delivers such a message again.
+    """
+
+    #: It is logged already that the message is given back.
+    is_given_back = False
+
+    def ack_log_error(self, logger: Any, errors: Any, multiple: bool = False) -> None:
+        """Acknowledge. Raises `BrokenPipeError`, by which Celery notices that the connection is lost."""
+        try:
+            self.ack(multiple=multiple)
+        except BrokenPipeError:
+            self._say_given_back()
+            raise
+        except errors:
+            self._say_given_back()
+
+    def reject_log_error(self, logger: Any, errors: Any, requeue: bool = False) -> None:
+        try:
+            self.reject(requeue=requeue)
+        except errors:
+            self._say_given_back()
+
+    def _say_given_back(self) -> None:
+        if not self.is_given_back:
+            self.is_given_back = True
+            id_, name = (self.headers.get(header) for header in ("id", "task"))
+            words = f"given back: {Reason.CONNECTION_LOST.words}"
+            events.say(
+                log, logging.WARNING, events.GIVEN_BACK, id_, name, words, reason=Reason.CONNECTION_LOST
+            )
