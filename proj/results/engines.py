@@ -7,10 +7,11 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, Final, Self
 
 from proj.deadline import cut_after
+from proj.results import forking
 
 #: Seconds for one attempt to connect to a database server, and seconds for its machine to acknowledge what
 #: was sent (TCP).
@@ -52,13 +53,18 @@ class Kept:
         if dialect.name == "sqlite" or dialect.driver.startswith("psycopg"):
             # One statement is one transaction, and `checkout` below looks at a connection before its use.
             options = options | {"isolation_level": "AUTOCOMMIT", "pool_pre_ping": False}
-        if issubclass(dialect.get_pool_class(make_url(url)), QueuePool):
+        has_pool = issubclass(dialect.get_pool_class(make_url(url)), QueuePool)
+        if has_pool:
             # Without an end: a thread would wait for a connection, or fail.
             options = options | {"pool_size": _KEPT_CONNECTIONS, "max_overflow": -1, "pool_use_lifo": True}
         self.engine: Any = create_engine(url, **options)
         self._uses = threading.local()
         #: Whether Celery's tables are there, as far as is known.
         self._is_ready = False
+        #: A database of SQLite in memory has no lock, and would be gone with its connection.
+        self._is_file = dialect.name == "sqlite" and has_pool
+        if self._is_file:
+            forking.close_before_forks(self.engine)
         if dialect.name == "sqlite":
             _tune_sqlite(self.engine)
         elif dialect.driver.startswith("psycopg"):
@@ -90,7 +96,8 @@ class Kept:
 
     @contextmanager
     def _bounded(self) -> Iterator[None]:
-        with _Use() as use, cut_after(ANSWER_TIMEOUT, use.cut):
+        turn = forking.using() if self._is_file else nullcontext()
+        with turn, _Use() as use, cut_after(ANSWER_TIMEOUT, use.cut):
             outer = getattr(self._uses, "current", None)
             self._uses.current = use
             try:
@@ -188,11 +195,15 @@ def _tune_sqlite(engine: Any) -> None:
 
     @event.listens_for(engine, "connect")
     def after_connect(connection: Any, record: Any) -> None:
-        connection.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT * 1000}")
-        _write_ahead(connection)
-        connection.execute("PRAGMA synchronous = NORMAL")
-        record.info["file"] = path = _path_of(connection)
-        record.info["identity"] = _identity(path)
+        try:
+            connection.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT * 1000}")
+            _write_ahead(connection)
+            connection.execute("PRAGMA synchronous = NORMAL")
+            record.info["file"] = path = _path_of(connection)
+            record.info["identity"] = _identity(path)
+        except BaseException:
+            connection.close()  # or the file stays open until the error is forgotten
+            raise
 
     @event.listens_for(engine, "checkout")
     def before_use(_connection: Any, record: Any, _proxy: Any) -> None:

@@ -47,7 +47,7 @@ print(json.dumps([restored.get(timeout=60), app.AsyncResult("0-0").state, len(op
 
 
 def test_forked_child_has_connections_of_its_own(stored: Bundle) -> None:
-    """Both go on storing; the parent's connection outlives the child."""
+    """Both go on storing; the parent's connection outlives the child, or with SQLite is closed before."""
     found: Any = stored.python(
         _COUNTED
         + """
@@ -62,7 +62,7 @@ print(json.dumps([status, read("before"), read("child"), read("after"), len(open
 """
     )
 
-    assert found == [0, 1, 2, 3, 1]
+    assert found == [0, 1, 2, 3, 1 if "CELERY_RESULT_BACKEND" in stored.env else 2]
 
 
 def test_server_that_has_restarted_is_connected_to_anew(bundle: Bundle, database: object) -> None:
