@@ -124,15 +124,13 @@ class WatchersStep(bootsteps.StartStopStep):
         self._unanswered = False
         before, self._watched = self._watched, not self._returned
         dispatcher = self._consumer.event_dispatcher
+        # As Celery's commands `enable_events` and `disable_events` do it.
         if not self._watched:
-            # Whoever enabled them.
-            self._switch(dispatcher, on=False)
+            if _GROUP in dispatcher.groups:  # whoever enabled them
+                dispatcher.groups.discard(_GROUP)
+                log.info("Events about tasks are off: nobody receives them")
         elif not before:
-            # Not at each answer: `control disable_events` holds until the next watcher comes.
-            self._switch(dispatcher, on=True)
-
-    def _switch(self, dispatcher: Any, *, on: bool) -> None:
-        """As Celery's commands `enable_events` and `disable_events` do it."""
-        if on != (_GROUP in dispatcher.groups):
-            (dispatcher.groups.add if on else dispatcher.groups.discard)(_GROUP)
-            log.info("Events about tasks are %s", "on: somebody receives them" if on else "off: nobody does")
+            # Not at each answer: `control disable_events` holds until the next watcher comes, which may have
+            # enabled them itself.
+            dispatcher.groups.add(_GROUP)
+            log.info("Events about tasks are on: somebody receives them")

@@ -61,6 +61,24 @@ def test_a_worker_that_reconnects_is_seen(bundle: Bundle) -> None:
         worker.says("Events about tasks are off")
 
 
+def test_watcher_that_has_enabled_them_itself_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    """As Flower does, perhaps before the worker has looked: who waits for the line would wait in vain."""
+    consumer = SimpleNamespace(
+        hub=object(),
+        app=SimpleNamespace(conf=SimpleNamespace(event_exchange="celeryev")),
+        event_dispatcher=SimpleNamespace(groups={"worker", "task"}),
+        hostname="w@here",
+    )
+    step = WatchersStep(consumer)
+    step._consumer = consumer  # as a probe sets it
+
+    with caplog.at_level("INFO"):
+        step._on_answer()
+        step._on_answer()
+
+    assert caplog.messages == ["Events about tasks are on: somebody receives them"]
+
+
 @pytest.mark.celery_docs("Workers: -E")
 @pytest.mark.parametrize(("hub", "task_events"), [(object(), True), (None, False)])
 def test_events_that_are_not_switched(hub: object, task_events: bool) -> None:
