@@ -166,7 +166,11 @@ def test_the_worker_is_killed(bundle: Bundle) -> None:
     _publish(bundle, with_ids=True)
     ingest = foreign.start(bundle).consumes()
     victim = bundle.worker(log="victim.log")
-    eventually("it has begun", lambda: len(victim.lines("succeeded in")) > COUNT // 10, seen=victim.text)
+
+    def begun() -> int:
+        return len(victim.lines("succeeded in"))
+
+    eventually("it has begun", lambda: begun() > COUNT // 10, seen=victim.text, progress=begun)
     victim.kill()
     done = [line.id for line in victim.lines("succeeded in")]
     assert len(done) < COUNT
@@ -179,7 +183,7 @@ def test_the_worker_is_killed(bundle: Bundle) -> None:
         # Of the last one, its victim may have stored the success and not said so.
         return {*executed(), *(line.id for line in worker.lines("is a duplicate"))}
 
-    eventually("the rest is executed", lambda: len(ended()) == COUNT, seen=worker.text)
+    eventually("the rest is executed", lambda: len(ended()) == COUNT, seen=worker.text, progress=ended)
     foreign.settle(bundle, ingest)
     assert len(executed()) <= COUNT + 1
     assert ended() == {task_id for _, task_id in ingest.rows()}

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def settle(bundle: Bundle, *ingests: Ingest, queues: Iterable[str] = ("task_queu
         return "".join(ingest.text() for ingest in ingests)
 
     for queue in queues:
-        eventually(f"{queue} is empty", lambda queue=queue: not bundle.depth(queue), seen=seen)  # type: ignore[misc]
+        depth = partial(bundle.depth, queue)
+        eventually(f"{queue} is empty", lambda depth=depth: not depth(), seen=seen, progress=depth)  # type: ignore[misc]
     for ingest in ingests:
         assert ingest.terminate() == 0
     assert {queue: bundle.kept(queue) for queue in queues} == dict.fromkeys(queues, 0)
