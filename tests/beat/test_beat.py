@@ -21,11 +21,14 @@ def ticking(bundle: Bundle) -> tuple[Bundle, Worker]:
 
 
 def all_are_executed(bundle: Bundle, worker: Worker) -> None:
-    """Each second's run, from the first one to the last, is executed."""
+    """Each second's run, from the first one to the last, is executed.
+
+    A beat that ends may have enqueued one more than it remembers.
+    """
 
     def without_a_gap() -> bool:
         found = beats.executed(worker).keys()
-        return beats.last_runs(bundle, len(found)) == set(found)
+        return any(beats.last_runs(bundle, len(found), begin) == set(found) for begin in (0, -1))
 
     eventually("each due run is executed", without_a_gap, seen=worker.text)
 

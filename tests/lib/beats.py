@@ -27,8 +27,8 @@ def repeats(worker: Worker) -> int:
     return sum(received.values()) - len(received)
 
 
-def last_runs(bundle: Bundle, count: int) -> set[str]:
-    """The ids of so many runs of `TICK`, up to the last one that was enqueued."""
+def last_runs(bundle: Bundle, count: int, begin: int = 0) -> set[str]:
+    """The ids of so many runs of `TICK`, up to the last one that the beat remembers, or to one beside it."""
     store = bundle.env.get("CELERY_RESULT_BACKEND", f"db+sqlite:///{stores.file(bundle)}").removeprefix("db+")
     engine = sqlalchemy.create_engine(store, poolclass=sqlalchemy.NullPool)
     with engine.connect() as connection:
@@ -36,4 +36,4 @@ def last_runs(bundle: Bundle, count: int) -> set[str]:
         due = connection.execute(query).scalar_one()
     last = datetime.fromtimestamp(due, UTC)
     entry = Entry(name="tick", task="proj.tasks.add", schedule=1.0)
-    return {entry.run_id(last - timedelta(seconds=number)) for number in range(count)}
+    return {entry.run_id(last - timedelta(seconds=number)) for number in range(begin, begin + count)}
