@@ -13,7 +13,7 @@ from tests.lib import fork_server
 from tests.lib.batches import taken
 from tests.lib.bundle import BIN, COMMAND_TIMEOUT, Bundle
 from tests.lib.proxy import Network, Proxy
-from tests.lib.publisher import ID, REPEAT, headers, hurry, limit
+from tests.lib.publisher import ANSWERED, ID, REPEAT, headers, hurry, limit
 from tests.lib.waiting import eventually
 
 #: The task of most lines.
@@ -297,7 +297,7 @@ def test_progress_file_that_is_of_another_input_or_damaged(bundle: Bundle) -> No
 def test_full_queue(bundle: Bundle) -> None:
     """It stops when nobody makes room, and goes on there."""
     bundle.declare()
-    hurry(bundle)
+    hurry(bundle, ANSWERED)
     policy = limit(bundle)
     # The broker tells publishers that the queue is full when it has one message too many.
     before = batch(bundle, "-", stdin=line() + "\n" + line() + "\n").lines

@@ -5,7 +5,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.lib.bundle import Bundle
-from tests.lib.publisher import MAX_SIZE, Outcome, Publisher, check, hurry, ids, limit, user
+from tests.lib.publisher import ANSWERED, MAX_SIZE, Outcome, Publisher, check, hurry, ids, limit, user
 from tests.lib.waiting import eventually
 
 
@@ -39,7 +39,7 @@ def test_queue_that_is_full(bundle: Bundle) -> None:
 
 def test_some_of_many_that_are_refused(bundle: Bundle) -> None:
     """The command says which messages it has enqueued before, where it has not printed their ids."""
-    hurry(bundle)
+    hurry(bundle, ANSWERED)
     limit(bundle)
 
     done = bundle.proj("enqueue", "add", "1", "2", "--count", "3000", "--wait")

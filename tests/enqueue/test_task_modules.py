@@ -32,6 +32,8 @@ def mail(to: str, copies: int = 1) -> str:
     return HELLO * copies
 """
 
+REQUEST = '{"task": "shop.greet", "args": ["Anna"], "id": "one"}\n'
+
 ROUTES = '[[route]]\nqueue = "hellos"\ndecoder = "text"\ntask = "shop.greet"\n'
 
 #: Programs that load the tasks.
@@ -55,6 +57,7 @@ def shop(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     for name, text in {"tasks": GREET, "mail": MAIL, "words": 'HELLO = "Hello"'}.items():
         (folder / f"shop/{name}.py").write_text(text)
     (folder / "routes.toml").write_text(ROUTES)
+    (folder / "requests.jsonl").write_text(REQUEST)
     with Bundle(node, vhost=shared_vhost("task-modules"), folder=folder) as bundle:
         bundle.env |= {
             "PROJ_TASKS": "shop.tasks, shop.mail",
@@ -70,7 +73,6 @@ def test_every_program_knows_their_tasks(shop: Bundle) -> None:
     shop.worker("-n", "other", log="other.log").ready()
     sent = shop.proj("enqueue", "task", "shop.mail", '"Anna"', "--wait")
     assert (sent.stdout, sent.returncode) == ('"Hello"\n', 0), sent.stderr
-    (shop.folder / "requests.jsonl").write_text('{"task": "shop.greet", "args": ["Anna"], "id": "one"}\n')
     batch = shop.proj("enqueue", "batch", "requests.jsonl")
     assert batch.returncode == 0, batch.stderr
     eventually("it is executed", lambda: '"Hello, Anna"' in shop.proj("result", "one").stdout)
