@@ -137,13 +137,13 @@ def test_rates_are_those_of_the_work(counted: Bundle) -> None:
     def rates() -> statistics.Statistics:
         return statistics.of_queues(management(bundle))["proj.tasks"]
 
-    def moving() -> bool:
-        of = rates()
-        return bool(of.published and of.delivered and of.acknowledged)
+    #: Not all at once: on a busy machine the broker counts some of them late, and has 0 until then.
+    moved: set[str] = set()
 
     def told() -> bool:
-        row = moving() and look(bundle)["queues"]["proj.tasks"]
-        return bool(row and row["in"] and row["delivered"] and row["acknowledged"])
+        row = look(bundle)["queues"]["proj.tasks"]
+        moved.update(rate for rate in ("in", "delivered", "acknowledged") if row[rate])
+        return len(moved) == 3
 
     eventually("it is at rest", lambda: rates().published == 0)
     assert number(bundle, "proj.tasks", "in") == 0
