@@ -158,9 +158,10 @@ def test_every_end_of_an_attempt_is_one_event(json_worker: Shared) -> None:
     json_worker.bundle.python(f"""
 from proj.tasks import wild
 for action in {list(ENDS)}:
-    # A process that is killed is missed within seconds, and has its task's time limit until then.
-    hard = 2 if action == "sleep_on()" else 60
-    limits = {{"soft_time_limit": 1, "time_limit": hard}} if "sleep" in action else {{}}
+    # A process that is killed is missed within seconds, and has its task's time limit until then. One that
+    # goes on must by its soft limit have come to where it sleeps.
+    soft, hard = (5, 6) if action == "sleep_on()" else (1, 60)
+    limits = {{"soft_time_limit": soft, "time_limit": hard}} if "sleep" in action else {{}}
     wild.apply_async((action,), task_id=action, **limits)
 print(0)
 """)
