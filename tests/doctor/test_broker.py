@@ -163,8 +163,8 @@ def test_clock_of_the_broker(bundle: Bundle, ahead: float, word: str) -> None:
         finding = about(doctor(bundle, env={"PROJ_MANAGEMENT_URL": url}), "clock", f"s {word} this machine's")
 
     assert finding["level"] == "warning"
-    # HTTP tells whole seconds, and the answer was on its way.
-    assert abs(int(re.findall(r"(\d+) s", finding["what"])[0]) - 60) < 5
+    # HTTP tells whole seconds, and the answer was on its way, for long on a busy machine.
+    assert abs(int(re.findall(r"(\d+) s", finding["what"])[0]) - 60) < 30
 
 
 def node_knows(bundle: Bundle, condition: Callable[[dict[str, Any]], bool]) -> None:

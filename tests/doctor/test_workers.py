@@ -36,7 +36,7 @@ def test_workers(declared: Bundle) -> None:
     about(found, "present_workers", "w@elsewhere does not know proj.tasks.new")
     about(found, "present_workers", "other machines (elsewhere)", "SQLite")
     told = about(found, "worker_clocks", "w@elsewhere", "s behind this machine's")["what"]
-    assert 59 <= int(re.findall(r"(\d+) s behind", told)[0]) <= 65  # the event is on its way, too
+    assert 59 <= int(re.findall(r"(\d+) s behind", told)[0]) <= 90  # the event is on its way, too
 
     control(declared, "-A", "proj", "control", "cancel_consumer", "proj.tasks")
     found = finds(declared, worker_warned, worker_warned, worker_warned, clock_warned)

@@ -7,7 +7,7 @@ import pytest
 from tests.lib import stores
 from tests.lib.bundle import Bundle
 from tests.lib.stores import Database
-from tests.lib.waiting import eventually
+from tests.lib.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.used_vhost
 
@@ -68,7 +68,8 @@ def test_worker_waits_for_its_store(bundle: Bundle, database: Database) -> None:
         worker.says(_AGAIN)
         assert "Reported" in worker.text().partition(_AGAIN)[0]
         assert "Result of" not in worker.text(), "it took more work"
-        active = bundle.celery("inspect", "active", "--destination=w@waiting", "--json")
+        wait = f"--timeout={PATIENCE}"
+        active = bundle.celery("inspect", "active", "--destination=w@waiting", wait, "--json")
         (held,) = json.loads(active.stdout)["w@waiting"]
         assert (held["id"], held["acknowledged"]) == (task_id, False)
     finally:

@@ -14,7 +14,7 @@ from proj.private_node.node import BrokerNode
 from tests.lib import dead, stores
 from tests.lib.bundle import Bundle
 from tests.lib.erlang import evaluate
-from tests.lib.waiting import eventually
+from tests.lib.waiting import PATIENCE, eventually
 from tests.lib.watcher import watching
 
 
@@ -204,13 +204,16 @@ def _connections(bundle: Bundle) -> Any:
 @pytest.mark.used_vhost
 def test_people_wait_for_a_worker_that_looks(bundle: Bundle) -> None:
     """A look that is under way holds `proj dead list` up, and does not end it."""
+    bundle.switch_off(  # the management API may tell of a connection later
+        "dead_letters/reader.py", "_READER_INTERVAL = 5.0, 0.25", f"_READER_INTERVAL = {PATIENCE}, 0.25"
+    )
     _expire(bundle, "it")
     with bundle.channel() as channel:
         channel.queue_declare(queues.DEAD_READER, exclusive=True, durable=False, auto_delete=True)
         listing = bundle.start("dead", "list", "--json")
         eventually("it asks", lambda: len(_connections(bundle)) >= 2)
 
-    out, err = listing.communicate(timeout=60)
+    out, err = listing.communicate(timeout=PATIENCE)
 
     assert (listing.returncode, err) == (0, "")
     assert '"it"' in out
