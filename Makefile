@@ -53,12 +53,12 @@ check: ## Lint, check imports and types, and run all tests.
 
 .PHONY: up
 up: setup ## Run a broker (unless one is running), a worker, ingest, beat and Flower until Ctrl-C.
-	@$(PYTHON_IN_VENV) scripts/up || test $$? -eq 130  # Ctrl-C is the normal end
+	@trap : INT; $(PYTHON_IN_VENV) scripts/up || test $$? -eq 130  # Ctrl-C is the normal end
 
 .PHONY: photos
 photos: ## Run the example examples/photos until Ctrl-C: a broker (unless one is running), a worker and the page.
 	@scripts/setup photos
-	@$(PYTHON_IN_VENV) scripts/up photos || test $$? -eq 130  # Ctrl-C is the normal end
+	@trap : INT; $(PYTHON_IN_VENV) scripts/up examples/photos || test $$? -eq 130  # Ctrl-C is the normal end
 
 .PHONY: env
 env: ## Write .env with new passwords, for docker compose.

@@ -12,7 +12,7 @@ import psutil
 
 from photos import measure
 from tests.lib.bundle import Bundle
-from tests.lib.photos import plain
+from tests.lib.photos import EXAMPLE, plain
 from tests.lib.ports import free_port
 from tests.lib.waiting import PATIENCE, eventually
 
@@ -26,7 +26,7 @@ def test_worker_and_page_run_until_ctrl_c(bundle: Bundle) -> None:
     with (
         log.open("wb") as output,
         subprocess.Popen(
-            [sys.executable, ROOT / "scripts/up", "photos"],
+            [sys.executable, ROOT / "scripts/up", EXAMPLE],
             env=bundle.env | env,
             stdin=subprocess.DEVNULL,
             stdout=output,
