@@ -17,6 +17,7 @@ from proj.cli.interrupt import deferred_interrupt
 from proj.cli.progress import progress_bar
 from proj.cli.shown_log import show_log
 from proj.cli.strict_json import to_json
+from proj.cli.unconsumed import Watch
 from proj.errors import BadInput, ExitCode, ProjError
 from proj.logs import streams
 from proj.logs.printable import error_line
@@ -171,6 +172,7 @@ def _enqueue(
         raise click.UsageError("--countdown and --eta cannot be combined")
 
     from proj.enqueue import find_task
+    from proj.enqueue.routing import queue_of
 
     show_log()
     found = find_task(proj.app, name)
@@ -198,7 +200,8 @@ def _enqueue(
             click.echo(f"{len(ids)} of {count} messages are enqueued{listed}", err=True)
         raise
     if wait:
-        _print_results(ids, timeout, as_json, failed_before)
+        queue = queue_of(found, draw_args(), kwargs, options["queue"])
+        _print_results(ids, timeout, as_json, failed_before, Watch(proj.app, queue))
 
 
 def _published(
@@ -238,14 +241,21 @@ def _failure(task_id: str) -> object:
     return found
 
 
-def _print_results(ids: list[str], timeout: float | None, as_json: bool, failed_before: object) -> None:
+def _print_results(
+    ids: list[str], timeout: float | None, as_json: bool, failed_before: object, watch: Watch
+) -> None:
     from proj import results
 
     failed = False
     try:
         with deferred_interrupt() as deliver, progress_bar("waiting for results", len(ids)) as advance:
+
+            def on_interval() -> None:
+                deliver()
+                watch()
+
             for task_id in ids:
-                ended = results.wait(proj.app, task_id, timeout, deliver, failed_before)
+                ended = results.wait(proj.app, task_id, timeout, on_interval, failed_before)
                 failed = failed or ended.error is not None
                 if as_json:
                     click.echo(to_json(asdict(ended)))

@@ -94,7 +94,7 @@ def test_expired_message_becomes_a_dead_letter(bundle: Bundle) -> None:
 
 def test_wait_prints_results_in_the_order_of_the_messages(bundle: Bundle) -> None:
     """`--wait` prints a result a line, and with `--json` all that is known of it."""
-    bundle.worker()
+    bundle.worker().ready()
 
     done = bundle.proj("enqueue", "add", "1", "2", "--count", "3", "--wait")
     assert (done.returncode, done.stdout, done.stderr) == (0, "3\n" * 3, "")
@@ -112,7 +112,7 @@ def test_wait_prints_results_in_the_order_of_the_messages(bundle: Bundle) -> Non
 
 def test_wait_and_result_exit_1_for_a_failed_task(bundle: Bundle) -> None:
     """A task that failed is told in one line, and its traceback by `proj result`."""
-    bundle.worker(env={"PROJ_TASK_SOFT_TIME_LIMIT": "1"})
+    bundle.worker(env={"PROJ_TASK_SOFT_TIME_LIMIT": "1"}).ready()
 
     done = bundle.proj("enqueue", "sleep-dots", "600", "--id", "slow", "--wait")
     assert (done.returncode, done.stdout) == (1, "")
@@ -135,7 +135,7 @@ def test_result_that_only_celerys_json_can_carry_is_text(bundle: Bundle) -> None
             import datetime, decimal
             return {"amount": decimal.Decimal("9.90"), "due": datetime.datetime(2026, 11, 30, 12)}
     """)
-    bundle.worker()
+    bundle.worker().ready()
     shown = {"amount": "9.90", "due": "2026-11-30T12:00:00"}
 
     enqueue = ("enqueue", "task", "proj.tasks.price", "--id", "it", "--wait")
@@ -163,7 +163,7 @@ def test_wait_is_for_the_message_and_not_for_one_that_failed_before(bundle: Bund
     assert (done.returncode, done.stdout) == (75, "")
 
     (bundle.folder / "mended").touch()
-    bundle.worker(log="next.log")
+    bundle.worker(log="next.log").ready()
     done = bundle.proj(*enqueue, "90")
     assert (done.returncode, done.stdout, done.stderr) == (0, '"x"\n', "")
 
@@ -175,6 +175,19 @@ def test_wait_that_runs_out_is_75(bundle: Bundle) -> None:
     assert (done.returncode, done.stdout) == (75, "")
     assert "proj result later" in done.stderr
     assert _ids(bundle) == ["later"]
+
+
+def test_wait_says_once_that_no_worker_consumes_the_queue(bundle: Bundle) -> None:
+    """On stderr, and goes on waiting."""
+    bundle.switch_off("cli/unconsumed.py", "PATIENCE: Final = 5.0", "PATIENCE: Final = 0.0")
+    process = bundle.start("enqueue", "add", "1", "2", "--wait")
+    assert process.stderr
+    said = process.stderr.readline()
+    assert said == "proj.tasks has no worker; start one with: celery -A proj worker\n"
+
+    bundle.worker()
+
+    assert process.communicate(timeout=COMMAND_TIMEOUT) == ("3\n", "")
 
 
 def test_result_of_an_id_that_nothing_is_stored_for_is_75(bundle: Bundle) -> None:
