@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
+from kombu.exceptions import OperationalError
 
-from proj.errors import ConfigError, ProjError
+from proj.errors import BrokerUnreachable, ConfigError, ProjError
 from proj.logs import streams
 from proj.logs.printable import error_line
 
@@ -48,6 +49,15 @@ def _errors_of_click() -> Iterator[None]:
         yield
     except ProjError as error:
         raise _OneLine(error) from error
+    except ModuleNotFoundError as error:
+        if error.name != "pyrabbit":
+            raise
+        problem = "`celery list` needs the package pyrabbit, which is not maintained"
+        raise _OneLine(ConfigError(problem, "use: rabbitmqctl list_bindings")) from error
+    except OperationalError as error:
+        # Such as of `celery purge`; other commands say so by themselves.
+        where = "check AMQP_HOST, AMQP_PORT or CELERY_BROKER_URL"
+        raise _OneLine(BrokerUnreachable(f"the broker cannot be used: {error}", where)) from error
     except OSError as error:
         if error.filename is None:
             raise

@@ -1,6 +1,7 @@
 """What Celery's pages about workers and monitoring show: remote control, programs and their options."""
 
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -229,8 +230,17 @@ def test_shell(shared: Bundle) -> None:
 
 @pytest.mark.celery_docs("Monitoring: list bindings")
 def test_list_of_bindings(shared: Bundle) -> None:
-    """It needs a package of its own, and says which."""
-    assert "No module named 'pyrabbit'" in shared.celery("list", "bindings").stderr
+    """It needs a package that is not maintained, and says what to use instead."""
+    done = shared.celery("list", "bindings")
+    words = "`celery list` needs the package pyrabbit, which is not maintained"
+    assert (done.returncode, done.stderr) == (2, f"Error: {words} (use: rabbitmqctl list_bindings)\n")
+
+
+def test_purge_without_a_broker(shared: Bundle) -> None:
+    """One line, as of `proj`."""
+    done = shared.celery("purge", "-f", env={"CELERY_BROKER_URL": shared.url_at(1)})
+    assert (done.returncode, done.stdout) == (69, "")
+    assert re.fullmatch(r"Error: the broker cannot be used: .*refused \(check AMQP_HOST, .*\)\n", done.stderr)
 
 
 @pytest.mark.celery_docs("Monitoring: events --dump", "Monitoring: status", "Monitoring: purge")
