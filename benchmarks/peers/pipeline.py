@@ -9,8 +9,11 @@ import amqp
 WINDOW: Final = 1000
 
 
-def publish(channel: amqp.Channel, queue: str, messages: Iterable[amqp.Message]) -> int:
-    """Publish messages on a new channel, and return their number when all are confirmed."""
+def publish(channel: amqp.Channel, queue: str, messages: Iterable[amqp.Message], exchange: str = "") -> int:
+    """Publish messages on a new channel, and return their number when all are confirmed.
+
+    An exchange passes messages with the name of the queue on to it, as AMQP's nameless one does.
+    """
     confirmed = 0
 
     def on_ack(tag: int, multiple: bool) -> None:
@@ -21,7 +24,7 @@ def publish(channel: amqp.Channel, queue: str, messages: Iterable[amqp.Message])
     channel.events["basic_ack"].add(on_ack)
     sent = 0
     for message in messages:
-        channel.basic_publish(message, "", queue, mandatory=True)
+        channel.basic_publish(message, exchange, queue, mandatory=True)
         sent += 1
         while sent - confirmed > WINDOW:
             channel.connection.drain_events()

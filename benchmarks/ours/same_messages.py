@@ -1,0 +1,64 @@
+"""The messages of `enqueue_many`, made before: `py-amqp` sends them, or only their `bytes` are written."""
+
+import sys
+import time
+from types import SimpleNamespace
+
+import amqp
+from amqp import serialization, spec
+from amqp.method_framing import frame_writer
+from kombu.utils.url import parse_url
+
+from benchmarks.peers import pipeline
+from benchmarks.protocol import serve
+from proj.celery import app
+from proj.enqueue.composing import Composer
+from proj.tasks import add
+
+#: Bytes that are written to the socket at once, as a batch does.
+WRITE = 2**16
+
+url = parse_url(app.conf.broker_url)
+connection = amqp.Connection(f"{url['hostname']}:{url['port']}", virtual_host=url["virtual_host"])
+connection.connect()
+composed = Composer(app).compose(add.s(2, 3))
+
+
+def by_py_amqp(count: int) -> float:
+    """All have the id of the first one, and properties that are encoded already."""
+    messages = (composed.message.for_py_amqp() for _ in range(count))
+    with connection.channel() as channel:
+        start = time.perf_counter()
+        sent = pipeline.publish(channel, composed.routing_key, messages, composed.exchange)
+        return sent / (time.perf_counter() - start)
+
+
+def as_bytes(count: int) -> float:
+    """As fast as RabbitMQ takes them: the client only writes the same bytes, and counts confirms."""
+    confirmed = sent = 0
+
+    def on_ack(tag: int, multiple: bool) -> None:
+        nonlocal confirmed
+        confirmed = max(confirmed, tag)
+
+    with connection.channel() as channel:
+        frames = bytearray()
+        address = serialization.dumps("Bssbb", (0, composed.exchange, composed.routing_key, True, False))
+        write = frame_writer(connection, SimpleNamespace(write=frames.extend))
+        write(1, channel.channel_id, spec.Basic.Publish, address, composed.message.for_py_amqp())
+        message, most = bytes(frames), WRITE // len(frames)
+        channel.confirm_select()
+        channel.events["basic_ack"].add(on_ack)
+        start = time.perf_counter()
+        while confirmed < count:
+            next_ones = min(most, count - sent)
+            if next_ones and sent + next_ones - confirmed <= pipeline.WINDOW:
+                connection.transport.write(message * next_ones)
+                sent += next_ones
+            else:
+                connection.drain_events()
+        return count / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    serve({"py-amqp": by_py_amqp, "bytes": as_bytes}[sys.argv[1]])
