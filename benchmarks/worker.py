@@ -11,6 +11,7 @@ from typing import Any, Final
 import amqp
 import celery
 import kombu
+import psutil
 from amqp.exceptions import NotFound
 
 from benchmarks import program
@@ -98,6 +99,12 @@ def marks(file: Path, count: int, process: Process) -> list[list[float]]:
             raise process.failed("ended")
         time.sleep(_INTERVAL)
     raise process.failed(f"left no {count} marks in {PATIENCE} s")
+
+
+def memory(process: Process) -> float:
+    """Megabytes of a worker, its main process and those that execute tasks: what they share counts once."""
+    main = psutil.Process(process.popen.pid)
+    return sum(each.memory_full_info().pss for each in (main, *main.children(recursive=True))) / 1e6
 
 
 def await_consumers(place: Place, kind: Kind, count: int) -> None:

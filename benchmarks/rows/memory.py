@@ -4,8 +4,6 @@ import os
 import subprocess
 from collections.abc import Iterator
 
-import psutil
-
 from benchmarks import worker
 from benchmarks.program import OURS as PYTHON
 from benchmarks.program import clean_environment
@@ -63,9 +61,7 @@ def tasks(stage: Stage) -> Iterator[Sample]:
         with worker.worker(place, kind) as process:
             for name, marks in ((FEW_TASKS, 1), (MANY_TASKS, 2)):
                 worker.marks(file, marks, process)
-                main = psutil.Process(process.popen.pid)
-                used = [each.memory_full_info().pss for each in (main, *main.children(recursive=True))]
-                yield Sample(WORKER.key, name, sum(used) / 1e6)
+                yield Sample(WORKER.key, name, worker.memory(process))
 
 
 BENCH = Bench("memory", (WORKER, BATCH), (tasks, batch), most_rounds=1)
