@@ -195,9 +195,11 @@ def test_pipe_that_pauses_or_closes_early(bundle: Bundle) -> None:
     assert done.words.startswith("2 confirmed in ")
     assert done.words.endswith("Interrupted.\n")
 
-    done = batch(bundle, "-", stdin=line() + "\n" + line()[:20], code=65)
-    assert "Error: line 2: it is not JSON" in done.words
-    assert bundle.depth("proj.tasks") == 3
+    # Many windows, and more than a pipe holds.
+    done = batch(bundle, "-", stdin=(line() + "\n") * 2_500 + line()[:20], code=65)
+    assert "Error: line 2501: it is not JSON" in done.words
+    assert len(done.lines) == 2_500
+    assert bundle.depth("proj.tasks") == 2_502
 
 
 @pytest.mark.used_vhost

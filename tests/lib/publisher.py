@@ -160,10 +160,10 @@ def hurry(bundle: Bundle, timeout: int = TIMEOUT) -> None:
     bundle.env["PROJ_PUBLISH_TIMEOUT"] = str(timeout)
 
 
-def limit(bundle: Bundle) -> str:
-    """Let the work queue have room for one message; the path of the policy in the management API."""
+def limit(bundle: Bundle, room: int = 1) -> str:
+    """Let the work queue have room for so many messages; the path of the policy in the management API."""
     path = f"policies/{quote(bundle.vhost)}/full"
-    policy = {"pattern": "^proj\\.tasks$", "definition": {"max-length": 1}, "apply-to": "queues"}
+    policy = {"pattern": "^proj\\.tasks$", "definition": {"max-length": room}, "apply-to": "queues"}
     bundle.management("PUT", path, policy)
     # The management API would report it up to 5 s late.
     named = (
