@@ -17,8 +17,8 @@ from tests.lib.erlang import evaluate
 #: Plugins of RabbitMQ that stay, besides the libraries that it consists of.
 _NEEDED: Final = ("management", "management_agent", "prelaunch", "prometheus", "web_dispatch")
 
-#: For the pages on migration.
-_SHOVEL: Final = ("shovel", "shovel_management")
+#: For the pages on migration. The first needs the last on RabbitMQ 4.3, where else no node starts.
+_SHOVEL: Final = ("shovel", "shovel_management", "amqp_client")
 
 #: Beside the scripts: the names of the modules that a node has loaded.
 _MODULES: Final = "modules"
