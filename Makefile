@@ -11,7 +11,8 @@ TESTS := tests
 # Those that depend on the release of RabbitMQ or Python. The producers need Node.js and Go.
 RELEASE_TESTS := tests/unit tests/enqueue tests/worker tests/dead_letters tests/rabbitmq tests/depths tests/doctor \
 	tests/private_node tests/beat tests/application/test_definitions.py tests/application/test_security.py \
-	tests/flower/test_metrics.py $(filter-out tests/ingest/test_producers.py,$(wildcard tests/ingest/*.py))
+	tests/flower/test_metrics.py tests/flower/test_prometheus.py tests/flower/test_ends.py tests/celery_docs \
+	tests/results/test_ageing.py $(filter-out tests/ingest/test_producers.py,$(wildcard tests/ingest/*.py))
 
 # If it is set, each process compiles all tests again.
 unexport PYTHONDONTWRITEBYTECODE
