@@ -100,7 +100,9 @@ def main() -> None:
         sys.exit(130)
     if given.write:
         page.write(record)
-        picture.write(record.results)
+        measured_keys = {each.row.key for each in record.results}
+        if all(row.key in measured_keys for bench in rows.BENCHES for row in bench.rows if row.targets):
+            picture.write(record.results)  # else it would lack what the page still has
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Final
 from benchmarks import report
 from benchmarks.program import ROOT
 from benchmarks.record import Record
+from benchmarks.rows import BENCHES
 
 PAGE: Final = ROOT / "docs/speed.md"
 
@@ -22,23 +23,45 @@ def between_marks(text: str, written: str) -> str:
     return f"{parts[0]}{BEGIN}\n{written}\n{END}{parts[4]}"
 
 
-def written(record: Record) -> str:
-    """What a run says."""
-    on = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-    notes = [f"- {each.row.title}: {each.row.note}" for each in record.results if each.row.note]
-    most = max(len(values) for each in record.results for values in each.values.values())
+def written(record: Record, before: str = "") -> str:
+    """What a run says. Rows that it has not measured stay as they were `before`, with the same versions."""
+    on = ", on: " + ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    rounds = [len(values) for each in record.results for values in each.values.values()]
+    if on in before:
+        rounds += map(int, re.findall(r"in up to (\d+) rounds, on: ", before))
+    else:
+        before = ""
+    measured = {each.row.title: each for each in record.results}
+    known = [row.title for bench in BENCHES for row in bench.rows]
+    table, notes = report.markdown([]).splitlines(), []
+    head = len(table)
+    for title in dict.fromkeys([*known, *measured]):
+        if result := measured.get(title):
+            table += report.markdown([result]).splitlines()[head:]
+            notes += [f"- {title}: {result.row.note}"] if result.row.note else []
+        else:
+            begin = re.escape(title)
+            table += _lines(rf"\| \*\*{begin}\*\*, .*\n(?:\|  \|.*\n)*", before)
+            notes += _lines(rf"- {begin}: .*\n", before)
     return "\n".join(
         [
             "![Each contender's median beside ours](speed.svg)",
             "",
-            f"Measured in up to {most} rounds, on: {on}.",
+            f"Measured in up to {max(rounds)} rounds{on}.",
             "",
-            report.markdown(record.results),
+            *table,
             "",
             *notes,
         ]
     )
 
 
+def _lines(pattern: str, text: str) -> list[str]:
+    """The lines of the text that the pattern matches from the beginning of one."""
+    found = re.search(rf"^{pattern}", text, re.MULTILINE)
+    return found[0].splitlines() if found else []
+
+
 def write(record: Record, path: Path = PAGE) -> None:
-    path.write_text(between_marks(path.read_text(), written(record)))
+    text = path.read_text()
+    path.write_text(between_marks(text, written(record, text)))

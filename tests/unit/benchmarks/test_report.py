@@ -65,6 +65,31 @@ def test_run_writes_between_the_marks_only(tmp_path: Path) -> None:
     assert "A loop." in text
 
 
+def test_rows_that_were_not_measured_stay_on_the_page(tmp_path: Path) -> None:
+    """In the order of all rows, with their notes, and only beside figures of the same releases."""
+    first, second = next(bench.rows[0] for bench in BENCHES if bench.rows[0].note), BENCHES[-1].rows[0]
+    path = tmp_path / "page.md"
+    path.write_text(f"{BEGIN}\n{END}\n")
+    old = Results(first, {name: [1.0, 2.0] for name in first.contenders})
+    page.write(Record({"Python": "3.11"}, [old]), path)
+    before = path.read_text().splitlines()
+
+    page.write(Record({"Python": "3.11"}, [Results(second, {second.contenders[0]: [4.0]})]), path)
+    text = path.read_text()
+    kept = [line for line in before if line.startswith(("| **", "|  |", "- "))]
+    assert len(kept) == len(first.contenders) + 1
+    assert [line for line in text.splitlines() if line in kept] == kept
+    assert text.index(first.title) < text.index(second.title)
+    assert "in up to 2 rounds" in text
+
+    again = Record({"Python": "3.11"}, [Results(second, {second.contenders[0]: [5.0]})])
+    page.write(again, path)
+    assert path.read_text().count(f"**{second.title}**") == 1
+
+    page.write(Record({"Python": "3.12"}, again.results), path)
+    assert first.title not in path.read_text()
+
+
 @pytest.mark.parametrize("text", ["", BEGIN, f"{END} {BEGIN}", f"{BEGIN} {END} {BEGIN} {END}"])
 def test_page_without_its_marks_is_refused(text: str) -> None:
     """Nothing that was written by hand is overwritten."""
