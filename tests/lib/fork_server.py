@@ -5,8 +5,7 @@ The server imports them once for each test process, and forks. A program still h
 its own environment, and makes its own application. One that finds a copy of the project, in which more than
 the tasks is changed, imports that.
 
-Linux only: `PR_SET_CHILD_SUBREAPER` makes the test process the parent of each program. Elsewhere programs are
-executed.
+Linux only: `CLONE_PARENT` makes the test process the parent of each program. Elsewhere programs are executed.
 """
 
 import atexit
@@ -17,6 +16,7 @@ import importlib
 import json
 import os
 import pkgutil
+import platform
 import signal
 import socket
 import subprocess
@@ -24,15 +24,22 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-#: From `linux/prctl.h`.
+#: From `linux/prctl.h`, `linux/sched.h` and `linux/mman.h`.
 _PR_SET_PDEATHSIG: Final = 1
-_PR_SET_CHILD_SUBREAPER: Final = 36
+_CLONE_PARENT: Final = 0x8000
+_MADV_COLLAPSE: Final = 25
+
+#: The number of the system call `clone`, where the server knows it.
+_CLONE: Final = {"x86_64": 56, "aarch64": 220}.get(platform.machine()) if sys.platform == "linux" else None
+
+#: Bytes of a huge page.
+_HUGE: Final = 2**21
 
 #: What a request may be long, in bytes: an environment and a command line.
 _MAX_REQUEST: Final = 2**20
@@ -111,7 +118,7 @@ class Forked(subprocess.Popen[Any]):
 
 def popen(args: list[str], **options: Any) -> subprocess.Popen[Any]:
     """Start a program: forked where that is possible, else executed."""
-    start = Forked if sys.platform == "linux" else subprocess.Popen
+    start = Forked if _CLONE else subprocess.Popen
     return start(args, **options)
 
 
@@ -121,14 +128,19 @@ class _Server:
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MAX_REQUEST)
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
+            # In a thread that stays: programs are killed when the one that has started the server ends.
+            started = threading.Event()
+            threading.Thread(target=self._start, args=(theirs.fileno(), started), daemon=True).start()
+            started.wait()
         self._socket = ours
         self._one_at_a_time = threading.Lock()
         atexit.register(self._end)
+
+    def _start(self, fd: int, started: threading.Event) -> None:
+        command = [sys.executable, __file__, str(fd)]
+        self._process = subprocess.Popen(command, pass_fds=[fd], stdin=subprocess.DEVNULL)
+        started.set()
+        threading.Event().wait()
 
     def _end(self) -> None:
         self._socket.close()
@@ -136,23 +148,9 @@ class _Server:
 
     def fork(self, request: dict[str, Any], streams: list[int]) -> int:
         message = json.dumps(request).encode("utf-8", "surrogateescape")
-        with self._one_at_a_time, _adopting():
+        with self._one_at_a_time:
             socket.send_fds(self._socket, [message], streams)
             return int(self._socket.recv(64))
-
-
-@contextmanager
-def _adopting() -> Iterator[None]:
-    """Adopt each process that loses its parent in the block; later ones, nobody here would wait for."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    try:
-        yield
-    finally:
-        _prctl(_PR_SET_CHILD_SUBREAPER, 0)
-
-
-def _prctl(option: int, value: int) -> None:
-    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 @functools.cache
@@ -175,34 +173,46 @@ def _serve(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
         data, fds, _, _ = socket.recv_fds(sock, _MAX_REQUEST, 3)
         if not data:
             return None
-        # Twice, so that the program's parent is gone, and the test process becomes that.
-        reading, writing = os.pipe()
-        between = os.fork()
-        if not between:
-            first = os.getpid()
-            program = os.fork()
-            if not program:
-                os.close(reading)
-                os.close(writing)
-                sock.close()
-                _end_with(tests, first)
-                return json.loads(data.decode("utf-8", "surrogateescape")), fds
-            os.write(writing, str(program).encode())
-            os._exit(0)
-        for number in (writing, *fds):
+        program = _fork()
+        if not program:
+            sock.close()
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != tests:
+                os._exit(1)
+            return json.loads(data.decode("utf-8", "surrogateescape")), fds
+        for number in fds:
             os.close(number)
-        os.waitpid(between, 0)
-        sock.send(os.read(reading, 64))
-        os.close(reading)
+        sock.send(str(program).encode())
 
 
-def _end_with(tests: int, first: int) -> None:
-    """Let this program be killed when the test process ends, also when that is killed itself."""
-    while os.getppid() == first:
-        time.sleep(0.001)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != tests:
-        os._exit(1)
+def _fork() -> int:
+    """What `os.fork` does, but the new process is one of this one's parent."""
+    python = ctypes.pythonapi
+    python.PyOS_BeforeFork()
+    # Not to be left by a second thread meanwhile, hence `PyDLL`.
+    program = ctypes.PyDLL(None).syscall(_CLONE, _CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0)
+    if not program:
+        python.PyOS_AfterFork_Child()
+    else:
+        python.PyOS_AfterFork_Parent()
+        assert program > 0, "the system makes no process"
+    return int(program)
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _collapse() -> None:
+    """Put the memory into huge pages, where there are some: a fork copies an entry for each page."""
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        ends, rights, _, _, inode, *_ = line.split()
+        start, end = (int(address, 16) for address in ends.split("-"))
+        start, end = -(-start // _HUGE) * _HUGE, end // _HUGE * _HUGE
+        if rights == "rw-p" and inode == "0" and start < end:
+            madvise(start, end - start, _MADV_COLLAPSE)
 
 
 def _preload() -> None:
@@ -215,6 +225,9 @@ def _preload() -> None:
     assert "proj.celery" not in sys.modules, (
         "a module of the project makes the application when it is imported"
     )
+    folder = Path(str(project.__file__)).parent
+    files = (str(module.__file__) for name, module in sys.modules.items() if name.partition(".")[0] == "proj")
+    _preloaded.update((str(Path(file).relative_to(folder)), _version(file)) for file in files)
 
 
 def _find_project() -> None:
@@ -229,20 +242,21 @@ def _find_project() -> None:
 
 def _is_same(folder: Path) -> bool:
     """Whether a copy has all that is preloaded, as it was."""
-    original = Path(str(sys.modules["proj"].__file__)).parent
-    if folder == original:
+    if folder == Path(str(sys.modules["proj"].__file__)).parent:
         return True
-    files = (str(module.__file__) for name, module in sys.modules.items() if name.partition(".")[0] == "proj")
-    return all(_version(file) == _version(folder / Path(file).relative_to(original)) for file in files)
+    return all(_version(f"{folder}/{name}") == version for name, version in _preloaded.items())
 
 
-def _version(file: str | Path) -> tuple[int, int] | None:
+def _version(file: str) -> tuple[int, int] | None:
     try:
         found = os.stat(file)
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns
 
+
+#: The project's files that are preloaded: in the package's folder, with their size and time.
+_preloaded: dict[str, tuple[int, int] | None] = {}
 
 #: Kept, since to free them takes time.
 _forgotten: dict[str, types.ModuleType] = {}
@@ -320,6 +334,8 @@ if __name__ == "__main__":
     sys.path[:] = _PATH  # no module of this folder is one of those
     _preload()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.collect()
+    _collapse()
     gc.freeze()  # so that no collection writes to pages that all programs share
     if program := _serve(socket.socket(fileno=int(sys.argv[1]))):
         _become(*program)
