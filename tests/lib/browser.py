@@ -12,8 +12,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.lib.missing import missing
 from tests.lib.waiting import PATIENCE
 
-#: Names of the browser on PATH, and its place on macOS. The first has no window: for the same pages it takes a
-#: third of the processor's time, and none between them.
+#: Names of the browser on PATH, and its place on macOS. The first has no window: for the same pages it takes
+#: a third of the processor's time, and none between them.
 CHROMIUM = (
     "chromium-headless-shell",
     "chromium",
