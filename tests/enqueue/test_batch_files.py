@@ -162,9 +162,9 @@ def test_wrong_lines(bundle: Bundle) -> None:
 @pytest.mark.used_vhost
 def test_unknown_task_far_in(bundle: Bundle) -> None:
     """It stops there: all lines before are valid, or enqueued, and no line after."""
-    name = write(bundle, *[line(number) for number in range(69_999)], '{"task": "x"}', line(), line())
+    name = write(bundle, *[line(number) for number in range(9_999)], '{"task": "x"}', line(), line())
     done = batch(bundle, name, "--dry-run", code=65)
-    assert done.words.splitlines()[-1].startswith("Error: line 70000: there is no task 'x'")
+    assert done.words.splitlines()[-1].startswith("Error: line 10000: there is no task 'x'")
     assert bundle.depth("proj.tasks") == 0
 
     name = write(bundle, *[line(number) for number in range(2_999)], '{"task": "x"}', line(), line())
@@ -303,7 +303,7 @@ def test_full_queue(bundle: Bundle) -> None:
     policy = limit(bundle)
     # The broker tells publishers that the queue is full when it has one message too many.
     before = batch(bundle, "-", stdin=line() + "\n" + line() + "\n").lines
-    lines = [line(number) for number in range(1_000)]
+    lines = [line(number) for number in range(200)]
     command = write(bundle, *lines), "--progress", "progress", "--json"
 
     first = batch(bundle, *command, code=69)
@@ -318,7 +318,7 @@ def test_full_queue(bundle: Bundle) -> None:
     bundle.env["PROJ_PUBLISH_TIMEOUT"] = "60"  # it waits until that is so
     second = batch(bundle, *command)
     ids = {each["line"]: each["id"] for each in (*first.rows, *second.rows)}
-    assert ids.keys() == set(range(1, 1_001))
+    assert ids.keys() == set(range(1, 201))
     assert set(found) | set(taken(bundle)) == {*before, *ids.values()}
 
 

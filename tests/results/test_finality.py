@@ -167,7 +167,7 @@ print(json.dumps(once_more.delay().get(timeout=90)))
 
 @pytest.mark.timeout(120)
 def test_tasks_that_retry_at_once_all_end(stored: Bundle) -> None:
-    """60 tasks that retry, on 8 slots: each ends with its last attempt, and the log has no error."""
+    """32 tasks that retry, on 8 slots: each ends with its last attempt, and the log has no error."""
     stored.add_task("""
         @app.task(bind=True, name="proj.tasks.again", max_retries=2)
         def again(self, end):
@@ -178,20 +178,20 @@ def test_tasks_that_retry_at_once_all_end(stored: Bundle) -> None:
     worker = stored.worker("--concurrency=8", "--without-gossip")
     stored.python("""
 from proj.tasks import again
-for n in range(60): again.apply_async((n % 2,), task_id=f"r{n}")
+for n in range(32): again.apply_async((n % 2,), task_id=f"r{n}")
 print(0)
 """)
 
     def states() -> list[list[Any]]:
-        found: list[list[Any]] = _call(stored, 'print(json.dumps([read(f"r{n}") for n in range(60)]))')
+        found: list[list[Any]] = _call(stored, 'print(json.dumps([read(f"r{n}") for n in range(32)]))')
         return found
 
     eventually(
         "all have ended",
-        lambda: worker.text().count(" succeeded in ") == 30 and stored.depth("proj.dead") == 30,
+        lambda: worker.text().count(" succeeded in ") == 16 and stored.depth("proj.dead") == 16,
         patience=3 * PATIENCE,
     )
-    assert states() == list(itertools.islice(itertools.cycle([["FAILURE", 2], ["SUCCESS", 2]]), 60))
+    assert states() == list(itertools.islice(itertools.cycle([["FAILURE", 2], ["SUCCESS", 2]]), 32))
     assert "is not stored" not in worker.text()
     assert "result store failed" not in worker.text()
     assert "UNIQUE" not in worker.text()

@@ -111,25 +111,25 @@ def test_failure_that_names_what_is_no_text_is_stored(stored: Bundle) -> None:
 
 
 def test_many_writers_lose_nothing(bundle: Bundle) -> None:
-    """Four processes of two workers store 300 results in one new file, and none finds it locked."""
+    """Four processes of two workers store 120 results in one new file, and none finds it locked."""
     bundle.switch_off(
         "results/engines.py", "SQLITE_BUSY_TIMEOUT: Final = 5", "SQLITE_BUSY_TIMEOUT: Final = 60"
     )
     workers = [stores.worker(bundle, "--concurrency=2", log=f"{n}.log").ready() for n in "ab"]
     bundle.python("""
 from proj.tasks import add
-for n in range(300): add.delay(n, 1)
+for n in range(120): add.delay(n, 1)
 print(0)
 """)
 
     def succeeded() -> int:
         return sum(worker.text().count(" succeeded in ") for worker in workers)
 
-    eventually("all are done", lambda: succeeded() == 300)
+    eventually("all are done", lambda: succeeded() == 120)
     with closing(sqlite3.connect(stores.file(bundle))) as connection:
         stored = connection.execute("SELECT result FROM celery_taskmeta WHERE status = 'SUCCESS'").fetchall()
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert sorted(int(value) for (value,) in stored) == list(range(1, 301))
+    assert sorted(int(value) for (value,) in stored) == list(range(1, 121))
     for worker in workers:
         assert len({line.process for line in worker.lines("Result of")}) == 2, "not all had work"
         assert "database is locked" not in worker.text()
