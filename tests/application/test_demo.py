@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from proj import queues
+from tests.lib import fork_server
 from tests.lib.bundle import Bundle
 from tests.lib.waiting import PATIENCE, eventually
 
@@ -32,6 +33,14 @@ SHORTER = (
     ("Fourth message....", "Fourth message."),
     ("Fifth message.....", "Fifth message."),
 )
+
+#: Runs a program that its arguments name, as Python does.
+RUN = """
+import runpy, sys
+del sys.argv[0]
+sys.path[0] = sys.argv[0].rpartition("/")[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 class Demo:
@@ -84,10 +93,14 @@ class Demo:
 
 
 @contextmanager
-def start_demo(folder: Path, *options: str, program: Path = DEMO, **env: str) -> Iterator[Demo]:
+def start_demo(
+    folder: Path, *options: str, program: Path = DEMO, executed: bool = False, **env: str
+) -> Iterator[Demo]:
     folder.mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, program, *options],
+    start: Callable[..., subprocess.Popen[str]] = subprocess.Popen if executed else fork_server.popen
+    process = start(
+        [sys.executable, *([] if executed else ["-c", RUN]), str(program), *options],
+        cwd=Path.cwd(),
         env=os.environ | {"TMPDIR": str(folder)} | env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -122,7 +135,7 @@ def test_demo_loses_nothing_with_a_killed_worker(tmp_path: Path) -> None:
     shorter = _changed(tmp_path, *SHORTER)
     # FORCE_COLOR, which CI sets, makes rich take a pipe for a terminal.
     with start_demo(
-        tmp_path / "its", f"--deadline={LONG_DEADLINE}", program=shorter, FORCE_COLOR="1"
+        tmp_path / "its", f"--deadline={LONG_DEADLINE}", program=shorter, executed=True, FORCE_COLOR="1"
     ) as demo:
         killed = int(demo.says(r"Process (\d+) is gone")[1])
         assert not psutil.pid_exists(killed)

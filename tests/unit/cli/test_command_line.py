@@ -9,16 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from tests.lib import fork_server
+from tests.lib.bundle import COMMAND_TIMEOUT
+
 PROJ = Path(sys.executable).with_name("proj")
 
 
 def _run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PROJ, *args], capture_output=True, text=True, env=os.environ | env, timeout=60)
+    command = [str(PROJ), *args]
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with fork_server.popen(command, cwd=".", env=os.environ | env, text=True, **streams) as process:
+        out, err = process.communicate(timeout=COMMAND_TIMEOUT)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 def test_version() -> None:
-    """That of the installed package."""
-    done = _run("--version")
+    """That of the installed package, whose program is executed."""
+    done = subprocess.run([PROJ, "--version"], capture_output=True, text=True, timeout=COMMAND_TIMEOUT)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, f"proj, version {version('proj')}\n", "")
 
