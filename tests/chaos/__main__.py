@@ -76,7 +76,7 @@ def _shown(wanted: run.Wanted, console: Console) -> list[Row]:
     rows = []
     with (
         tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder,
-        Progress(*columns, console=console) as progress,
+        Progress(*columns, console=console, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task("", total=wanted.length)
         for row in run.rows(wanted, Path(folder)):
@@ -95,6 +95,7 @@ def main() -> None:
     began = time.monotonic()
     wanted = run.Wanted(given.plans, given.controls, given.messages, given.broker)
     with program.alone(console):
+        run.check_machine()
         rows = _shown(wanted, console)
     injected, control_rows = ([row for row in rows if row.control is control] for control in (False, True))
     facts: dict[str, Any] = {

@@ -47,11 +47,11 @@ class Wanted:
         return len(self.plans) + len(self.controls)
 
 
-def check_machine() -> None:
-    """Raises `BrokerNodeError` when there is too little memory or disk."""
+def check_machine(memory: int = _MEMORY, disk: int = _DISK) -> None:
+    """Raises `BrokerNodeError` when there are fewer bytes of memory or disk."""
     for what, there_is, needed in (
-        ("memory", psutil.virtual_memory().available, _MEMORY),
-        (f"disk in {tempfile.gettempdir()}", shutil.disk_usage(tempfile.gettempdir()).free, _DISK),
+        ("memory", psutil.virtual_memory().available, memory),
+        (f"disk in {tempfile.gettempdir()}", shutil.disk_usage(tempfile.gettempdir()).free, disk),
     ):
         if there_is < needed:
             raise BrokerNodeError(
@@ -65,7 +65,6 @@ def rows(wanted: Wanted, folder: Path) -> Iterator[Row]:
 
     Raises `ProjError` where there cannot be a first broker; later ones are a problem of their rows.
     """
-    check_machine()
     usual = (1, "")
     keys = dict.fromkeys((plan.nodes, plan.config) for plan in wanted.plans)
     if wanted.controls:
