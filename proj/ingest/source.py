@@ -55,6 +55,8 @@ class Source:
         self._again_at = 0.0
         self._pause = FIRST_PAUSE
         self._problem = ""
+        #: Whether the broker left the last attempt without an answer, which ended the connection.
+        self._hangs = False
         self._refused_until = 0.0
         self._refusal_pause = FIRST_REFUSAL_PAUSE
         self._is_refused = False
@@ -68,7 +70,8 @@ class Source:
         self.deliveries.clear()
         self.unsent.clear()
         self._channel = self._tag = None
-        self._again_at = 0.0
+        if not self._hangs:
+            self._again_at = 0.0
 
     def open(self, broker: Any) -> None:
         """Consume the queue, unless it is consumed or was tried a moment ago.
@@ -87,11 +90,18 @@ class Source:
                 self.queue, callback=self._on_message, on_cancel=self._on_cancel
             )
         except ChannelError as error:
+            self._hangs = False
             self._close()
             self._wait(failures.words(error))
+        except TimeoutError:
+            # In a cluster, RabbitMQ 4 says nothing of a classic queue whose node is down. The next connection
+            # leaves this queue out until the pause is over, and serves the others.
+            self._hangs = True
+            self._wait("the broker does not answer: does the node run that has the queue?")
+            raise
         else:
             log.info("consuming queue %s", self.queue)
-            self._pause, self._problem = FIRST_PAUSE, ""
+            self._hangs, self._pause, self._problem = False, FIRST_PAUSE, ""
 
     def _declared(self, broker: Any) -> Any:
         """A channel on which the queue is known to be there, whatever its arguments."""

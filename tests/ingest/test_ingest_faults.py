@@ -17,6 +17,13 @@ COUNT = 1000
 #: Of a test whose messages are executed: how many, and one that takes its worker five seconds.
 EXECUTED, LONG = 300, "message 50....."
 
+#: What RabbitMQ 4 does in a cluster while the node is down that has the queue.
+DOES_NOT_ANSWER = (
+    "            channel.queue_declare(self.queue, passive=True)",
+    "            if self.queue == 'task_queue':\n                raise TimeoutError('timed out')\n"
+    "            channel.queue_declare(self.queue, passive=True)",
+)
+
 #: Ends ingest as SIGKILL does, between the confirm and the acknowledgement of a message.
 DIES_BEFORE_ACK = (
     "            self._channel.basic_ack(last.tag, multiple=True)",
@@ -187,3 +194,12 @@ def test_the_worker_is_killed(bundle: Bundle) -> None:
     foreign.settle(bundle, ingest)
     assert len(executed()) <= EXECUTED + 1
     assert ended() == {task_id for _, task_id in ingest.rows()}
+
+
+def test_a_queue_for_which_the_broker_does_not_answer(bundle: Bundle) -> None:
+    """It ends the connection; the next one serves the other queues."""
+    bundle.switch_off("ingest/source.py", *DOES_NOT_ANSWER)
+    ingest = foreign.start(bundle)
+
+    ingest.says("queue task_queue cannot be consumed, and is tried again: the broker does not answer")
+    ingest.says("consuming queue add")
