@@ -24,15 +24,16 @@ def implied(thing: dict[str, Any]) -> dict[str, Any]:
     return {"internal": False, "type": thing["arguments"].get("x-queue-type")}
 
 
+def comparable(things: list[dict[str, Any]]) -> list[str]:
+    same = {"vhost": "proj"}
+    return sorted(json.dumps(implied(thing) | thing | same, sort_keys=True) for thing in things)
+
+
 def test_the_definitions_are_what_the_code_declares(bundle: Bundle) -> None:
     """RabbitMQ exports the same from a virtual host in which `proj/queues.py` declared all."""
     bundle.declare()
     declared = bundle.of_vhost("definitions")
     kept = json.loads((FOLDER / "definitions.json").read_text())
-
-    def comparable(things: list[dict[str, Any]]) -> list[str]:
-        same = {"vhost": "proj"}
-        return sorted(json.dumps(implied(thing) | thing | same, sort_keys=True) for thing in things)
 
     assert set(kept) == {"vhosts", "exchanges", "queues", "bindings"}
     for kind in ("exchanges", "queues", "bindings"):
@@ -47,7 +48,6 @@ def generated(node: BrokerNode, tmp_path: Path) -> Path:
     script = _script("definitions")
     script.let_workers_read(folder / "users.json", queues.Topology(("old", "celery.mail")))
     script.write(folder, node, queues.Topology(("slow", "celery.mail")))
-    node.ctl("delete_vhost", script.VHOST)
     return folder
 
 
@@ -87,6 +87,10 @@ def test_the_definitions_of_further_queues(bundle: Bundle, generated: Path) -> N
     )
     assert [name for name in ("slow", "celery.mail", WORK, DEAD) if not re.search(read, name)] == []
     assert [name for name in ("old", "slow2", "celery-mail", "proj") if re.search(read, name)] == []
+
+    template, new = (json.loads((each / "work-queue.json").read_text()) for each in (FOLDER, generated))
+    for kind in ("exchanges", "queues", "bindings"):
+        assert comparable(template[kind]) == comparable(new[kind]), "run: make definitions"
 
     users = Users(bundle, folder=generated).give_passwords()
     further = {"PROJ_QUEUES": "slow,celery.mail"}

@@ -62,15 +62,17 @@ def docker(
 class Stack:
     """What `docker compose up` runs; all of it is gone when the context ends."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
+        #: Of `docker compose`: further files, profiles.
+        self.options = options
         self.name = f"proj-test-{secrets.token_hex(4)}"
-        self.image = f"{self.name}:test"
+        self.images = {"WORKER_IMAGE": f"{self.name}:test", "PHOTOS_IMAGE": f"{self.name}-photos:test"}
         text = (ROOT / ".env.example").read_text()
         self.passwords = {name: secrets.token_hex(16) for name in re.findall(r"^(\w+)=$", text, re.M)}
         # Port 0 is a free one.
         ports = dict.fromkeys(re.findall(r"^#(PUBLISH_\w+)=", text, re.M), "0")
         self.env_file = folder / "env"
-        self.settings = self.passwords | ports | {"WORKER_IMAGE": self.image, "WORKER_SLOTS": "1"}
+        self.settings = self.passwords | ports | self.images | {"WORKER_SLOTS": "1"}
         self.env_file.write_text("".join(f"{name}={value}\n" for name, value in self.settings.items()))
 
     def __enter__(self) -> Self:
@@ -78,12 +80,12 @@ class Stack:
 
     def __exit__(self, *_: object) -> None:
         self.compose("--profile", "operator", "down", "--volumes", "--timeout", "5")
-        docker("image", "rm", "--force", self.image)
+        docker("image", "rm", "--force", *self.images.values())
 
     def compose(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         # What the shell has set would win over the file.
         env = {name: value for name, value in os.environ.items() if name not in self.settings}
-        where = ("--project-name", self.name, "--env-file", str(self.env_file))
+        where = ("--project-name", self.name, "--env-file", str(self.env_file), *self.options)
         return docker("compose", *where, *words, check=check, env=env)
 
     def up(self, workers: int) -> None:
