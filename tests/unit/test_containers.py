@@ -258,8 +258,8 @@ def test_every_program_knows_all_nodes(name: str) -> None:
     assert [part.hostname for part in parts] == NODES
     assert {(part.username, part.path) for part in parts} == {(user, "/proj")}
     assert len({part.password for part in parts}) == 1
-    if "PROJ_MANAGEMENT_URL" in SERVICES[name]["environment"]:
-        assert f"PROJ_MANAGEMENT_URL: {';'.join(f'http://{node}:15672' for node in NODES)}" in text
+    for url in re.findall(r"PROJ_MANAGEMENT_URL: (\S+)", SERVICES[name]["environment"]):
+        assert f"PROJ_MANAGEMENT_URL: {';'.join(url.replace(NODES[0], node) for node in NODES)}" in text
 
 
 @pytest.mark.parametrize("status", [200, 500])
