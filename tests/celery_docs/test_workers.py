@@ -243,23 +243,24 @@ def test_purge_without_a_broker(shared: Bundle) -> None:
     assert re.fullmatch(r"Error: the broker cannot be used: .*refused \(check AMQP_HOST, .*\)\n", done.stderr)
 
 
+@pytest.mark.used_vhost  # of its own: a worker of the other tests would take what waits
 @pytest.mark.celery_docs("Monitoring: events --dump", "Monitoring: status", "Monitoring: purge")
-def test_commands_about_workers_and_queues(shared: Bundle) -> None:
+def test_commands_about_workers_and_queues(bundle: Bundle) -> None:
     """Events are printed as they come, workers answer, and a purge asks before it empties work queues."""
-    watcher = shared.folder / "events.log"
+    watcher = bundle.folder / "events.log"
     with watcher.open("wb") as output:
         events = fork_server.popen(
             [str(BIN / "celery"), "-A", "proj", "events", "--dump"],
-            cwd=shared.folder,
-            env=shared.env,
+            cwd=bundle.folder,
+            env=bundle.env,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
         )
     try:
-        worker = shared.worker(log="watched.log").watched()
-        assert f"{worker.name}: OK" in _ended(shared, "status", f"--timeout={PATIENCE}", f"-d{worker.name}")
-        shared.enqueue("add", "1", "2", "--id", "shown")
+        worker = bundle.worker(log="watched.log").watched()
+        assert f"{worker.name}: OK" in _ended(bundle, "status", f"--timeout={PATIENCE}", f"-d{worker.name}")
+        bundle.enqueue("add", "1", "2", "--id", "shown")
         eventually(
             "its end is printed", lambda: "task succeeded: proj.tasks.add(shown)" in watcher.read_text()
         )
@@ -267,7 +268,7 @@ def test_commands_about_workers_and_queues(shared: Bundle) -> None:
         events.kill()
         events.wait()
     worker.terminate()
-    shared.enqueue("add", "1", "2", "--id", "waiting")
-    asked = shared.celery("purge")
-    assert (asked.returncode, "Are you sure" in asked.stdout, shared.depth("proj.tasks")) == (1, True, 1)
-    assert "Purged 1 message from 1 known task queue" in _ended(shared, "purge", "-f")
+    bundle.enqueue("add", "1", "2", "--id", "waiting")
+    asked = bundle.celery("purge")
+    assert (asked.returncode, "Are you sure" in asked.stdout, bundle.depth("proj.tasks")) == (1, True, 1)
+    assert "Purged 1 message from 1 known task queue" in _ended(bundle, "purge", "-f")
