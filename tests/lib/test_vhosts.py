@@ -67,16 +67,63 @@ def _limit(bundle: Bundle) -> None:
     bundle.management("PUT", f"vhost-limits/{quote(bundle.vhost)}/max-connections", {"value": 1000})
 
 
-def test_changed_virtual_host_is_lent_to_nobody(node: BrokerNode, tmp_path: Path) -> None:
-    """Whatever a test adds, takes away or configures is noticed."""
+def _user(bundle: Bundle) -> None:
+    name = f"user-{bundle.vhost}"
+    bundle.management("PUT", f"users/{quote(name)}", {"password": "s3cret", "tags": ""})
+    rights = {"configure": "", "write": ".*", "read": ".*"}
+    bundle.management("PUT", f"permissions/{quote(bundle.vhost)}/{quote(name)}", rights)
+
+
+def _no_exchange(bundle: Bundle) -> None:
+    with bundle.channel() as channel:
+        channel.exchange_delete("proj.dead")
+
+
+def _other_queue(bundle: Bundle) -> None:
+    with bundle.channel() as channel:
+        channel.queue_delete("proj.tasks")
+        channel.queue_declare("proj.tasks", durable=True, auto_delete=False)
+
+
+def _no_binding(bundle: Bundle) -> None:
+    with bundle.channel() as channel:
+        channel.exchange_unbind("celery_delayed_4", "celery_delayed_5", "*." * 22 + "0.#")
+
+
+CHANGES = (
+    _queue, _no_queue, _other_queue, _no_exchange, _binding, _no_binding,
+    _policy, _operator_policy, _user, _rights, _limit,
+)  # fmt: skip
+
+
+def test_changed_virtual_host_is_put_back(node: BrokerNode, tmp_path: Path) -> None:
+    """Whatever a test adds, takes away or configures is noticed, and is as before for the next one."""
     vhosts = VirtualHosts(node, "changed")
     with vhosts.lend(tmp_path) as bundle:
+        first = bundle.vhost
         seen = [declared(bundle)]
-        for change in (_queue, _no_queue, _binding, _rights, _policy, _operator_policy, _limit):
+        for change in CHANGES:
             change(bundle)
             assert declared(bundle) not in seen, change.__name__
             seen.append(declared(bundle))
 
+    used = eventually("it has rested", vhosts.rested)
+    assert used
+    assert used.vhost == first
+    assert declared(used) == seen[0]
+    with used as bundle, bundle.channel() as channel:
+        dead.publish_task(bundle, "dead", 1, 2, expiration="0")
+        dead.await_count(bundle, 1)
+        bundle.enqueue("add", "1", "2", "--countdown", "1")
+        eventually("it has passed the delay queues", lambda: channel.basic_get("proj.tasks"))
+
+
+def test_virtual_host_that_cannot_be_put_back_is_lent_to_nobody(node: BrokerNode, tmp_path: Path) -> None:
+    """It is not as new: the next test gets another."""
+    vhosts = VirtualHosts(node, "spoilt")
+    with vhosts.lend(tmp_path) as bundle:
+        rights = {"exchange": "proj", "write": "", "read": ".*"}
+        bundle.management("PUT", f"topic-permissions/{quote(bundle.vhost)}/guest", rights)
     assert vhosts.rested() is None
     assert vhosts.resting == []
 
