@@ -97,6 +97,7 @@ def test_task_says_how_long_its_messages_are_wanted(bundle: Bundle) -> None:
 
 
 @pytest.mark.celery_docs("Next Steps: celery -A proj worker")
+@pytest.mark.used_vhost
 def test_two_plain_workers_of_one_machine_both_run(bundle: Bundle) -> None:
     """Two workers that were given no name do not take each other's."""
     first = bundle.worker(log="first.log", mingle=True).ready()

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from proj.private_node.node import BrokerNode
 from tests.celery_docs import calling, canvas, tasks
-from tests.lib.bundle import Bundle, shared_vhost
+from tests.lib.bundle import Bundle
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import PATIENCE
 from tests.lib.worker import Worker
 
@@ -52,8 +52,8 @@ with ThreadPoolExecutor(8) as threads:
 
 
 @pytest.fixture(scope="module")
-def shared(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    with Bundle(node, vhost=shared_vhost("examples"), folder=tmp_path_factory.mktemp("examples")) as bundle:
+def shared(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    with vhosts.lend(tmp_path_factory.mktemp("examples")) as bundle:
         for page in (calling, canvas, tasks):
             bundle.add_task(page.TASKS)
         # Else it looks twice for the dead letters that the broker makes.

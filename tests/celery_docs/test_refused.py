@@ -6,15 +6,16 @@ from collections.abc import Iterator
 import pytest
 
 from proj.private_node.node import BrokerNode
-from tests.lib.bundle import GATED_TASK, Bundle, shared_vhost
+from tests.lib.bundle import GATED_TASK, Bundle
 from tests.lib.proxy import Proxy
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
 
 
 @pytest.fixture(scope="module")
-def shared(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    with Bundle(node, vhost=shared_vhost("refused"), folder=tmp_path_factory.mktemp("refused")) as bundle:
+def shared(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    with vhosts.lend(tmp_path_factory.mktemp("refused")) as bundle:
         bundle.add_task(GATED_TASK)
         yield bundle
 

@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 import pytest
 
-from proj.private_node.node import BrokerNode
 from tests.lib import fork_server
-from tests.lib.bundle import BIN, GATED_TASK, Bundle, shared_vhost
+from tests.lib.bundle import BIN, GATED_TASK, Bundle
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import PATIENCE, eventually
 from tests.lib.worker import Worker
 
@@ -78,8 +78,8 @@ print(json.dumps(answers))
 
 
 @pytest.fixture(scope="module")
-def shared(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    with Bundle(node, vhost=shared_vhost("workers"), folder=tmp_path_factory.mktemp("workers")) as bundle:
+def shared(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    with vhosts.lend(tmp_path_factory.mktemp("workers")) as bundle:
         bundle.add_task(GATED_TASK)
         bundle.add_task(TASKS)
         yield bundle

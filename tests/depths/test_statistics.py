@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from proj.private_node.node import BrokerNode
 from proj.rabbitmq.management import Api, Management
 from tests.lib import dead
 from tests.lib.alarm import alarm
-from tests.lib.bundle import MANAGEMENT_OFF, Bundle
+from tests.lib.bundle import MANAGEMENT_OFF, Bundle, vhost_of
 from tests.lib.erlang import count_often, evaluate
 from tests.lib.snapshots import COLUMNS, look, number
 from tests.lib.waiting import eventually
@@ -181,19 +182,20 @@ def test_broker_in_alarm_is_said(own: Bundle) -> None:
 
 
 @pytest.fixture
-def no_statistics(own_node: BrokerNode) -> Iterator[None]:
+def no_statistics(own_node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bundle]:
     """As `management_agent.disable_metrics_collector = true` in a broker's configuration."""
     setting = "rabbitmq_management_agent, disable_metrics_collector"
     evaluate(own_node, f"application:set_env({setting}, true)")
-    yield
+    with Bundle(own_node, vhost=vhost_of(request), folder=tmp_path) as bundle:
+        yield bundle
     evaluate(own_node, f"application:set_env({setting}, false)")
 
 
-def test_broker_that_keeps_no_statistics_is_not_at_rest(no_statistics: None, own: Bundle) -> None:
+def test_broker_that_keeps_no_statistics_is_not_at_rest(no_statistics: Bundle) -> None:
     """Its management API answers, with nothing that could be taken for 0."""
-    own.enqueue("add", "1", "2")
+    no_statistics.enqueue("add", "1", "2")
 
-    seen = look(own)
+    seen = look(no_statistics)
 
     row = seen["queues"]["proj.tasks"]
     assert [row[name] for name in COLUMNS] == ["proj.tasks", 1, None, 0, None, None, None, None]

@@ -27,6 +27,8 @@ from tests.lib.findings import LIMIT, Findings, about, bad, doctor, finds, follo
 from tests.lib.serving import serving
 from tests.lib.waiting import PATIENCE, eventually
 
+pytestmark = pytest.mark.used_vhost
+
 
 def test_broker_that_is_out_of_reach(bundle: Bundle) -> None:
     """It is one error, what needs it is skipped, and the rest is looked at."""

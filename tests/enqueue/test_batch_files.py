@@ -16,6 +16,8 @@ from tests.lib.proxy import Network, Proxy
 from tests.lib.publisher import ANSWERED, ID, REPEAT, headers, hurry, limit
 from tests.lib.waiting import eventually
 
+pytestmark = pytest.mark.used_vhost
+
 #: The task of most lines.
 ADD = "proj.tasks.add"
 
@@ -82,7 +84,6 @@ def batch(bundle: Bundle, *args: str, code: int = 0, stdin: str = "") -> Done:
     return done
 
 
-@pytest.mark.used_vhost
 def test_lines_of_all_kinds(bundle: Bundle) -> None:
     """With a byte-order mark, CRLF, blank lines and no end; ids and options are the line's, else as usual."""
     named = {"task": ADD, "kwargs": {"x": 4, "y": 2}, "countdown": 0, "ignore_result": True, "id": None}
@@ -137,7 +138,6 @@ WRONG_BYTES = {
 }
 
 
-@pytest.mark.used_vhost
 def test_wrong_lines(bundle: Bundle) -> None:
     """Each is reported with its number and its reason; the others are enqueued with --keep-going."""
     wrong = {**{text.encode(): why for text, why in WRONG.items()}, **WRONG_BYTES}
@@ -159,7 +159,6 @@ def test_wrong_lines(bundle: Bundle) -> None:
     assert bundle.depth("proj.tasks") == len(wrong)
 
 
-@pytest.mark.used_vhost
 def test_unknown_task_far_in(bundle: Bundle) -> None:
     """It stops there: all lines before are valid, or enqueued, and no line after."""
     name = write(bundle, *[line(number) for number in range(9_999)], '{"task": "x"}', line(), line())
@@ -173,7 +172,6 @@ def test_unknown_task_far_in(bundle: Bundle) -> None:
     assert done.words.splitlines()[-1].startswith("Error: line 3000: there is no task 'x'")
 
 
-@pytest.mark.used_vhost
 def test_inputs_that_are_empty_or_not_there(bundle: Bundle) -> None:
     """An empty input is no work; one that cannot be opened is a wrong command."""
     assert batch(bundle, "-").words.startswith("no lines in ")
@@ -182,7 +180,6 @@ def test_inputs_that_are_empty_or_not_there(bundle: Bundle) -> None:
     assert "the input cannot be read: Is a directory" in batch(bundle, ".", code=65).words
 
 
-@pytest.mark.used_vhost
 def test_pipe_that_pauses_or_closes_early(bundle: Bundle) -> None:
     """While no line comes, those before are enqueued; Ctrl-C ends it; a line that is cut short is wrong."""
     with start(bundle, "-") as process:
@@ -202,7 +199,6 @@ def test_pipe_that_pauses_or_closes_early(bundle: Bundle) -> None:
     assert bundle.depth("proj.tasks") == 2_502
 
 
-@pytest.mark.used_vhost
 def test_stdout_that_is_closed_or_full(bundle: Bundle) -> None:
     """Without a reader the others are enqueued all the same; on a full disk it stops."""
     name = write(bundle, *[line(number) for number in range(300)])
@@ -247,7 +243,6 @@ def test_run_that_is_killed_goes_on(bundle: Bundle, proxy: Proxy) -> None:
     assert sum(found.values()) == 150 + len(rest)
 
 
-@pytest.mark.used_vhost
 def test_marks_of_a_run_that_goes_on(bundle: Bundle) -> None:
     """It goes on after a wrong line that was corrected; lines that were certainly not sent are not marked."""
     lines = [line(number) for number in range(20)]
@@ -275,7 +270,6 @@ def test_marks_of_a_run_that_goes_on(bundle: Bundle) -> None:
     assert batch(bundle, *command).lines == second.lines
 
 
-@pytest.mark.used_vhost
 def test_progress_file_that_is_of_another_input_or_damaged(bundle: Bundle) -> None:
     """Nothing is enqueued, and the file stays as it is."""
     lines = [line(number) for number in range(20)]
@@ -350,7 +344,6 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.used_vhost
 def test_many_lines_need_no_more_memory_than_a_few(bundle: Bundle) -> None:
     """At most 20 MB more, in KiB, of which a slow leak would be a part."""
     name = write(bundle, *[line(number) for number in range(1_000)])
@@ -360,7 +353,6 @@ def test_many_lines_need_no_more_memory_than_a_few(bundle: Bundle) -> None:
     assert many < few + 5 * 1024
 
 
-@pytest.mark.used_vhost
 def test_progress_bar(bundle: Bundle) -> None:
     """With the rate, on a terminal only."""
     name = write(bundle, *[line(number) for number in range(3_000)])

@@ -18,10 +18,11 @@ from tests.lib.proxy import Network, Proxy
 from tests.lib.publisher import ID, MAX_SIZE, REPEAT, SLACK, TIMEOUT, hurry, limit, user
 from tests.lib.waiting import eventually
 
+pytestmark = pytest.mark.used_vhost
+
 _ONE: dict[str, object] = {}
 
 
-@pytest.mark.used_vhost
 def test_requests_of_all_kinds(bundle: Bundle) -> None:
     """Each has its outcome in its place; the messages are those that Celery publishes for the same calls."""
     code = """
@@ -92,7 +93,6 @@ print(json.dumps([outcomes, refused]))
     ]
 
 
-@pytest.mark.used_vhost
 def test_iterable_that_raises(bundle: Bundle) -> None:
     """What was taken from it is yielded, and then its error is raised; who stops early loses nothing.
 
@@ -122,7 +122,6 @@ print(json.dumps([ended, raised, some, list(enqueue_many([]))]))
     assert 2_520 <= bundle.depth("proj.tasks") <= 2_520 + 2 * 5
 
 
-@pytest.mark.used_vhost
 def test_threads_and_a_process_forked_in_between(bundle: Bundle) -> None:
     """Each thread has a batch of its own; a forked process cannot go on with one, and does not harm it."""
     code = """

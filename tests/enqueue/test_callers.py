@@ -8,10 +8,10 @@ from urllib.parse import quote
 
 import pytest
 
-from proj.private_node.node import BrokerNode
 from tests.lib.alarm import alarm
-from tests.lib.bundle import Bundle, shared_vhost
+from tests.lib.bundle import Bundle
 from tests.lib.publisher import SLACK, limit, user
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import eventually
 
 #: Each caller in a thread of its own, all at the same time. `traced` executes a task as a worker does.
@@ -184,8 +184,8 @@ class Ends:
 
 
 @pytest.fixture(scope="module")
-def shared(own_node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    with Bundle(own_node, vhost=shared_vhost("callers"), folder=tmp_path_factory.mktemp("callers")) as bundle:
+def shared(own_vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    with own_vhosts.lend(tmp_path_factory.mktemp("callers")) as bundle:
         yield bundle
 
 

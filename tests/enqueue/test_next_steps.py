@@ -1,5 +1,7 @@
 """A worker publishes the next step of a task without checking its arguments: the task has done its work."""
 
+import pytest
+
 from tests.lib.bundle import Bundle
 from tests.lib.waiting import eventually
 
@@ -62,6 +64,7 @@ print(json.dumps([ends, careless.delay().get(timeout=90)]))
 """
 
 
+@pytest.mark.used_vhost
 def test_next_step_that_refuses_the_result(bundle: Bundle) -> None:
     """It becomes a dead letter under its own id; the first step stays a success, and is no dead letter."""
     bundle.add_task(_TASKS)

@@ -98,6 +98,7 @@ def test_command_says_that_the_outcome_is_unknown(own: Bundle) -> None:
     ("gone", "kind"), [("proj.tasks", "queues"), ("proj", "exchanges"), ("proj.dead", "exchanges")]
 )
 @pytest.mark.parametrize("countdown", [None, 1], ids=["now", "delayed"])
+@pytest.mark.used_vhost
 def test_deleted_behind_a_producer(bundle: Bundle, gone: str, kind: str, countdown: int | None) -> None:
     """A queue or an exchange that was deleted is declared anew, and the message is in the queue."""
     with Publisher(bundle) as publisher:
@@ -218,6 +219,7 @@ def test_message_from_a_template_arrives_as_celerys(bundle: Bundle) -> None:
     assert json.loads(found[0]["payload"])[0] == [text]
 
 
+@pytest.mark.used_vhost
 def test_task_that_is_tried_again_is_a_repeat(bundle: Bundle) -> None:
     """`Task.retry` publishes the same id once more, and marks it."""
     bundle.add_task(

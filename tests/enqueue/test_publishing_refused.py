@@ -37,6 +37,7 @@ def test_queue_that_is_full(bundle: Bundle) -> None:
     assert ids(bundle) == ["again"]
 
 
+@pytest.mark.used_vhost
 def test_some_of_many_that_are_refused(bundle: Bundle) -> None:
     """The command says which messages it has enqueued before, where it has not printed their ids."""
     hurry(bundle, ANSWERED)

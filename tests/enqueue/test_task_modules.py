@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from proj.private_node.node import BrokerNode
-from tests.lib.bundle import Bundle, shared_vhost
+from tests.lib.bundle import Bundle
 from tests.lib.findings import doctor
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import eventually
 
 GREET = """\
@@ -50,7 +50,7 @@ PROGRAMS = (
 
 
 @pytest.fixture(scope="module")
-def shop(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+def shop(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     """Programs that are started in a folder with a package `shop`."""
     folder = tmp_path_factory.mktemp("shop")
     (folder / "shop").mkdir()
@@ -58,7 +58,7 @@ def shop(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         (folder / f"shop/{name}.py").write_text(text)
     (folder / "routes.toml").write_text(ROUTES)
     (folder / "requests.jsonl").write_text(REQUEST)
-    with Bundle(node, vhost=shared_vhost("task-modules"), folder=folder) as bundle:
+    with vhosts.lend(folder) as bundle:
         bundle.env |= {
             "PROJ_TASKS": "shop.tasks, shop.mail",
             "PROJ_QUEUES": "slow",

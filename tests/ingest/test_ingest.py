@@ -43,6 +43,7 @@ def test_a_thousand_messages_become_a_thousand_tasks(bundle: Bundle) -> None:
     assert sorted(task_id for _, task_id in published) == sorted(task_id for task_id, _ in made)
 
 
+@pytest.mark.used_vhost
 def test_a_worker_executes_what_a_foreign_program_has_published(bundle: Bundle) -> None:
     """From end to end. Ingest ends at once when it is told to, and says nothing but its log."""
     ingest = foreign.start(bundle).consumes()
@@ -144,6 +145,7 @@ def test_a_queue_that_is_deleted_is_declared_again(bundle: Bundle) -> None:
     ingest.says("published")
 
 
+@pytest.mark.used_vhost
 def test_the_rights_that_the_containers_give_are_enough(bundle: Bundle) -> None:
     """To configure and read the two queues, and to write to our two exchanges; nothing else."""
     bundle.declare()
@@ -157,6 +159,7 @@ def test_the_rights_that_the_containers_give_are_enough(bundle: Bundle) -> None:
     assert (bundle.depth("proj.tasks"), bundle.depth("proj.dead")) == (1, 1)
 
 
+@pytest.mark.used_vhost
 def test_a_user_who_lacks_a_right_is_told_which(bundle: Bundle) -> None:
     """To read a queue: that queue is tried again. To publish: ingest ends, and acknowledges nothing."""
     bundle.declare()

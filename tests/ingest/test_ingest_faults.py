@@ -76,6 +76,7 @@ def test_ingest_is_killed_in_the_middle(bundle: Bundle, with_ids: bool) -> None:
 
 
 @pytest.mark.parametrize("message_id", ["m-1", None], ids=["message_id", "none"])
+@pytest.mark.used_vhost
 def test_ingest_is_killed_between_confirm_and_acknowledgement(bundle: Bundle, message_id: str | None) -> None:
     """With a `message_id`, the task's effect happens once; without, twice."""
     bundle.switch_off("ingest/source.py", *DIES_BEFORE_ACK)
@@ -103,6 +104,7 @@ def test_without_the_wait_for_confirms_messages_are_lost(own: Bundle) -> None:
     assert own.depth("proj.tasks") < 100
 
 
+@pytest.mark.used_vhost
 def test_a_full_work_queue_is_waited_for(bundle: Bundle) -> None:
     """Nothing is lost; when there is room, all goes on."""
     bundle.declare()
@@ -118,6 +120,7 @@ def test_a_full_work_queue_is_waited_for(bundle: Bundle) -> None:
     assert sorted(int(text) for _, text in foreign.tasks(bundle)) == list(range(20))
 
 
+@pytest.mark.used_vhost
 def test_ingest_is_told_to_stop_while_the_queue_is_full(bundle: Bundle) -> None:
     bundle.declare()
     limit(bundle)
@@ -172,6 +175,7 @@ def test_the_broker_is_killed(own: Bundle) -> None:
     assert len({task_id for task_id, _ in made}) == COUNT
 
 
+@pytest.mark.used_vhost
 def test_the_worker_is_killed(bundle: Bundle) -> None:
     """SIGKILL in the middle of its tasks: another worker executes the rest, and one of them again."""
     _publish(bundle, with_ids=True, count=EXECUTED)

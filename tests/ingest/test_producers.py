@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from proj.private_node.node import BrokerNode
 from tests.lib import foreign
-from tests.lib.bundle import Bundle, shared_vhost
+from tests.lib.bundle import Bundle
 from tests.lib.missing import missing
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.worker import Worker
 
 ROOT = Path(__file__).parents[2]
@@ -58,9 +58,9 @@ def run(bundle: Bundle, program: str, *words: str, **env: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def served(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bundle, Worker]]:
+def served(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bundle, Worker]]:
     """A virtual host with an ingest and a worker."""
-    with Bundle(node, vhost=shared_vhost("served"), folder=tmp_path_factory.mktemp("served")) as bundle:
+    with vhosts.lend(tmp_path_factory.mktemp("served")) as bundle:
         foreign.start(bundle).consumes()
         yield bundle, bundle.worker().ready()
 

@@ -8,9 +8,9 @@ from typing import Any
 import pika
 import pytest
 
-from proj.private_node.node import BrokerNode
 from tests.lib import foreign
-from tests.lib.bundle import Bundle, shared_vhost
+from tests.lib.bundle import Bundle
+from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
 
@@ -47,9 +47,9 @@ DIRECT = "amq.rabbitmq.reply-to"
 
 
 @pytest.fixture(scope="module")
-def served(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bundle, Worker]]:
+def served(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Bundle, Worker]]:
     """A virtual host with an ingest and a worker."""
-    with Bundle(node, vhost=shared_vhost("replies"), folder=tmp_path_factory.mktemp("replies")) as bundle:
+    with vhosts.lend(tmp_path_factory.mktemp("replies")) as bundle:
         bundle.add_task(TASKS)
         routes = bundle.folder / "routes.toml"
         routes.write_text(ROUTES)

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from proj.private_node.node import BrokerNode
-from tests.lib.bundle import Bundle, vhost_of
+from tests.lib.bundle import Bundle
 from tests.lib.one_node import CONFIG, quick_folder, started
 from tests.lib.proxy import Proxy
 from tests.lib.publisher import MAX_SIZE, hurry
+from tests.lib.vhosts import VirtualHosts
 
 
 @pytest.fixture(scope="session")
@@ -19,9 +20,14 @@ def own_node(rabbitmq: None) -> Iterator[BrokerNode]:
         yield node
 
 
+@pytest.fixture(scope="session")
+def own_vhosts(own_node: BrokerNode) -> VirtualHosts:
+    return VirtualHosts(own_node, "own")
+
+
 @pytest.fixture
-def own(own_node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bundle]:
-    with Bundle(own_node, vhost=vhost_of(request), folder=tmp_path) as bundle:
+def own(own_vhosts: VirtualHosts, tmp_path: Path) -> Iterator[Bundle]:
+    with own_vhosts.lend(tmp_path) as bundle:
         hurry(bundle)
         yield bundle
 

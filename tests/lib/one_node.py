@@ -18,7 +18,7 @@ from proj.errors import BrokerNodeError
 from proj.private_node.guard import NodeInfo, read_info
 from proj.private_node.node import BrokerNode
 from tests.lib import lean_server, ports
-from tests.lib.erlang import usual_ticks
+from tests.lib.erlang import evaluate, usual_ticks
 from tests.lib.missing import missing
 from tests.lib.waiting import eventually
 
@@ -74,6 +74,8 @@ def started(folder: Path, config: str = CONFIG) -> Iterator[BrokerNode]:
     node.start()
     try:
         usual_ticks(node)
+        # Nobody reads of each connection and queue: the log is gone with the node.
+        evaluate(node, "logger:set_primary_config(level, notice)")
         lean_server.remember_modules(node)
         yield node
     finally:

@@ -163,6 +163,8 @@ def _put_back(bundle: Bundle, found: _Things, usual: _Things) -> None:
                     unbind = channel.exchange_unbind
                 to, source, key = (binding[name] for name in ("destination", "source", "routing_key"))
                 unbind(to, source, key, arguments=binding["arguments"])
-        declare_native_delayed_delivery_exchanges_and_queues(connection, queues.DELAY_QUEUE_TYPE)
-    with suppress(amqp.AMQPError, OSError):
-        bundle.declare()
+        if any(
+            thing not in found[kind] for kind in ("queues", "exchanges", "bindings") for thing in usual[kind]
+        ):
+            declare_native_delayed_delivery_exchanges_and_queues(connection, queues.DELAY_QUEUE_TYPE)
+            bundle.declare()

@@ -4,14 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from proj.private_node.node import BrokerNode
-from tests.lib.bundle import Bundle, shared_vhost
 from tests.lib.photos import Studio
+from tests.lib.vhosts import VirtualHosts
 
 
 @pytest.fixture(scope="session")
-def studio(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    with Bundle(node, vhost=shared_vhost("photos"), folder=tmp_path_factory.mktemp("studio")) as bundle:
+def studio(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    with vhosts.lend(tmp_path_factory.mktemp("studio")) as bundle:
         studio = Studio(bundle)
         try:
             yield studio

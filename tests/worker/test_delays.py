@@ -15,18 +15,17 @@ from proj import queues
 from proj.private_node.node import BrokerNode
 from tests.lib.bundle import Bundle, shared_vhost, vhost_of
 from tests.lib.erlang import evaluate
+from tests.lib.one_node import quick_folder, started
 from tests.lib.publisher import Publisher
 from tests.lib.waiting import PATIENCE, eventually
 from tests.lib.worker import Worker
 
 
 @pytest.fixture(scope="module")
-def mortal(rabbitmq: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerNode]:
+def mortal(rabbitmq: None) -> Iterator[BrokerNode]:
     """A node of this module's own, which a test may kill, and starts again."""
-    node = BrokerNode(tmp_path_factory.mktemp("node"))
-    node.start()
-    yield node
-    node.kill()
+    with quick_folder() as folder, started(folder) as node:
+        yield node
 
 
 @pytest.fixture
@@ -129,6 +128,7 @@ def test_delayed_message_waits_for_a_queue_that_is_gone(own: Bundle) -> None:
     assert found == {"early", "next"}
 
 
+@pytest.mark.used_vhost
 def test_delayed_messages_hold_no_slot(bundle: Bundle) -> None:
     """A worker of one slot works on while three messages wait, of which it does not even know."""
     worker = bundle.worker().ready()
@@ -173,6 +173,7 @@ def test_no_delay_is_too_short(bundle: Bundle) -> None:
         assert executed(worker, task_id) >= at - 0.001, task_id
 
 
+@pytest.mark.used_vhost
 def test_delays_end_in_their_order(bundle: Bundle) -> None:
     """What was published last and waits least is executed first: accurate to the second."""
     with Publisher(bundle) as publisher:
@@ -185,6 +186,7 @@ def test_delays_end_in_their_order(bundle: Bundle) -> None:
     assert [line.id for line in worker.lines("received")][-1] == "after-7"
 
 
+@pytest.mark.used_vhost
 def test_long_delay_is_in_the_queue_of_its_highest_bit(bundle: Bundle) -> None:
     """An hour is 2^11 seconds and some: the broker's queue of that level has the message, durably."""
     enqueue(bundle, "later", "--countdown", "3600")

@@ -183,6 +183,7 @@ def test_worker_that_met_them_all_works_on(
     assert worker.process.poll() is None
 
 
+@pytest.mark.used_vhost
 def test_retry_that_cannot_be_published_makes_a_dead_letter(bundle: Bundle) -> None:
     """The message that it was to replace is not acknowledged, but kept; here a right for delays is gone."""
     bundle.add_task("""

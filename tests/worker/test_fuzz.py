@@ -84,6 +84,7 @@ def test_large_messages(fuzzing: Fuzzing) -> None:
     ],
     ids=["lost", "ended"],
 )
+@pytest.mark.used_vhost
 def test_without_the_gate_the_smallest_message_is_found(
     bundle: Bundle, protections: list[tuple[str, str, str]], wrong: tuple[str, object], seen: str
 ) -> None:

@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from proj import queues
 from proj.private_node.node import BrokerNode
 from tests.lib import dead, stores
-from tests.lib.bundle import Bundle
+from tests.lib.bundle import Bundle, vhost_of
 from tests.lib.erlang import evaluate
 from tests.lib.waiting import PATIENCE, eventually
 from tests.lib.watcher import watching
@@ -158,30 +159,29 @@ def test_redriven_message_ends_again(bundle: Bundle) -> None:
 
 
 @pytest.fixture
-def soon(own_node: BrokerNode) -> Iterator[None]:
-    """Queues that are declared now try their dead letters again after one second, not ten."""
+def soon(own_node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bundle]:
+    """A new virtual host, whose queues try their dead letters again after one second, not ten."""
     setting = "rabbit, dead_letter_worker_publisher_confirm_timeout"
     usual = evaluate(own_node, f"{{ok, T}} = application:get_env({setting}), T")
     evaluate(own_node, f"application:set_env({setting}, 1000)")
-    yield
+    with Bundle(own_node, vhost=vhost_of(request), folder=tmp_path) as bundle:
+        yield bundle
     evaluate(own_node, f"application:set_env({setting}, {usual})")
 
 
 @pytest.mark.parametrize("gone", ["unbound", "deleted"])
-def test_dead_letters_stay_in_their_queue_without_the_dead_letter_queue(
-    soon: None, own: Bundle, gone: str
-) -> None:
+def test_dead_letters_stay_in_their_queue_without_the_dead_letter_queue(soon: Bundle, gone: str) -> None:
     """The control for a second queue on the exchange: the broker would be content with that one."""
-    dead.depth(own)  # declares
-    bindings = own.of_vhost("bindings")
+    dead.depth(soon)  # declares
+    bindings = soon.of_vhost("bindings")
     bound = [each["destination"] for each in bindings if each["source"] == "proj.dead"]
     assert bound == ["proj.dead"]
-    with own.channel() as channel:
+    with soon.channel() as channel:
         if gone == "unbound":
             channel.queue_unbind("proj.dead", "proj.dead", "#")
         else:
             channel.queue_delete("proj.dead")
-    with own.channel() as channel:
+    with soon.channel() as channel:
         message = dead.task_message("it", 1, 2, expiration="0")
         dead.send(channel, [message], "proj.tasks")
 
@@ -190,11 +190,11 @@ def test_dead_letters_stay_in_their_queue_without_the_dead_letter_queue(
 
         eventually("it is no task any more", expired)
 
-    with own.channel() as channel:
+    with soon.channel() as channel:
         queues.dead_queue(channel).declare()
 
-    dead.await_count(own, 1)
-    assert dead.ids(own) == ["it"]
+    dead.await_count(soon, 1)
+    assert dead.ids(soon) == ["it"]
 
 
 def _connections(bundle: Bundle) -> Any:
