@@ -70,7 +70,9 @@ class Run:
 
 def refused(bundle: Bundle) -> int:
     """Messages that the node has received and not confirmed since its start."""
-    counted = "maps:get([{protocol,amqp091}], rabbit_global_counters:overview())"
+    # The labels are a list, and a map on RabbitMQ 4.3.
+    labels = "[[{protocol, amqp091}], #{protocol => amqp091}]"
+    counted = f"hd(maps:values(maps:with({labels}, rabbit_global_counters:overview())))"
     received, confirmed = (
         f"maps:get({name}, {counted})"
         for name in ("messages_received_confirm_total", "messages_confirmed_total")
