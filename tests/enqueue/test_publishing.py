@@ -98,7 +98,6 @@ def test_command_says_that_the_outcome_is_unknown(own: Bundle) -> None:
     ("gone", "kind"), [("proj.tasks", "queues"), ("proj", "exchanges"), ("proj.dead", "exchanges")]
 )
 @pytest.mark.parametrize("countdown", [None, 1], ids=["now", "delayed"])
-@pytest.mark.used_vhost
 def test_deleted_behind_a_producer(bundle: Bundle, gone: str, kind: str, countdown: int | None) -> None:
     """A queue or an exchange that was deleted is declared anew, and the message is in the queue."""
     with Publisher(bundle) as publisher:

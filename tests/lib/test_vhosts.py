@@ -90,19 +90,17 @@ def _no_binding(bundle: Bundle) -> None:
         channel.exchange_unbind("celery_delayed_4", "celery_delayed_5", "*." * 22 + "0.#")
 
 
-CHANGES = (
-    _queue, _no_queue, _other_queue, _no_exchange, _binding, _no_binding,
-    _policy, _operator_policy, _user, _rights, _limit,
-)  # fmt: skip
+_ADDED = (_queue, _user, _rights, _limit)
+_ELSE = (_no_queue, _other_queue, _no_exchange, _binding, _no_binding, _policy, _operator_policy)
 
 
-def test_changed_virtual_host_is_put_back(node: BrokerNode, tmp_path: Path) -> None:
-    """Whatever a test adds, takes away or configures is noticed, and is as before for the next one."""
-    vhosts = VirtualHosts(node, "changed")
+def test_what_a_test_has_added_is_deleted(node: BrokerNode, tmp_path: Path) -> None:
+    """It is noticed, and the next test finds nothing of it."""
+    vhosts = VirtualHosts(node, "added")
     with vhosts.lend(tmp_path) as bundle:
         first = bundle.vhost
         seen = [declared(bundle)]
-        for change in CHANGES:
+        for change in _ADDED:
             change(bundle)
             assert declared(bundle) not in seen, change.__name__
             seen.append(declared(bundle))
@@ -111,21 +109,31 @@ def test_changed_virtual_host_is_put_back(node: BrokerNode, tmp_path: Path) -> N
     assert used
     assert used.vhost == first
     assert declared(used) == seen[0]
-    with used as bundle, bundle.channel() as channel:
-        dead.publish_task(bundle, "dead", 1, 2, expiration="0")
-        dead.await_count(bundle, 1)
-        bundle.enqueue("add", "1", "2", "--countdown", "1")
-        eventually("it has passed the delay queues", lambda: channel.basic_get("proj.tasks"))
 
 
-def test_virtual_host_that_cannot_be_put_back_is_lent_to_nobody(node: BrokerNode, tmp_path: Path) -> None:
-    """It is not as new: the next test gets another."""
-    vhosts = VirtualHosts(node, "spoilt")
+def test_virtual_host_that_is_changed_otherwise_is_lent_to_nobody(node: BrokerNode, tmp_path: Path) -> None:
+    """Whatever else a test adds, takes away or configures is noticed, and the next test gets another one."""
+    vhosts = VirtualHosts(node, "changed")
     with vhosts.lend(tmp_path) as bundle:
-        rights = {"exchange": "proj", "write": "", "read": ".*"}
-        bundle.management("PUT", f"topic-permissions/{quote(bundle.vhost)}/guest", rights)
-    assert vhosts.rested() is None
-    assert vhosts.resting == []
+        _queue(bundle)
+        seen = [declared(bundle)]
+        for change in _ELSE:
+            change(bundle)
+            assert declared(bundle) not in seen, change.__name__
+            seen.append(declared(bundle))
+    assert eventually("it has rested", lambda: vhosts.rested() or not vhosts.resting) is True
+
+
+def test_queue_that_was_declared_again_is_another_one(node: BrokerNode, tmp_path: Path) -> None:
+    """It looks the same, but what forwards messages to it may not know that it is new."""
+    vhosts = VirtualHosts(node, "again-declared")
+    with vhosts.lend(tmp_path) as bundle:
+        seen = declared(bundle)
+        with bundle.channel() as channel:
+            channel.queue_delete("proj.tasks")
+        bundle.declare()
+        assert declared(bundle) == seen
+    assert eventually("it has rested", lambda: vhosts.rested() or not vhosts.resting) is True
 
 
 def test_virtual_host_that_a_program_is_connected_to_is_lent_to_nobody(

@@ -1,8 +1,9 @@
 """Virtual hosts that go from test to test: to declare the topology in a new one costs 0.3 s of CPU.
 
 A test gets one in which the topology is declared and all queues are empty, as after a worker's first start.
-What a test has changed is put back. One that is not as new then is lent to nobody, and stays until the node
-ends.
+What a test has added is deleted. One that is not as new then is lent to nobody, and stays until the end.
+So does one in which a queue was deleted, though it may be declared again: the broker's processes that forward
+dead letters, and delayed messages, to it may go on counting from the old one, and the new one takes none.
 """
 
 from collections.abc import Iterator
@@ -13,11 +14,6 @@ from typing import Any, Final
 from urllib.error import HTTPError
 from urllib.parse import quote
 
-import amqp
-import kombu
-from kombu.transport.native_delayed_delivery import declare_native_delayed_delivery_exchanges_and_queues
-
-from proj import queues
 from proj.private_node.node import BrokerNode
 from tests.lib.bundle import Bundle, shared_vhost
 from tests.lib.erlang import evaluate
@@ -29,7 +25,7 @@ _LOOKS = 20
 PASSING = {"celeryev": "topic", "celery.pidbox": "fanout", "reply.celery.pidbox": "direct"}
 
 #: How many quorum queues hold something, or are consumed: they are purged. Those whose messages are being
-#: dead-lettered are in no other count. And a number for the limits that all obey: policies change them.
+#: dead-lettered are in no other count. And a number for which queues they are, and for the limits they obey.
 _PURGE = """
     Seen = [
         begin
@@ -47,7 +43,10 @@ _PURGE = """
             ]])
         ]),
         erlang:phash2(lists:sort([
-            {{element(4, amqqueue:get_name(Queue)), maps:with(Limits, maps:get(config, Overview))}}
+            {{
+                ra_directory:uid_of(quorum_queues, element(1, amqqueue:get_pid(Queue))),
+                maps:with(Limits, maps:get(config, Overview))
+            }}
             || {{Queue, Overview}} <- Seen
         ]))
     }}
@@ -56,8 +55,6 @@ _PURGE = """
 #: What is deleted that a test has added, and what tells it from others: what would be in the way first.
 _IN_THE_WAY: Final = {"vhost-limits": "limit", "permissions": "user"}
 _DELETED: Final = {
-    "policies": "name",
-    "operator-policies": "name",
     "queues": "name",
     "exchanges": "name",
 }
@@ -74,8 +71,10 @@ class VirtualHosts:
         self._made = 0
         #: The one that has rested longest comes first.
         self.resting: list[Bundle] = []
-        #: What is declared in a new one, and how its queues are.
-        self._usual: tuple[_Things, str] = {}, ""
+        #: What is declared in a new one.
+        self._usual: _Things = {}
+        #: How the queues of each were when it was new.
+        self._new: dict[str, str] = {}
 
     @contextmanager
     def lend(self, folder: Path) -> Iterator[Bundle]:
@@ -86,8 +85,8 @@ class VirtualHosts:
         with Bundle(self._node, vhost=vhost, folder=folder) as bundle:
             if not used:
                 bundle.declare()
-                if self._made == 1:
-                    self._usual = declared(bundle), self._purged(bundle)
+                self._usual = self._usual or declared(bundle)
+                self._new[vhost] = self._purged(bundle)
             yield bundle
         self.resting.append(bundle)
 
@@ -102,16 +101,15 @@ class VirtualHosts:
         return None
 
     def _is_as_new(self, bundle: Bundle) -> bool:
-        """Whether it has what a new one has and no message, after it was put back and some purges."""
-        things, state = self._usual
+        """Whether it has what a new one has and no message, after what was added is deleted and purged."""
         found = declared(bundle)
-        if found != things:
-            _put_back(bundle, found, things)
-            if declared(bundle) != things:
+        if found != self._usual:
+            _delete_added(bundle, found, self._usual)
+            if declared(bundle) != self._usual:
                 return False
         looks = (self._purged(bundle) for _ in range(_LOOKS))
         # Twice: a message may move from a queue that is looked at late to one that was looked at before.
-        return any(one == another == state for one, another in pairwise(looks))
+        return any(one == another == self._new[bundle.vhost] for one, another in pairwise(looks))
 
     def _purged(self, bundle: Bundle) -> str:
         """How the queues were before they were purged; nothing when one does not answer."""
@@ -138,8 +136,8 @@ def declared(bundle: Bundle) -> _Things:
     return {kind: sorted(things, key=repr) for kind, things in found.items()}
 
 
-def _put_back(bundle: Bundle, found: _Things, usual: _Things) -> None:
-    """Delete what a test has added, and declare what it has deleted, as far as that is possible."""
+def _delete_added(bundle: Bundle, found: _Things, usual: _Things) -> None:
+    """Delete the queues, exchanges, rights and limits that a test has added."""
     vhost = quote(bundle.vhost, safe="")
 
     def delete(kinds: dict[str, str]) -> None:
@@ -154,17 +152,3 @@ def _put_back(bundle: Bundle, found: _Things, usual: _Things) -> None:
     for thing in usual["permissions"]:
         bundle.management("PUT", f"permissions/{vhost}/{thing['user']}", thing)
     delete(_DELETED)
-    with suppress(amqp.AMQPError, OSError), kombu.Connection(bundle.url) as connection:
-        channel = connection.default_channel
-        for binding in found["bindings"]:
-            if binding not in usual["bindings"]:
-                unbind = channel.queue_unbind
-                if binding["destination_type"] == "exchange":
-                    unbind = channel.exchange_unbind
-                to, source, key = (binding[name] for name in ("destination", "source", "routing_key"))
-                unbind(to, source, key, arguments=binding["arguments"])
-        if any(
-            thing not in found[kind] for kind in ("queues", "exchanges", "bindings") for thing in usual[kind]
-        ):
-            declare_native_delayed_delivery_exchanges_and_queues(connection, queues.DELAY_QUEUE_TYPE)
-            bundle.declare()

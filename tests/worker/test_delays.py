@@ -128,7 +128,6 @@ def test_delayed_message_waits_for_a_queue_that_is_gone(own: Bundle) -> None:
     assert found == {"early", "next"}
 
 
-@pytest.mark.used_vhost
 def test_delayed_messages_hold_no_slot(bundle: Bundle) -> None:
     """A worker of one slot works on while three messages wait, of which it does not even know."""
     worker = bundle.worker().ready()
@@ -173,7 +172,6 @@ def test_no_delay_is_too_short(bundle: Bundle) -> None:
         assert executed(worker, task_id) >= at - 0.001, task_id
 
 
-@pytest.mark.used_vhost
 def test_delays_end_in_their_order(bundle: Bundle) -> None:
     """What was published last and waits least is executed first: accurate to the second."""
     with Publisher(bundle) as publisher:
@@ -186,7 +184,6 @@ def test_delays_end_in_their_order(bundle: Bundle) -> None:
     assert [line.id for line in worker.lines("received")][-1] == "after-7"
 
 
-@pytest.mark.used_vhost
 def test_long_delay_is_in_the_queue_of_its_highest_bit(bundle: Bundle) -> None:
     """An hour is 2^11 seconds and some: the broker's queue of that level has the message, durably."""
     enqueue(bundle, "later", "--countdown", "3600")
