@@ -17,6 +17,7 @@ import amqp
 from amqp import serialization, spec
 from amqp.exceptions import MessageNacked, RecoverableConnectionError
 from amqp.method_framing import frame_writer
+from kombu import pidbox
 from kombu.transport import pyamqp
 
 from proj import queues
@@ -267,6 +268,10 @@ def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
+#: How the exchanges of remote control end, for commands and for replies.
+_REMOTE_CONTROL: Final = pidbox.Mailbox.exchange_fmt.removeprefix("%s")
+
+
 class Channel(pyamqp.Channel):
     """Kombu's channel, whose `basic_publish` returns when the broker has confirmed exactly this message."""
 
@@ -292,13 +297,16 @@ class Channel(pyamqp.Channel):
 
         On a connection with `confirm_publish`, this is `basic_publish`. Raises `MessageNacked`, a
         `ChannelError` when no queue takes a mandatory message, and the errors of `Window`.
+
+        A refusal of remote control is no error: the broker refuses a command to all workers when one of their
+        queues does not take it, such as that of a worker on a lost node (RabbitMQ 4.3). The others have it.
         """
         deadline = None if confirm_timeout is None else time.monotonic() + confirm_timeout
         if self._window is None or not self._window.usable:
             self._window = Window(self)
         sent = self._window.send(message, exchange, routing_key, mandatory=mandatory, **options)
         self._window.wait(deadline)
-        if sent.refusal:
+        if sent.refusal and not exchange.endswith(_REMOTE_CONTROL):
             raise sent.refusal
 
 

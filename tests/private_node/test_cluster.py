@@ -111,7 +111,7 @@ def replicas_are_found_and_grown(bundle: Bundle, nodes: list[_Member]) -> None:
 
 def one_node_is_lost(bundle: Bundle, nodes: list[_Member]) -> None:
     """The one that all programs are connected to; each goes to another."""
-    worker = bundle.worker().ready()
+    worker = bundle.worker(mingle=True).ready()
     bundle.enqueue("add", "1", "1", "--wait")
     lost, *others = nodes
     info = lost.info
@@ -126,6 +126,7 @@ def one_node_is_lost(bundle: Bundle, nodes: list[_Member]) -> None:
 
     for number in range(3):
         eventually("it is executed", partial(executed, number))
+    bundle.worker("-n", "new@here", mingle=True, log="new.log").ready().stop()
     bundle.node = others[0]  # for what the test itself asks of the management API
     eventually("the cluster knows", lambda: sum(n["running"] for n in bundle.management("GET", "nodes")) == 2)
     finding = about(doctor(bundle), "nodes", "node proj1@localhost is not running")

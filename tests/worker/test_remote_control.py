@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 
+import amqp
 import pytest
 
 from tests.lib import dead, stores
@@ -30,6 +31,43 @@ def test_shutdown_ends_tasks_and_is_no_error(bundle: Bundle) -> None:
     gate.touch()
     assert worker.ends() == 0
     assert bundle.proj("result", "last").returncode == 0
+
+
+def test_commands_that_one_queue_does_not_take(bundle: Bundle) -> None:
+    """As that of a worker on a lost node: a worker starts, and answers."""
+    _refuse_commands(bundle)
+
+    worker = bundle.worker(mingle=True).ready()
+
+    assert "pong" in bundle.celery("inspect", "ping").stdout
+    assert "OK" in bundle.control(worker, "cancel_consumer", "proj.tasks")
+
+
+def test_control_of_commands_that_one_queue_does_not_take(bundle: Bundle) -> None:
+    """The broker refuses them: kombu would connect anew, and try again without end."""
+    bundle.switch_off("rabbitmq/publishing.py", " and not exchange.endswith(_REMOTE_CONTROL)", "")
+    _refuse_commands(bundle)
+
+    done = bundle.run_python("""
+from kombu import Producer
+from proj import app
+with app.connection_for_write() as connection:
+    Producer(connection).publish({}, exchange="celery.pidbox")
+""")
+
+    assert "MessageNacked" in done.stderr
+
+
+def _refuse_commands(bundle: Bundle) -> None:
+    """Bind a queue that takes nothing to the exchange of commands to all workers."""
+    full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    with bundle.channel() as channel:
+        channel.exchange_declare("celery.pidbox", "fanout", durable=False, auto_delete=False)
+        channel.queue_declare("full", auto_delete=False, durable=True, arguments=full)
+        channel.queue_bind("full", "celery.pidbox")
+        for _ in range(2):
+            channel.basic_publish(amqp.Message("{}"), "celery.pidbox")
+    eventually("it is full", lambda: bundle.depth("full") == 1)
 
 
 def test_shutdown_is_bounded(bundle: Bundle) -> None:
