@@ -3,6 +3,7 @@
 import signal
 from collections import Counter
 
+import psutil
 import pytest
 
 from proj.ingest.source import PREFETCH
@@ -14,14 +15,25 @@ from tests.lib.waiting import eventually
 
 COUNT = 1000
 
-#: Of a test whose messages are executed: how many, and one that takes its worker five seconds.
-EXECUTED, LONG = 300, "message 50....."
+#: A message that takes its worker five seconds.
+LONG = "message 50....."
 
 #: What RabbitMQ 4 does in a cluster while the node is down that has the queue.
 DOES_NOT_ANSWER = (
     "            channel.queue_declare(self.queue, passive=True)",
     "            if self.queue == 'task_queue':\n                raise TimeoutError('timed out')\n"
     "            channel.queue_declare(self.queue, passive=True)",
+)
+
+#: Lets ingest stand still at half of the messages, once: it takes a tenth of a second for all of them.
+STANDS_STILL = (
+    "        self.deliveries.append(delivery)",
+    f"        if message.delivery_tag == {COUNT // 2}:\n"
+    "            import contextlib, os, signal\n"
+    "            with contextlib.suppress(FileExistsError):\n"
+    "                os.close(os.open('stood', os.O_CREAT | os.O_EXCL))\n"
+    "                os.kill(os.getpid(), signal.SIGSTOP)\n"
+    "        self.deliveries.append(delivery)",
 )
 
 #: Ends ingest as SIGKILL does, between the confirm and the acknowledgement of a message.
@@ -31,7 +43,7 @@ DIES_BEFORE_ACK = (
 )
 
 
-def _publish(bundle: Bundle, *, with_ids: bool, confirmed: bool = False, count: int = COUNT) -> None:
+def _publish(bundle: Bundle, *, with_ids: bool, confirmed: bool = False, has_long: bool = False) -> None:
     import pika
 
     with pika.BlockingConnection(pika.URLParameters(bundle.url)) as connection:
@@ -39,9 +51,9 @@ def _publish(bundle: Bundle, *, with_ids: bool, confirmed: bool = False, count: 
         channel.queue_declare("task_queue", durable=True)
         if confirmed:
             channel.confirm_delivery()
-        for number in range(count):
+        for number in range(COUNT):
             properties = pika.BasicProperties(delivery_mode=2, message_id=f"m-{number}" if with_ids else None)
-            text = LONG if count == EXECUTED and number == 50 else f"message {number}"
+            text = LONG if has_long and number == 50 else f"message {number}"
             channel.basic_publish("", "task_queue", text, properties)
 
 
@@ -52,18 +64,22 @@ def _fill(bundle: Bundle, ingest: foreign.Ingest, count: int) -> None:
     foreign.publish(bundle, map(str, range(2, count)))
 
 
-def _has_begun(ingest: foreign.Ingest) -> None:
-    eventually("it has begun", lambda: len(ingest.rows()) > COUNT // 10, seen=ingest.text)
+def _begin(bundle: Bundle, log: str) -> foreign.Ingest:
+    """Start ingest, which stands still in the middle of the messages."""
+    bundle.switch_off("ingest/source.py", *STANDS_STILL)
+    ingest = foreign.start(bundle, log)
+    process = psutil.Process(ingest.process.pid)
+    eventually("it stands still", lambda: process.status() == psutil.STATUS_STOPPED, seen=ingest.text)
+    assert COUNT // 10 < len(ingest.rows()) < COUNT
+    return ingest
 
 
 @pytest.mark.parametrize("with_ids", [True, False], ids=["message_id", "none"])
 def test_ingest_is_killed_in_the_middle(bundle: Bundle, with_ids: bool) -> None:
     """Each message is there at least once. Of those with a `message_id`, a second has the id of the first."""
     _publish(bundle, with_ids=with_ids)
-    victim = foreign.start(bundle, "victim.log")
-    _has_begun(victim)
+    victim = _begin(bundle, "victim.log")
     victim.kill()
-    assert len(victim.rows()) < COUNT
     ingest = foreign.start(bundle).consumes()
     foreign.settle(bundle, ingest)
 
@@ -162,9 +178,9 @@ def test_the_broker_is_killed(own: Bundle) -> None:
     A broker that is killed may lose what it has not confirmed.
     """
     _publish(own, with_ids=True, confirmed=True)
-    ingest = foreign.start(own)
-    _has_begun(ingest)
+    ingest = _begin(own, "ingest.log")
     own.node.kill()
+    ingest.process.send_signal(signal.SIGCONT)
     ingest.says("; trying again")
     own.node.start()
     ingest.says("connected to", 2)
@@ -177,14 +193,14 @@ def test_the_broker_is_killed(own: Bundle) -> None:
 
 @pytest.mark.used_vhost
 def test_the_worker_is_killed(bundle: Bundle) -> None:
-    """SIGKILL in the middle of its tasks: another worker executes the rest, and one of them again."""
-    _publish(bundle, with_ids=True, count=EXECUTED)
+    """SIGKILL in the middle of a thousand tasks: another worker executes the rest, and one of them again."""
+    _publish(bundle, with_ids=True, has_long=True)
     ingest = foreign.start(bundle).consumes()
     victim = bundle.worker(log="victim.log")
     victim.says(f"Received {LONG!r}")
     victim.kill()
     done = [line.id for line in victim.lines("succeeded in")]
-    assert 0 < len(done) < EXECUTED
+    assert 0 < len(done) < COUNT
     worker = bundle.worker().ready()
 
     def executed() -> list[str]:
@@ -194,9 +210,9 @@ def test_the_worker_is_killed(bundle: Bundle) -> None:
         # Of the last one, its victim may have stored the success and not said so.
         return {*executed(), *(line.id for line in worker.lines("is a duplicate"))}
 
-    eventually("the rest is executed", lambda: len(ended()) == EXECUTED, seen=worker.text, progress=ended)
+    eventually("the rest is executed", lambda: len(ended()) == COUNT, seen=worker.text, progress=ended)
     foreign.settle(bundle, ingest)
-    assert len(executed()) <= EXECUTED + 1
+    assert len(executed()) <= COUNT + 1
     assert ended() == {task_id for _, task_id in ingest.rows()}
 
 
