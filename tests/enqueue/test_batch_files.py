@@ -161,9 +161,9 @@ def test_wrong_lines(bundle: Bundle) -> None:
 
 def test_unknown_task_far_in(bundle: Bundle) -> None:
     """It stops there: all lines before are valid, or enqueued, and no line after."""
-    name = write(bundle, *[line(number) for number in range(9_999)], '{"task": "x"}', line(), line())
+    name = write(bundle, *[line(number) for number in range(69_999)], '{"task": "x"}', line(), line())
     done = batch(bundle, name, "--dry-run", code=65)
-    assert done.words.splitlines()[-1].startswith("Error: line 10000: there is no task 'x'")
+    assert done.words.splitlines()[-1].startswith("Error: line 70000: there is no task 'x'")
     assert bundle.depth("proj.tasks") == 0
 
     name = write(bundle, *[line(number) for number in range(2_999)], '{"task": "x"}', line(), line())

@@ -20,7 +20,7 @@ from tests.lib.proxy import Network
 from tests.lib.waiting import PATIENCE, eventually
 
 #: Photos that are uploaded at once, connections, and MB by which memory may grow meanwhile.
-MANY, AT_ONCE, GROWTH = 100, 8, 30
+MANY, AT_ONCE, GROWTH = 200, 8, 30
 
 
 @pytest.mark.parametrize(
