@@ -29,7 +29,7 @@ def queue_of(
 
     None when a route has an exchange and no queue.
     """
-    named = given or getattr(task, "queue", None)
-    options = {"queue": named} if named else {}
-    route = task.app.amqp.router.route(options, task.name, args, kwargs, task_type=task)
+    if named := given or getattr(task, "queue", None):
+        return str(getattr(named, "name", named))
+    route = task.app.amqp.router.route({}, task.name, args, kwargs, task_type=task)
     return str(route["queue"].name) if "queue" in route else None

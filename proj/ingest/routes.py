@@ -17,6 +17,7 @@ from proj.enqueue import Task, find_task
 from proj.enqueue.app import App
 from proj.enqueue.arguments import check_call, given_arguments
 from proj.enqueue.parameters import Arguments
+from proj.enqueue.routing import queue_of
 from proj.errors import BadArguments, ConfigError, ProjError, did_you_mean
 from proj.ingest import decoders
 from proj.ingest.decoders import Decoder
@@ -146,12 +147,11 @@ def _route(app: App, table: Any) -> Route:
     if not all(isinstance(name, str) for name in names.values()):
         raise ConfigError(f"arguments maps keys to names of arguments, got {shown(names)}")
     task = find_task(app, table["task"])
-    given = table.get("work_queue") or getattr(task, "queue", None)
     route = Route(
         queue=table["queue"],
         decoder=table["decoder"],
         task=task,
-        work_queue=given or app.amqp.router.route({}, task.name)["queue"].name,
+        work_queue=queue_of(task, (), {}, table.get("work_queue")) or "",
         names=names,
         decode=decoders.find(table["decoder"], names),
     )
