@@ -10,7 +10,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 #: Seconds that a fork waits for the uses of other threads. A use takes milliseconds, and waits up to
@@ -63,11 +63,9 @@ class _Turns:
 _turns = _Turns()
 
 
-@contextmanager
-def using() -> Iterator[None]:
+def using() -> AbstractContextManager[None]:
     """Use connections of the engines below; this process does not fork meanwhile."""
-    with _turns.use():
-        yield
+    return _turns.use()
 
 
 def close_before_forks(engine: Any) -> None:
