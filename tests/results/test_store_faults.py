@@ -1,5 +1,6 @@
 """A result store that fails loses no task: SQLite and PostgreSQL, each with its faults."""
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -76,12 +77,14 @@ def _impatient_worker(bundle: Bundle, *options: str) -> Worker:
 
 
 def _executes_another(bundle: Bundle, worker: Worker, task_id: str) -> None:
-    """The worker stores a result, for which it may have to make the file anew.
+    """The worker stores a result, for which it may have to make the file anew, and others can read it.
 
-    Nobody reads it meanwhile: a disk that is busy takes seconds to sync a new file, which is locked so long.
+    Not before it is stored: a disk that is busy takes seconds to sync a new file, which is locked so long.
     """
     bundle.enqueue("add", "1", "2", "--id", task_id)
     worker.says(f"[{task_id}] succeeded")
+    done = bundle.proj("result", task_id, "--json")
+    assert (done.returncode, json.loads(done.stdout)["result"]) == (0, 3), done.stderr
 
 
 def _strike(bundle: Bundle, worker: Worker, fault: Fault, target: Any, said: str) -> str:
