@@ -199,13 +199,7 @@ class Bundle:
     def _forked_to_its_end(
         self, command: list[str], env: dict[str, str] | None = None, **options: Any
     ) -> subprocess.CompletedProcess[Any]:
-        with self._forked(command, env, **options) as process:
-            try:
-                out, err = process.communicate(timeout=COMMAND_TIMEOUT)
-            except BaseException:
-                process.kill()
-                raise
-        return subprocess.CompletedProcess(command, process.returncode, out, err)
+        return fork_server.ended(self._forked(command, env, **options), COMMAND_TIMEOUT)
 
     def copy_of_the_project(self) -> Path:
         """A copy of the package that the bundle's programs use from now on, to be changed."""

@@ -122,6 +122,17 @@ def popen(args: list[str], **options: Any) -> subprocess.Popen[Any]:
     return start(args, **options)
 
 
+def ended(process: subprocess.Popen[Any], timeout: float) -> subprocess.CompletedProcess[Any]:
+    """Wait for the end of a program, which is killed after so many seconds, as `subprocess.run` does."""
+    with process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
 class _Server:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -18,9 +18,8 @@ PROJ = Path(sys.executable).with_name("proj")
 def _run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [str(PROJ), *args]
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with fork_server.popen(command, cwd=".", env=os.environ | env, text=True, **streams) as process:
-        out, err = process.communicate(timeout=COMMAND_TIMEOUT)
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+    process = fork_server.popen(command, cwd=".", env=os.environ | env, text=True, **streams)
+    return fork_server.ended(process, COMMAND_TIMEOUT)
 
 
 def test_version() -> None:
