@@ -2,8 +2,8 @@
 
 A test gets one in which the topology is declared and all queues are empty, as after a worker's first start.
 What a test has added is deleted. One that is not as new then is lent to nobody, and stays until the end.
-So does one in which a queue was deleted, though it may be declared again: the broker's processes that forward
-dead letters, and delayed messages, to it may go on counting from the old one, and the new one takes none.
+So does one in which a queue was deleted, though it may be declared again: delayed messages once did not come
+to such a queue. Why is not known; what forwards them may know the old queue only.
 """
 
 from collections.abc import Iterator
@@ -54,10 +54,7 @@ _PURGE = """
 
 #: What is deleted that a test has added, and what tells it from others: what would be in the way first.
 _IN_THE_WAY: Final = {"vhost-limits": "limit", "permissions": "user"}
-_DELETED: Final = {
-    "queues": "name",
-    "exchanges": "name",
-}
+_DELETED: Final = {"queues": "name", "exchanges": "name"}
 
 _Things = dict[str, list[dict[str, Any]]]
 
