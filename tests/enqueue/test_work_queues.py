@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -152,12 +153,16 @@ def test_a_worker_consumes_the_default_queue_alone(shared: Bundle, workers: dict
 
 def test_workers_ask_for_their_consumer_timeout(shared: Bundle, workers: dict[str, Worker]) -> None:
     """For the longest task and its end: RabbitMQ 4.3 obeys, and older releases do not mind."""
-    asked = {
-        consumer["queue"]["name"]: consumer["arguments"].get("x-consumer-timeout")
-        for consumer in shared.of_vhost("consumers")
-        if consumer["queue"]["name"] in workers
-    }
-    assert asked == dict.fromkeys(workers, 1_810_000)
+
+    def asked() -> dict[str, Any]:
+        return {
+            consumer["queue"]["name"]: consumer["arguments"].get("x-consumer-timeout")
+            for consumer in shared.of_vhost("consumers")
+            if consumer["queue"]["name"] in workers
+        }
+
+    eventually("the management API has all workers", lambda: asked().keys() == workers.keys())
+    assert asked() == dict.fromkeys(workers, 1_810_000)
 
 
 def test_a_full_queue_does_not_delay_another(shared: Bundle, workers: dict[str, Worker]) -> None:
