@@ -25,7 +25,8 @@ _REFUSED: Final = "workers do not start, and publishes are refused, until its ar
 
 def exchanges(subject: Subject) -> Iterator[Finding]:
     """Check that the exchanges exist as declared."""
-    for exchange in {queue.exchange.name: queue.exchange for queue in subject.topology.queues}.values():
+    for exchange in subject.topology.exchanges:
+        bound = {each.destination for each in subject.topology.bindings if each.source == exchange.name}
         differs = _declared(subject, exchange)
         if differs:
             path = f"{subject.management.url}/api/{subject.management.path('exchanges', exchange.name)}"
@@ -37,7 +38,7 @@ def exchanges(subject: Subject) -> Iterator[Finding]:
             )
         elif differs is not None:
             yield ok(f"exchange {exchange.name} exists as declared")
-        elif any(subject.exists(queue) for queue in subject.topology.queues if queue.exchange == exchange):
+        elif any(subject.exists(queue) for queue in subject.topology.queues if queue.name in bound):
             yield error(
                 f"exchange {exchange.name} is missing",
                 "messages published to it are refused, and dead letters for it wait in their queues",

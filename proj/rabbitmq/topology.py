@@ -46,6 +46,9 @@ def declare(channel: Any, topology: Topology) -> None:
     """
     for queue in topology.queues:
         maybe_declare(queue, channel)
+    if maybe_declare(queues.direct_exchange, channel):
+        for queue in topology.work_queues:  # of which kombu binds a queue to one exchange only
+            queue(channel).bind_to(queues.direct_exchange, routing_key=queue.name)
 
 
 def declare_permitted(connection: Any, channel: Any, topology: Topology) -> None:
@@ -56,14 +59,14 @@ def declare_permitted(connection: Any, channel: Any, topology: Topology) -> None
     try:
         declare(channel, topology)
     except AccessRefused:
-        connection.declared_entities.update(map(hash, topology.queues))
+        connection.declared_entities.update(map(hash, (*topology.queues, queues.direct_exchange)))
 
 
 def ensure(connection: Any, topology: Topology) -> None:
     """Declare all that a consumer needs, or check that it exists when the user may not declare it.
 
-    Raises `amqp.exceptions.NotFound` (404) for a queue that is missing then, as far as the user may look, and
-    the errors of `declare`.
+    Raises `amqp.exceptions.NotFound` (404) for what is missing then, as far as the user may look, and the
+    errors of `declare`.
     """
     for queue in topology.queues:
         queue.no_declare = False
@@ -76,6 +79,9 @@ def ensure(connection: Any, topology: Topology) -> None:
             with suppress(AccessRefused):  # see `_exists`
                 channel.queue_declare(queue.name, passive=True)
             queue.no_declare = True  # Celery, too, declares what it consumes
+        for exchange in topology.exchanges:
+            with suppress(AccessRefused):
+                exchange(channel).declare(passive=True)
     channel.close()
 
 

@@ -37,19 +37,23 @@ def test_rabbitmq_reports_the_queues_as_promised(bundle: Bundle) -> None:
 
 
 def test_rabbitmq_reports_the_exchanges_as_promised(bundle: Bundle) -> None:
-    """Both exchanges are durable topic exchanges, bound to their queues."""
+    """They are durable, and bound to their queues."""
     bundle.python(ADD)
 
     exchanges = {exchange["name"]: exchange for exchange in bundle.of_vhost("exchanges")}
-    for name in ("proj", "proj.dead"):
-        assert exchanges[name]["type"] == "topic"
+    for name, type_ in (("proj.direct", "direct"), ("proj", "topic"), ("proj.dead", "topic")):
+        assert exchanges[name]["type"] == type_
         assert exchanges[name]["durable"]
     bindings = {
         (binding["source"], binding["destination"], binding["routing_key"])
         for binding in bundle.of_vhost("bindings")
         if binding["source"]
     }
-    assert bindings == {("proj", "proj.tasks", "proj.tasks"), ("proj.dead", "proj.dead", "#")}
+    assert bindings == {
+        ("proj.direct", "proj.tasks", "proj.tasks"),
+        ("proj", "proj.tasks", "proj.tasks"),
+        ("proj.dead", "proj.dead", "#"),
+    }
 
 
 def test_looking_at_dead_letters_never_loses_them(bundle: Bundle) -> None:

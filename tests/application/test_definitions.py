@@ -75,6 +75,7 @@ def test_the_definitions_of_further_queues(bundle: Bundle, generated: Path) -> N
         *("slow", "celery.mail"),
     }
     for source, destination, key in (
+        ("proj.direct", "slow", "slow"),
         ("proj", "slow", "slow"),
         ("proj", "slow", "#.slow"),
         (queues.DELAY_EXCHANGE, "proj", "#.slow"),

@@ -202,19 +202,22 @@ OPERATIONS: Final[dict[str, tuple[set[str], Callable[[Any], Any]]]] = {
     "take dead letters": ({"worker", "operator"}, get(DEAD)),
     "empty the dead letters": ({"worker", "operator"}, purge(DEAD)),
     "empty a delay queue": (set(), purge(DELAY_QUEUE)),
-    "enqueue": ({"producer", "worker", "ingest", "beat"}, publish(queues.task_exchange.name)),
+    "enqueue": ({"producer", "worker", "ingest", "beat"}, publish(queues.direct_exchange.name)),
     "enqueue for later": ({"producer", "worker", "beat"}, publish(DELAY_ENTRY)),
+    "imitate a delayed message": (set(), publish(queues.task_exchange.name)),
     "send past the exchange": ({"operator", "worker"}, publish("")),
     "forge a dead letter": ({"ingest"}, publish(queues.dead_exchange.name)),
     "control workers": ({"worker", "monitor"}, publish("celery.pidbox")),
     "forge an event": ({"worker", "monitor"}, publish("celeryev")),
     "declare": (set(), declare(queues.work_queue(queues.DEFAULT_QUEUE))),
     "lead the beats": ({"beat"}, lead),
-    "divert messages": (set(), bind(queues.dead_queue, queues.task_exchange.name)),
+    "divert messages": (set(), bind(queues.dead_queue, queues.direct_exchange.name)),
+    "divert delayed messages": (set(), bind(queues.dead_queue, queues.task_exchange.name)),
     "delete the work queue": (set(), delete_queue(WORK)),
     "delete the dead letters": (set(), delete_queue(DEAD)),
     "delete a delay queue": (set(), delete_queue(DELAY_QUEUE)),
-    "delete the exchange": (set(), delete_exchange(queues.task_exchange.name)),
+    "delete the exchange": (set(), delete_exchange(queues.direct_exchange.name)),
+    "delete the exchange of delayed messages": (set(), delete_exchange(queues.task_exchange.name)),
 }
 
 
@@ -290,6 +293,17 @@ def test_a_worker_that_may_not_declare_names_what_is_missing(bundle: Bundle) -> 
     assert f"no queue '{DEAD}'" in worker.text()
     assert "definitions.json" in worker.text()
     assert "Traceback" not in worker.text()
+
+
+def test_a_worker_that_may_not_declare_names_the_missing_exchange(bundle: Bundle, users: Users) -> None:
+    """The tasks that it executes could publish nothing."""
+    with bundle.channel() as channel:
+        channel.exchange_delete(queues.direct_exchange.name)
+    worker = bundle.worker(env=users.env("proj-worker"), mingle=True)
+
+    assert worker.ends() == 69
+    assert f"no exchange '{queues.direct_exchange.name}'" in worker.text()
+    assert "definitions.json" in worker.text()
 
 
 def test_a_beat_leads_and_publishes(bundle: Bundle, users: Users) -> None:

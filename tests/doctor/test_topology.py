@@ -47,9 +47,11 @@ def test_what_is_unbound_or_gone_is_mended_by_a_worker(declared: Bundle) -> None
     with declared.channel() as channel:
         channel.queue_unbind("proj.dead", "proj.dead", "#")
         channel.queue_unbind("proj.tasks", "proj", "proj.tasks")
+        channel.queue_unbind("proj.tasks", "proj.direct", "proj.tasks")
         channel.exchange_unbind("proj", queues.DELAY_EXCHANGE, "#.proj.tasks")
     unbound = finds(
         declared,
+        ("error", "bindings"),
         ("error", "bindings"),
         ("error", "bindings"),
         ("error", "delay_routes"),
@@ -58,12 +60,15 @@ def test_what_is_unbound_or_gone_is_mended_by_a_worker(declared: Bundle) -> None
     with declared.channel() as channel:
         channel.queue_delete("celery_delayed_5")
         channel.exchange_delete("proj.dead")
+        channel.exchange_delete("proj.direct")
     gone = doctor(declared)
 
     about(unbound, "bindings", "proj.dead is not bound")
-    about(unbound, "bindings", "proj.tasks is not bound")
+    about(unbound, "bindings", "proj.tasks is not bound to exchange proj with")
+    about(unbound, "bindings", "proj.tasks is not bound to exchange proj.direct")
     about(unbound, "delay_routes", "not bound to proj")
     about(gone, "exchanges", "proj.dead is missing")
+    about(gone, "exchanges", "proj.direct is missing")
     finding = about(gone, "delays", "celery_delayed_5")
     follow(declared, finding)
     finds(declared)

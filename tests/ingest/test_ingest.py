@@ -24,6 +24,7 @@ task = "proj.tasks.add"
 """
 
 
+@pytest.mark.used_vhost
 def test_a_thousand_messages_become_a_thousand_tasks(bundle: Bundle) -> None:
     """Texts and sums, published before ingest runs and while it does; there are two of them."""
     texts = [f"message {number}" for number in range(500)]
@@ -57,6 +58,7 @@ def test_a_worker_executes_what_a_foreign_program_has_published(bundle: Bundle) 
     assert ingest.ends() == 130
 
 
+@pytest.mark.used_vhost
 def test_messages_say_what_they_are(bundle: Bundle) -> None:
     """A task has an id that is derived if it can be, a mark then, the priority, and where to reply to."""
     ingest = foreign.start(bundle).consumes()
@@ -120,6 +122,7 @@ def test_a_queue_that_is_there_is_consumed_as_it_is(
     assert argument == 1
 
 
+@pytest.mark.used_vhost
 def test_a_queue_that_cannot_be_consumed_does_not_hold_up_the_others(bundle: Bundle) -> None:
     """It is one line, and consumed as soon as it can be."""
     with bundle.channel() as channel:
@@ -147,10 +150,10 @@ def test_a_queue_that_is_deleted_is_declared_again(bundle: Bundle) -> None:
 
 @pytest.mark.used_vhost
 def test_the_rights_that_the_containers_give_are_enough(bundle: Bundle) -> None:
-    """To configure and read the two queues, and to write to our two exchanges; nothing else."""
+    """To configure and read the two queues, and to write to two of our exchanges; nothing else."""
     bundle.declare()
     foreign_queues = "^(task_queue|add)$"
-    with user(bundle, configure=foreign_queues, read=foreign_queues, write=r"^proj(\.dead)?$"):
+    with user(bundle, configure=foreign_queues, read=foreign_queues, write=r"^proj\.(direct|dead)$"):
         ingest = foreign.start(bundle).consumes()
         foreign.publish(bundle, ["a", b"\xff"])
         ingest.says("published")
@@ -170,7 +173,7 @@ def test_a_user_who_lacks_a_right_is_told_which(bundle: Bundle) -> None:
         foreign.publish(bundle, ['{"Number1": 1, "Number2": 2}'], "add")
         assert ingest.ends() == 69
         ingest.says("Error: ")
-        assert "'proj'" in ingest.text().splitlines()[-1]
+        assert "'proj.direct'" in ingest.text().splitlines()[-1]
     assert bundle.kept("add") == 1
 
 

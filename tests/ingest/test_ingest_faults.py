@@ -10,6 +10,7 @@ from proj.ingest.source import PREFETCH
 from tests.lib import foreign
 from tests.lib.alarm import alarm
 from tests.lib.bundle import Bundle
+from tests.lib.one_node import start
 from tests.lib.publisher import limit
 from tests.lib.waiting import eventually
 
@@ -25,10 +26,10 @@ DOES_NOT_ANSWER = (
     "            channel.queue_declare(self.queue, passive=True)",
 )
 
-#: Lets ingest stand still at half of the messages, once: it takes a tenth of a second for all of them.
+#: Lets ingest stand still in the middle of the messages, once: it takes a tenth of a second for all of them.
 STANDS_STILL = (
     "        self.deliveries.append(delivery)",
-    f"        if message.delivery_tag == {COUNT // 2}:\n"
+    f"        if message.delivery_tag == {2 * PREFETCH}:\n"
     "            import contextlib, os, signal\n"
     "            with contextlib.suppress(FileExistsError):\n"
     "                os.close(os.open('stood', os.O_CREAT | os.O_EXCL))\n"
@@ -75,6 +76,7 @@ def _begin(bundle: Bundle, log: str) -> foreign.Ingest:
 
 
 @pytest.mark.parametrize("with_ids", [True, False], ids=["message_id", "none"])
+@pytest.mark.used_vhost
 def test_ingest_is_killed_in_the_middle(bundle: Bundle, with_ids: bool) -> None:
     """Each message is there at least once. Of those with a `message_id`, a second has the id of the first."""
     _publish(bundle, with_ids=with_ids)
@@ -147,11 +149,15 @@ def test_ingest_is_told_to_stop_while_the_queue_is_full(bundle: Bundle) -> None:
     assert bundle.kept("task_queue") + bundle.depth("proj.tasks") == 20
 
 
-def test_the_work_queue_is_deleted(bundle: Bundle) -> None:
+@pytest.mark.parametrize("kind", ["queue", "exchange"])
+def test_where_tasks_go_is_deleted(bundle: Bundle, kind: str) -> None:
     """It is declared again, and no message is lost."""
     ingest = foreign.start(bundle).consumes()
     with bundle.channel() as channel:
-        channel.queue_delete("proj.tasks")
+        if kind == "queue":
+            channel.queue_delete("proj.tasks")
+        else:
+            channel.exchange_delete("proj.direct")
     foreign.publish(bundle, ["a", "b"])
     ingest.says("published", 2)
     foreign.settle(bundle, ingest)
@@ -182,7 +188,7 @@ def test_the_broker_is_killed(own: Bundle) -> None:
     own.node.kill()
     ingest.process.send_signal(signal.SIGCONT)
     ingest.says("; trying again")
-    own.node.start()
+    start(own.node)
     ingest.says("connected to", 2)
     foreign.settle(own, ingest)
 
@@ -216,6 +222,7 @@ def test_the_worker_is_killed(bundle: Bundle) -> None:
     assert ended() == {task_id for _, task_id in ingest.rows()}
 
 
+@pytest.mark.used_vhost
 def test_a_queue_for_which_the_broker_does_not_answer(bundle: Bundle) -> None:
     """It ends the connection; the next one serves the other queues."""
     bundle.switch_off("ingest/source.py", *DOES_NOT_ANSWER)

@@ -15,23 +15,23 @@ from proj import queues
 from proj.private_node.node import BrokerNode
 from tests.lib.bundle import Bundle, shared_vhost, vhost_of
 from tests.lib.erlang import evaluate
-from tests.lib.one_node import quick_folder, started
-from tests.lib.publisher import Publisher
+from tests.lib.one_node import start
+from tests.lib.publisher import Publisher, limit
 from tests.lib.waiting import PATIENCE, eventually
 from tests.lib.worker import Worker
 
 
-@pytest.fixture(scope="module")
-def mortal(rabbitmq: None) -> Iterator[BrokerNode]:
-    """A node of this module's own, which a test may kill, and starts again."""
-    with quick_folder() as folder, started(folder) as node:
-        yield node
-
-
 @pytest.fixture
-def own(mortal: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bundle]:
-    with Bundle(mortal, vhost=vhost_of(request), folder=tmp_path) as bundle:
+def retrying(own_node: BrokerNode, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Bundle]:
+    """A new bundle, in which the broker tries soon again what no queue took at the end of a delay."""
+    setting = "rabbit, dead_letter_worker_publisher_confirm_timeout"
+    usual = evaluate(own_node, f"application:get_env({setting}, none)")
+    # Milliseconds, for queues that are declared from now on.
+    evaluate(own_node, f"application:set_env({setting}, 1000)")
+    with Bundle(own_node, vhost=vhost_of(request), folder=tmp_path) as bundle:
+        bundle.declare()
         yield bundle
+    evaluate(own_node, f"application:set_env({setting}, {usual})")
 
 
 def enqueue(bundle: Bundle, task_id: str, *options: str) -> float:
@@ -60,11 +60,11 @@ class Crash:
 
 
 @pytest.fixture(scope="module")
-def crash(mortal: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crash]:
+def crash(own_node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crash]:
     """One for both: to start a node again costs seconds."""
     with (
-        Bundle(mortal, vhost=shared_vhost("later"), folder=tmp_path_factory.mktemp("later")) as later,
-        Bundle(mortal, vhost=shared_vhost("ended"), folder=tmp_path_factory.mktemp("ended")) as ended,
+        Bundle(own_node, vhost=shared_vhost("later"), folder=tmp_path_factory.mktemp("later")) as later,
+        Bundle(own_node, vhost=shared_vhost("ended"), folder=tmp_path_factory.mktemp("ended")) as ended,
         Publisher(later) as publisher,
     ):
         # A queue that was declared in the very second of the crash may come back without a leader (3.10).
@@ -86,10 +86,10 @@ def crash(mortal: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Itera
         one = publisher.publish(1, 2, task="proj.tasks.add", task_id="later", countdown=delay)
         assert one.kind == "confirmed"
 
-        mortal.kill()
+        own_node.kill()
         assert time.time() < published + seconds
         eventually("all delays are over", lambda: time.time() > published + seconds)
-        mortal.start()
+        start(own_node)
         yield Crash(later, began + delay, ended)
 
 
@@ -107,11 +107,9 @@ def test_delays_that_end_while_the_broker_is_down(crash: Crash) -> None:
     eventually("each of them", lambda: {message["payload"] for message in ended.peek("proj.tasks")} == levels)
 
 
-def test_delayed_message_waits_for_a_queue_that_is_gone(own: Bundle) -> None:
+def test_delayed_message_waits_for_a_queue_that_is_gone(retrying: Bundle) -> None:
     """When the work queue is missing as the delay ends, the message is kept until there is one again."""
-    # Milliseconds after which the broker tries again, for queues that are declared from now on.
-    evaluate(own.node, "application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 1000)")
-    own.declare()
+    own = retrying
     own.management("DELETE", f"queues/{quote(own.vhost)}/proj.tasks")
     key = calculate_routing_key(2, queues.DEFAULT_QUEUE)
     own.publish({}, exchange="celery_delayed_27", routing_key=key, headers={"id": "early"})
@@ -128,6 +126,30 @@ def test_delayed_message_waits_for_a_queue_that_is_gone(own: Bundle) -> None:
     assert found == {"early", "next"}
 
 
+@pytest.mark.parametrize("cleared", [False, True], ids=["raised", "cleared and set again"])
+def test_delayed_message_for_a_queue_that_was_full(retrying: Bundle, cleared: bool) -> None:
+    """It comes when there is room, if there is a limit: RabbitMQ 3.10 holds it when that was cleared."""
+    own = retrying
+
+    def delayed(task_id: str) -> str:
+        return publisher.publish(task_id=task_id, countdown=1).kind
+
+    with Publisher(own) as publisher:
+        # What forwards delayed messages is told from then on that the queue is full.
+        assert delayed("before") == "confirmed"
+        eventually("the first arrives", lambda: own.depth("proj.tasks") == 1)
+        path = limit(own)
+        eventually("it is full", lambda: publisher.publish().kind == "BrokerRefused")
+        before = own.depth("proj.tasks")
+        if cleared:
+            own.management("DELETE", path)
+            assert delayed("held") == "confirmed"
+        limit(own, 10**6)
+        assert delayed("after") == "confirmed"
+    eventually("all arrive", lambda: own.depth("proj.tasks") == before + 1 + cleared)
+
+
+@pytest.mark.used_vhost
 def test_delayed_messages_hold_no_slot(bundle: Bundle) -> None:
     """A worker of one slot works on while three messages wait, of which it does not even know."""
     worker = bundle.worker().ready()
@@ -172,6 +194,7 @@ def test_no_delay_is_too_short(bundle: Bundle) -> None:
         assert executed(worker, task_id) >= at - 0.001, task_id
 
 
+@pytest.mark.used_vhost
 def test_delays_end_in_their_order(bundle: Bundle) -> None:
     """What was published last and waits least is executed first: accurate to the second."""
     with Publisher(bundle) as publisher:
@@ -184,6 +207,7 @@ def test_delays_end_in_their_order(bundle: Bundle) -> None:
     assert [line.id for line in worker.lines("received")][-1] == "after-7"
 
 
+@pytest.mark.used_vhost
 def test_long_delay_is_in_the_queue_of_its_highest_bit(bundle: Bundle) -> None:
     """An hour is 2^11 seconds and some: the broker's queue of that level has the message, durably."""
     enqueue(bundle, "later", "--countdown", "3600")
@@ -195,6 +219,7 @@ def test_long_delay_is_in_the_queue_of_its_highest_bit(bundle: Bundle) -> None:
     assert bundle.depth("proj.tasks") == 0
 
 
+@pytest.mark.used_vhost
 def test_many_delayed_messages_over_one_connection(bundle: Bundle) -> None:
     """What a delayed publish declares leaves no channel open: RabbitMQ has room for 2047 a connection."""
     with Publisher(bundle) as publisher:

@@ -15,6 +15,7 @@ from amqp.method_framing import frame_writer
 from celery import signals
 from hypothesis import example, given
 from hypothesis import strategies as st
+from kombu import Exchange, Queue
 
 from proj import app, queues
 from proj.enqueue.checks import is_id, new_ids
@@ -146,6 +147,26 @@ def test_own_options_of_a_task(options: dict[str, Any]) -> None:
         assert frames(template.message("id", (1,), {})) == frames(theirs)
 
 
+_THEIRS = Queue("theirs", Exchange("theirs", type="topic"), routing_key="their.key")
+
+
+@pytest.mark.parametrize(
+    ("route", "address"),
+    [
+        ({}, ("proj.direct", "proj.tasks")),
+        ({"queue": "proj.tasks"}, ("proj.direct", "proj.tasks")),
+        ({"routing_key": "0.proj.tasks"}, ("proj", "0.proj.tasks")),
+        ({"queue": _THEIRS}, ("theirs", "their.key")),
+    ],
+)
+def test_address(route: dict[str, Any], address: tuple[str, str]) -> None:
+    """The direct exchange leads to work queues alone; all else has the address that its route gives."""
+    with task() as any_task, setting("task_routes", {any_task.name: route} if route else None):
+        template = Templates(app).find(any_task)
+        assert template
+        assert (template.exchange, template.routing_key) == address
+
+
 def test_result_that_is_ignored_from_now_on() -> None:
     """A template that was made before is not used then."""
     with task() as any_task:
@@ -194,13 +215,17 @@ def receiver(signal: Any) -> Iterator[None]:
 @contextmanager
 def setting(name: str, value: object) -> Iterator[None]:
     before = app.conf[name]
-    app.conf[name] = value
-    app.amqp.flush_routes()
+
+    def give(value: object) -> None:
+        app.conf[name] = value
+        app.amqp.flush_routes()
+        app.amqp.__dict__.pop("router", None)  # which keeps the routes that it was made with
+
+    give(value)
     try:
         yield
     finally:
-        app.conf[name] = before
-        app.amqp.flush_routes()
+        give(before)
 
 
 @pytest.mark.parametrize(
