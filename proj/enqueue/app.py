@@ -54,6 +54,7 @@ class App(celery.Celery):
     #: Celery imports these on first use.
     task_cls = "proj.worker.task:Task"
     log_cls = "proj.logs.formats:Logging"
+    amqp_cls = "proj.enqueue.routing:Amqp"
 
     #: Set by `proj.worker.install`.
     settings: Settings
@@ -161,6 +162,11 @@ class App(celery.Celery):
         with _logged(template.task, task_id):
             one.run(send, functools.partial(encoded.mark_repeat, message))
         return task_id
+
+    @functools.cached_property
+    def Worker(self) -> Any:  # noqa: N802  (Celery's name)
+        """What `celery worker` runs. By its name, since whoever only publishes need not import it."""
+        return self.subclass_with_self("proj.worker.ending:Worker")
 
     @functools.cached_property
     def templates(self) -> Templates:

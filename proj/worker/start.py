@@ -1,11 +1,9 @@
-"""A worker's start and end: its name, its checks, and the grace period of its shutdown."""
+"""A worker's start: its name, its options, and its checks."""
 
 import gc
 import inspect
 import os
-import signal
 import sys
-import threading
 from typing import Any, Final
 
 import click
@@ -16,7 +14,6 @@ from celery.signals import (
     celeryd_init,
     task_postrun,
     worker_before_create_process,
-    worker_shutting_down,
 )
 from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
@@ -27,7 +24,7 @@ from proj.enqueue.routing import check_queue
 from proj.errors import BadInput, ConfigError, ExitCode, ProjError
 from proj.logs import formats, printed
 from proj.logs.printable import error_line
-from proj.worker import environment
+from proj.worker import ending, environment
 
 log = get_logger(__name__)
 
@@ -40,7 +37,7 @@ def install() -> None:
     celeryd_init.connect(give_unique_name)
     celeryd_init.connect(refuse_options)
     celeryd_init.connect(select_queues)
-    celeryd_init.connect(bound_shutdown)
+    celeryd_init.connect(ending.bound_shutdown)
     celeryd_init.connect(keep_restartable)
     celeryd_init.connect(formats.log_only_json)
     celeryd_after_setup.connect(warn_of_several_queues)
@@ -135,9 +132,10 @@ def warn_of_unread_names(**_: Any) -> None:
 
 def check_tasks(instance: Any, **_: Any) -> None:
     """End a worker over a task whose arguments cannot be checked, or whose queue does not exist."""
-    for task in instance.app.tasks.values():
+    for name, task in instance.app.tasks.items():
         try:
-            if isinstance(task, Task):
+            # Celery's own have no annotations; to find that out would take milliseconds.
+            if isinstance(task, Task) and not name.startswith("celery."):
                 task.parameters  # noqa: B018  this reads the annotations
             if queue := getattr(task, "queue", None):
                 check_queue(instance.app, queue)
@@ -171,22 +169,6 @@ def check_result_store(instance: Any, **_: Any) -> None:
         raise SystemExit(int(error.exit_code)) from None
 
 
-def bound_shutdown(instance: Any, **_: Any) -> None:
-    """Begin Celery's cold shutdown, SIGQUIT, when the grace period after SIGTERM is over.
-
-    It ends the running tasks, and their messages go to other workers.
-    """
-    grace = instance.app.settings.proj_shutdown_grace
-
-    def start_timer(how: str, **_: Any) -> None:
-        if how == "Warm":
-            timer = threading.Timer(grace, os.kill, (os.getpid(), signal.SIGQUIT))
-            timer.daemon = True
-            timer.start()
-
-    worker_shutting_down.connect(start_timer, weak=False)
-
-
 def keep_restartable(**_: Any) -> None:
     """Let SIGHUP restart a worker that `python -m celery` has started, as `-D` and `celery multi` do.
 
@@ -201,6 +183,6 @@ def share_memory(**_: Any) -> None:
 
     A full garbage collection writes to every object, and so copies all of it, in each process.
     """
-    if not gc.get_freeze_count():
-        gc.collect()
-        gc.freeze()
+    worker_before_create_process.disconnect(share_memory)
+    gc.collect()
+    gc.freeze()

@@ -70,6 +70,55 @@ def test_what_is_not_done_when_the_grace_is_over_is_given_back(bundle: Bundle, p
     bundle.worker(log="next.log").started("long")
 
 
+def test_task_that_catches_the_signal_is_killed(bundle: Bundle) -> None:
+    """A shutdown is bounded, also with code that catches everything; the message goes to another worker."""
+    bundle.add_task("""
+        @app.task(name="proj.tasks.stubborn")
+        def stubborn() -> None:
+            log.info("Received it")
+            while True:
+                try:
+                    time.sleep(600)
+                except BaseException as error:
+                    log.info("Caught %r", error)
+    """)
+    bundle.switch_off("worker/ending.py", "_PROCESS_PATIENCE: Final = 10", "_PROCESS_PATIENCE: Final = 1")
+    worker = bundle.worker("--concurrency=2", env={"PROJ_SHUTDOWN_GRACE": "0.2"})
+    bundle.enqueue("task", "proj.tasks.stubborn", "--id", "it")
+    worker.started("it")
+
+    assert worker.terminate() == 0
+
+    assert worker.lines("Caught SystemExit")
+    assert bundle.kept("proj.tasks") == 1
+    assert bundle.depth("proj.dead") == 0
+    assert "Traceback" not in worker.text()
+
+
+def test_shutdown_that_hangs_is_ended_by_force(bundle: Bundle) -> None:
+    """As in Celery's own deadlocks: its message goes to another worker, and no file says that it runs."""
+    bundle.add_task("""
+        from celery.signals import worker_shutting_down
+
+        @worker_shutting_down.connect
+        def hang(how: str, **_: object) -> None:
+            if how == "Cold":
+                time.sleep(600)
+    """)
+    bundle.switch_off("worker/ending.py", "_PROCESS_PATIENCE: Final = 10", "_PROCESS_PATIENCE: Final = 1")
+    bundle.switch_off("worker/ending.py", "_WORKER_PATIENCE: Final = 3", "_WORKER_PATIENCE: Final = 0")
+    worker = bundle.worker("--pidfile=pid", env={"PROJ_SHUTDOWN_GRACE": "0.2"})
+    bundle.enqueue("sleep-dots", "600", "--id", "long")
+    worker.started("long")
+
+    assert worker.terminate() == 1
+
+    assert "the shutdown hung, and was ended by force" in worker.text()
+    assert bundle.kept("proj.tasks") == 1
+    assert os.listdir(bundle.folder / "state" / "workers") == []
+    assert not (bundle.folder / "pid").exists()
+
+
 @pytest.mark.long
 def test_rolling_restart_under_load_loses_nothing_and_repeats_nothing(bundle: Bundle) -> None:
     """Two workers are replaced one after the other while tasks wait: each task is executed exactly once."""
