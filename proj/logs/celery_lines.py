@@ -7,6 +7,7 @@ Celery's worker logs lines of its own about a message, with less in them. They a
 import logging
 from typing import Any, Final
 
+from amqp.exceptions import ConnectionError as BrokerClosed
 from celery import signals
 from celery.utils.log import get_logger
 from celery.utils.saferepr import saferepr
@@ -36,6 +37,7 @@ def install() -> None:
     # By their names: a program that only publishes need not import Celery's worker.
     logging.getLogger("celery.app.trace").addFilter(_is_not_of_a_task)
     logging.getLogger("celery.worker.consumer.consumer").addFilter(_is_not_of_a_request)
+    logging.getLogger("celery.worker.loops").addFilter(_is_not_of_a_lost_connection)
 
 
 def _succeeded(sender: Any, result: Any, runtime: float, **_: Any) -> None:
@@ -89,3 +91,13 @@ def _is_not_of_a_request(record: logging.LogRecord) -> bool:
 
     arguments = record.args if isinstance(record.args, tuple) else ()
     return bool(record.exc_info) or not any(isinstance(each, Request) for each in arguments)
+
+
+def _is_not_of_a_lost_connection(record: logging.LogRecord) -> bool:
+    """False for the traceback of a second read from a connection that is lost.
+
+    When Celery's event loop ends over that, it may have a read scheduled, which it does first. The consumer
+    reports the loss.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, OSError | BrokerClosed)

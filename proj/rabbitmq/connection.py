@@ -164,9 +164,7 @@ def keep_from_children(app: Celery) -> None:
 
 
 class _CuttableConnection(transport.Connection):
-    """A connection that can be cut during its handshake, and that no event loop waits for."""
-
-    reads_ahead = True
+    """A connection that can be cut during its handshake."""
 
     def connect(self, callback: Any = None) -> Any:
         # Kombu does the same, after the handshake.
@@ -183,8 +181,7 @@ class _CuttableConnection(transport.Connection):
 
 def _has_input(sock: Any) -> bool:
     """Whether there is something to read, or an error of the socket: to look costs less than to try."""
-    decrypted = getattr(sock, "pending", None)  # of TLS, which reads more than it is asked for
-    if sock.fileno() < 0 or (decrypted and decrypted()):
+    if sock.fileno() < 0 or transport.decrypted(sock):
         return True
     look = select.poll()
     look.register(sock, select.POLLIN)

@@ -1,4 +1,6 @@
-"""Kombu's transports, with timeouts that hold within a frame, and with complete checks of certificates.
+"""Kombu's transports, with few reads, timeouts that hold within a frame, and complete checks of certificates.
+
+Py-amqp reads each frame in three pieces, and kombu's event loop then tries once more.
 
 In py-amqp 5.4 a timeout ends a read only before the first bytes of a frame. When the broker falls silent
 after them, it repeats the read for ever, and before each publish, where the timeout is 0, in a busy loop.
@@ -14,13 +16,13 @@ from typing import Any, Final
 
 import kombu
 import kombu.transport
-from amqp.exceptions import IrrecoverableConnectionError
+from amqp.exceptions import IrrecoverableConnectionError, RecoverableConnectionError
 from kombu.transport import pyamqp
 
 from proj.queues import Topology
 from proj.rabbitmq import publishing
 
-#: Bytes that a connection which reads ahead asks for: more are no faster, since py-amqp copies what is left.
+#: Bytes that are asked for at once: more are no faster, since py-amqp copies what is left.
 _AHEAD: Final = 4096
 
 #: How each frame begins: its type, its channel, and the number of its bytes, without these and the last one.
@@ -32,13 +34,15 @@ class Untrusted(IrrecoverableConnectionError):
 
 
 class Connection(pyamqp.Connection):
-    """A connection whose reads raise `TimeoutError` anywhere in a frame; the next read continues there."""
+    """A connection that takes many frames from the socket with one read.
+
+    Reads raise `TimeoutError` anywhere in a frame; the next read continues there.
+    """
 
     Channel = publishing.Channel
 
-    #: Whether one read may take several frames from the socket. An event loop, which waits for the socket,
-    #: would not see those that were read before.
-    reads_ahead = False
+    #: The event loop that waits for the socket, which does not show what was read ahead.
+    loop: Any = None
 
     #: What `proj.enqueue.publish` has declared over this connection, and the producer that it keeps for it.
     declared: Topology | None = None
@@ -52,21 +56,36 @@ class Connection(pyamqp.Connection):
         wire = super().Transport(*args, **options)
         # upstream: not reported; remove when a timeout of py-amqp ends a read within a frame too
         read = wire._read
-        if not self.reads_ahead:
-            # `initial` lets a timeout end the read. Bytes that were read before are kept in any case.
-            wire._read = lambda size, initial=False: read(size, True)
-            return wire
 
-        def read_on(size: int, initial: bool = False) -> Any:
+        def read_ahead(size: int, initial: bool = False) -> Any:
             if len(wire._read_buffer) < size:
                 try:
-                    wire._read_buffer += wire.sock.recv(_AHEAD)
+                    data = wire.sock.recv(_AHEAD)  # the handler of a signal may read too, meanwhile
                 except (BlockingIOError, ssl.SSLWantReadError):
                     raise TimeoutError from None
+                wire._read_buffer += data
+            # `initial` lets a timeout end the read. Bytes that were read before are kept in any case.
             return read(size, True)
 
-        wire._read = read_on
+        wire._read = read_ahead
         return wire
+
+    def drain_events(self, timeout: float | None = None) -> None:
+        """Wait for an event, as py-amqp does, and leave to the event loop what was read ahead."""
+        super().drain_events(timeout)
+        if self.loop and self._has_more:
+            self.loop.call_soon(self.handle_available)
+
+    def handle_available(self) -> None:
+        """Handle the frames that are there, if the connection still is; wait for none."""
+        try:
+            if self.connected:
+                self.blocking_read(0)
+            while self._has_more:
+                self.blocking_read(None if self.has_frame else 0)
+        except TimeoutError as error:
+            if error.errno is not None:  # the system has given up the connection
+                raise
 
     @property
     def was_read(self) -> bytes:
@@ -80,14 +99,39 @@ class Connection(pyamqp.Connection):
         found = self.was_read
         return len(found) >= _HEAD.size and len(found) > _HEAD.size + _HEAD.unpack_from(found)[2]
 
+    @property
+    def _has_more(self) -> bool:
+        """Whether there is something that the socket does not show."""
+        return bool(self.connected) and (self.has_frame or bool(decrypted(self.sock)))
 
-class PlainTransport(pyamqp.Transport):
+
+def decrypted(sock: Any) -> int:
+    """The number of bytes that TLS has read ahead."""
+    return sock.pending() if isinstance(sock, ssl.SSLSocket) else 0
+
+
+class _EventLoop:
+    """What an event loop does with a connection; for kombu's transports."""
+
+    def register_with_event_loop(self, connection: Connection, loop: Any) -> None:
+        """Let the loop wait for the connection from now on."""
+        connection.loop = loop
+        super().register_with_event_loop(connection, loop)  # type: ignore[misc]
+
+    def on_readable(self, connection: Connection, loop: Any) -> None:
+        """Handle what there is. Raises an error of the connection when it is lost."""
+        if not connection.connected:
+            raise RecoverableConnectionError("the connection was lost")
+        connection.handle_available()
+
+
+class PlainTransport(_EventLoop, pyamqp.Transport):
     """For `amqp://`."""
 
     Connection = Connection
 
 
-class Transport(pyamqp.SSLTransport):
+class Transport(_EventLoop, pyamqp.SSLTransport):
     """Checks that a certificate is valid, from a trusted authority, and for the host of the URL."""
 
     Connection = Connection

@@ -9,19 +9,17 @@ from itertools import count
 from typing import Any
 
 import amqp
+import kombu
 import pytest
 import trustme
+from amqp.exceptions import RecoverableConnectionError
+from kombu.asynchronous import Hub
 
 from proj.rabbitmq import transport
+from tests.lib.waiting import eventually
 
 #: A method of eight bytes, on the connection's own channel.
 FRAME = b"\x01\x00\x00\x00\x00\x00\x08" + b"12345678" + b"\xce"
-
-
-class ReadsAhead(transport.Connection):
-    """As those over which messages are published."""
-
-    reads_ahead = True
 
 
 @contextmanager
@@ -52,12 +50,11 @@ def connected(connection: type[Any], *, tls: bool) -> Iterator[tuple[Any, Callab
         wire.sock.close()
 
 
-@pytest.mark.parametrize("kind", [transport.Connection, ReadsAhead])
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("size", [3, 7, 10, len(FRAME) - 1])
-def test_timeout_in_a_frame(size: int, tls: bool, kind: type[Any]) -> None:
+def test_timeout_in_a_frame(size: int, tls: bool) -> None:
     """It ends the read, with no timeout at all too; what was read is not lost."""
-    with connected(kind, tls=tls) as (wire, send):
+    with connected(transport.Connection, tls=tls) as (wire, send):
         send(FRAME[:size])
         if not tls:  # whose timeout is set by kombu's transport
             with pytest.raises(TimeoutError):
@@ -73,7 +70,7 @@ def test_timeout_in_a_frame(size: int, tls: bool, kind: type[Any]) -> None:
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_frames_that_are_read_ahead(tls: bool) -> None:
     """What came together is read at once, and is input that the socket no longer shows."""
-    with connected(ReadsAhead, tls=tls) as (wire, send):
+    with connected(transport.Connection, tls=tls) as (wire, send):
         live = wire.owner
         send(FRAME * 3 + FRAME[:9])
         with wire.having_timeout(60):
@@ -82,6 +79,70 @@ def test_frames_that_are_read_ahead(tls: bool) -> None:
             assert wire.read_frame() == wire.read_frame() == (1, 0, b"12345678")
         assert not live.has_frame
         assert live.was_read == FRAME[:9]
+
+
+@contextmanager
+def looped(*, tls: bool) -> Iterator[tuple[Any, Hub, Callable[[bytes], None], list[object]]]:
+    """A connection and the event loop that waits for it, what sends it bytes, and the frames it handled."""
+    with connected(transport.Connection, tls=tls) as (wire, send):
+        live, loop = wire.owner, Hub()
+        frames: list[object] = []
+
+        def handle(frame: object) -> bool:
+            frames.append(frame)
+            return True  # it is an event
+
+        live.on_inbound_frame = handle
+        client = kombu.Connection("amqps://" if tls else "amqp://")
+        client.transport.register_with_event_loop(live, loop)
+        try:
+            yield live, loop, send, frames
+        finally:
+            loop.close()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("number", [1, 3, 2000])
+def test_event_loop_handles_what_comes(number: int, tls: bool) -> None:
+    """Many frames at a time, and one that comes in two parts."""
+    with looped(tls=tls) as (_, loop, send, frames):
+        send(FRAME * number + FRAME[:9])
+        while len(frames) < number:
+            loop.run_once()
+        send(FRAME[9:])
+        while len(frames) < number + 1:
+            loop.run_once()
+        assert frames == [(1, 0, b"12345678")] * (number + 1)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("protected", [True, False], ids=["protected", "control"])
+def test_event_loop_handles_what_was_read_ahead(
+    monkeypatch: pytest.MonkeyPatch, protected: bool, tls: bool
+) -> None:
+    """What came with an answer that somebody waited for is not left until the next byte; the control's is."""
+    if not protected:
+        monkeypatch.delattr(transport.Connection, "drain_events")
+    number = 500 if tls else 3  # TLS decrypts more than is asked for, and keeps the rest
+    with looped(tls=tls) as (live, loop, send, frames):
+        send(FRAME * number)
+        live.drain_events(60)
+        assert len(frames) == 1
+        loop.run_once()
+        assert len(frames) == (number if protected else 1)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_event_loop_learns_that_the_connection_is_lost(tls: bool) -> None:
+    """At the end of what was sent, and again when somebody has noticed before."""
+    with looped(tls=tls) as (live, loop, send, frames):
+        send(FRAME)
+        while not frames:
+            loop.run_once()
+        socket.socket.shutdown(live.sock, socket.SHUT_RDWR)  # below TLS
+        for _ in range(2):
+            with pytest.raises((OSError, RecoverableConnectionError)):
+                eventually("it is noticed", loop.run_once)
 
 
 # upstream: not reported; remove when a timeout of py-amqp ends a read within a frame too
