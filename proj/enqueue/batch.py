@@ -36,6 +36,9 @@ _MAX_BYTES: Final = 4 * 2**20
 #: Seconds that the iterable takes for a request, from which on its outcome is awaited before the next one.
 _SLOW: Final = 0.05
 
+#: Seconds up to which it is quick: one outcome is yielded for each request.
+_QUICK: Final = 0.001
+
 
 def enqueue_many(requests: Iterable[Signature], *, window: int = WINDOW) -> Iterator[Published]:
     """Enqueue what the signatures request; yields for each how its publish ended, in their order.
@@ -72,12 +75,19 @@ def _each(requests: Iterator[Signature], window: int) -> Iterator[Published]:
             except BaseException as error:
                 failure = error
                 break
-            is_slow = time.monotonic() - asked > _SLOW
+            took = time.monotonic() - asked
             if batch is None:
                 app = getattr(request, "app", None)
                 batch = Batch(app if isinstance(app, App) else default_app(), window=window)
             batch.put(request)
-            yield from batch.settle() if is_slow else batch.ended()
+            if took > _SLOW:
+                yield from batch.settle()
+            elif took > _QUICK:
+                yield from batch.ended()
+            else:
+                # One for one, so that the objects of a message are freed before those of the next one are
+                # made. With hundreds at once, Python looks for garbage, which takes a sixth of the time.
+                yield from batch.ended(1)
         if batch is not None:
             yield from batch.settle()
     finally:
@@ -163,11 +173,11 @@ class Batch:
         self._taken.append(Published(request, Status.REFUSED, name, None, error, key))
         events.say(log, logging.WARNING, events.PUBLISH_REFUSED, None, name, f"not published: {error}")
 
-    def ended(self) -> list[Published]:
-        """The outcomes that are known, each once, in the order of the requests."""
+    def ended(self, most: int | None = None) -> list[Published]:
+        """The outcomes that are known, each once, in the order of the requests; at most so many of them."""
         taken = self._taken
-        known = []
-        while taken:
+        known: list[Published] = []
+        while taken and len(known) != most:
             head = taken[0]
             if isinstance(head, Entry):
                 if head.status is None:

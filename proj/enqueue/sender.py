@@ -92,9 +92,9 @@ class Sender:
         self._pause = _FIRST_PAUSE
         #: Addresses of queues that were full for too long: until one takes a message, nobody waits for it.
         self._full: set[tuple[str, str]] = set()
-        # Of `time.monotonic`: the last progress, to which the time is added that the caller has spent since;
-        # the last look for answers; and the end of the last call.
-        self._progress_at = self._looked_at = self._left_at = time.monotonic()
+        # Of `time.monotonic`: the last confirm, and the last answer of any kind, to which the time is added
+        # that the caller has spent since; the last look for answers; and the end of the last call.
+        self._confirmed_at = self._answered_at = self._looked_at = self._left_at = time.monotonic()
         #: Until when nobody tries to connect, and why.
         self._down_until = 0.0
         self._down: ProjError | None = None
@@ -102,7 +102,7 @@ class Sender:
     def add(self, entry: Entry) -> None:
         """Take an entry, which `work` sends."""
         if not self.open:
-            self._progress_at = self._left_at = time.monotonic()
+            self._confirmed_at = self._answered_at = self._left_at = time.monotonic()
         self.open += 1
         self.bytes += entry.size
         entry.alone = entry.size >= _LARGE
@@ -122,7 +122,8 @@ class Sender:
         both the writing and the reading may be left for a later call.
         """
         now = time.monotonic()
-        self._progress_at += now - self._left_at
+        self._confirmed_at += now - self._left_at
+        self._answered_at += now - self._left_at
         try:
             self._send(now)
             if wait:
@@ -157,10 +158,18 @@ class Sender:
 
     @property
     def _deadline(self) -> float:
-        return self._progress_at + self._patience
+        """Until when the broker may answer nothing."""
+        return self._answered_at + self._patience
+
+    @property
+    def _room_deadline(self) -> float:
+        """Until when what full queues have refused is sent again. Not after `_deadline`."""
+        return self._confirmed_at + self._patience
 
     def _send(self, now: float) -> None:
-        if self._nacked:
+        if self._nacked and now >= self._room_deadline:
+            self._refuse_nacked()
+        elif self._nacked:
             if now < self._again_at:
                 return
             self._unsent.extendleft(reversed(self._nacked))
@@ -217,18 +226,19 @@ class Sender:
         """Wait for the next answer, until a refused message is sent again, or until the deadline."""
         if not self.open:
             return
-        until = min(self._deadline, self._again_at) if self._nacked else self._deadline
+        until = min(self._room_deadline, self._again_at) if self._nacked else self._deadline
         if self._pipeline:
             if self._pipeline.window.read(until):
                 return
         elif self._nacked:
             time.sleep(max(0, until - time.monotonic()))
-        if time.monotonic() >= self._deadline:
+        if not self._nacked and time.monotonic() >= self._deadline:
             self._give_up()
 
     def _on_answer(self, entry: Entry) -> None:
+        self._answered_at = time.monotonic()
         if entry.refusal is None:
-            self._progress_at, self._pause = time.monotonic(), _FIRST_PAUSE
+            self._confirmed_at, self._pause = self._answered_at, _FIRST_PAUSE
             if self._full:
                 self._full.discard((entry.exchange, entry.routing_key))
             self._end(entry)
@@ -237,7 +247,7 @@ class Sender:
                 self._end(entry, full_queue(entry.composed.task))
                 return
             if not self._nacked:
-                self._again_at = time.monotonic() + self._pause
+                self._again_at = self._answered_at + self._pause
             self._nacked.append(entry)
         elif entry.redeclared:
             self._end(entry, no_route(entry.composed.task))
@@ -285,19 +295,19 @@ class Sender:
             self._end(entry, BrokerUnreachable(failures.words(error)))
 
     def _give_up(self) -> None:
-        """Nothing was confirmed until the deadline: all that is open gets its outcome."""
-        pipeline = self._pipeline
-        if pipeline and (len(pipeline.window) or self._unsent):
-            why = connection.ALARM if pipeline.is_blocked else ""
-            for entry in self._abandon():
-                entry.may_be_queued = True
-            self._down_until = time.monotonic() + self._patience
-            self._down = BrokerUnreachable(
-                f"the broker does not confirm what was sent before{f', {why}' if why else ''}",
-                "this message was not sent",
-            )
-            self._end_all(self._down, why)
-            return
+        """Nothing was answered until the deadline: all that is open gets its outcome."""
+        why = connection.ALARM if self._pipeline and self._pipeline.is_blocked else ""
+        for entry in self._abandon():
+            entry.may_be_queued = True
+        self._down_until = time.monotonic() + self._patience
+        self._down = BrokerUnreachable(
+            f"the broker does not confirm what was sent before{f', {why}' if why else ''}",
+            "this message was not sent",
+        )
+        self._end_all(self._down, why)
+
+    def _refuse_nacked(self) -> None:
+        """Nothing was confirmed for too long: refuse what full queues have refused, and will refuse."""
         nacked, self._nacked = self._nacked, []
         for entry in nacked:
             self._full.add((entry.exchange, entry.routing_key))

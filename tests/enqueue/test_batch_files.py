@@ -202,10 +202,15 @@ def test_pipe_that_pauses_or_closes_early(bundle: Bundle) -> None:
 def test_stdout_that_is_closed_or_full(bundle: Bundle) -> None:
     """Without a reader the others are enqueued all the same; on a full disk it stops."""
     name = write(bundle, *[line(number) for number in range(300)])
-    command = f"{BIN / 'proj'} enqueue batch {name}"
-    bundle.run("sh", "-c", f"{command} | head -n 1; {command} >&-")
+    process = bundle.start("enqueue", "batch", name)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(COMMAND_TIMEOUT) == 0
+    bundle.proj("enqueue", "batch", name, closed={1})
     assert bundle.depth("proj.tasks") == 600
-    done = bundle.run("sh", "-c", f"{command} > /dev/full")
+    with Path("/dev/full").open("w") as full:
+        done = bundle.proj("enqueue", "batch", name, stdout=full)
     assert done.returncode == 1
     assert "stdout cannot be written: No space left on device" in done.stderr
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lib import dead
+from tests.lib import dead, fork_server
 from tests.lib.bundle import BIN, Bundle
 from tests.lib.waiting import PATIENCE
 
@@ -112,14 +112,23 @@ def test_stderr_that_is_full_or_closed(bundle: Bundle, command: str) -> None:
     expected = bundle.proj(*command.split()).returncode
     with FULL.open("w") as full:
         assert bundle.proj(*command.split(), stderr=full).returncode == expected
-    assert bundle.run("sh", "-c", f"'{BIN}/proj' {command} 2>&-").returncode == expected
+    assert bundle.proj(*command.split(), closed={2}).returncode == expected
 
 
-@pytest.mark.parametrize("streams", ["2>&-", "> /dev/full 2> /dev/full", ">&- 2>&- <&-"])
-def test_worker_whose_streams_take_nothing(bundle: Bundle, streams: str) -> None:
+@pytest.mark.parametrize("closed", [(2,), (), (0, 1, 2)])
+def test_worker_whose_streams_take_nothing(bundle: Bundle, closed: tuple[int, ...]) -> None:
     """It works: what it has to say is for people, and what it has to do is not."""
-    command = f"exec '{BIN}/celery' -A proj worker -c 1 {streams}"
-    with subprocess.Popen(["sh", "-c", command], cwd=bundle.folder, env=bundle.env) as process:
+    with FULL.open("w") as full:
+        process = fork_server.popen(
+            [str(BIN / "celery"), "-A", "proj", "worker", "-c", "1", "--without-mingle"],
+            closed=closed,
+            cwd=bundle.folder,
+            env=bundle.env,
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=full,
+        )
+    with process:
         try:
             done = bundle.proj("enqueue", "add", "1", "2", "--wait", "--timeout", "60")
             assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
@@ -155,11 +164,20 @@ def test_state_folder_of_any_name(bundle: Bundle) -> None:
 
 def test_working_folder_that_is_gone(bundle: Bundle) -> None:
     """No program needs it, where the state folder is named from / on."""
-    command = f"mkdir gone && cd gone && rmdir ../gone && '{BIN}/proj' queues --json"
-    done = bundle.run("sh", "-c", command)
+    program = """
+import os, sys
+os.mkdir("gone")
+os.chdir("gone")
+os.rmdir("../gone")
+sys.argv = ["proj", "queues", "--json"]
+from proj.__main__ import main
+main()
+"""
+    done = bundle.run_python(program)
     assert done.returncode == 0, done.stderr
 
-    done = bundle.run("sh", "-c", command, env={"PROJ_STATE_DIR": "state"})
+    bundle.env["PROJ_STATE_DIR"] = "state"
+    done = bundle.run_python(program)
     assert done.returncode == 2
     assert "the working folder is not known" in done.stderr
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.lib import dead
 from tests.lib.bundle import Bundle
 
 pytestmark = pytest.mark.used_vhost
@@ -60,7 +61,7 @@ print(json.dumps([
     ]
     assert "the task returned a coroutine, which nothing awaits" in answers[5]
     assert "never awaited" not in worker.text()
-    assert bundle.depth("proj.dead") == 1
+    dead.await_count(bundle, 1)  # the end is stored first
 
 
 def test_annotation_that_cannot_be_used_is_reported_at_the_start(bundle: Bundle) -> None:

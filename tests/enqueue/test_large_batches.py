@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Self
 
-from proj.enqueue.batch import WINDOW
-from proj.enqueue.progress_file import AHEAD, ProgressFile
+from proj.enqueue.progress_file import ProgressFile
 from tests.lib import fork_server
 from tests.lib.batches import taken_headers
 from tests.lib.bundle import BIN, COMMAND_TIMEOUT, Bundle
@@ -17,11 +16,14 @@ from tests.lib.erlang import evaluate
 from tests.lib.publisher import ID, REPEAT, limit
 from tests.lib.waiting import eventually
 
+#: Smaller ones than the program's own, for a smaller file.
+WINDOW, AHEAD = 200, 2_500
+
 #: Many windows, and several times as many as a progress file announces at once.
 LINES = 3 * AHEAD
 
 #: Where the faults happen, in ids that were read; a pipe holds some more, and the program then stands still.
-KILLED, BEFORE_RESTART, AFTER_RESTART, BEFORE_FULL, AFTER_FULL = AHEAD + 2 * WINDOW, 500, 3_000, 500, 3_000
+KILLED, BEFORE_RESTART, AFTER_RESTART, BEFORE_FULL, AFTER_FULL = AHEAD + 2 * WINDOW, 500, 1_000, 500, 1_000
 
 
 class Run:
@@ -87,6 +89,8 @@ def test_large_file_through_one_fault_after_the_other(own: Bundle) -> None:
     as a repeat, and what was called confirmed has that one.
     """
     own.env["PROJ_PUBLISH_TIMEOUT"] = "120"
+    own.switch_off("enqueue/batch.py", "WINDOW: Final = 1000", f"WINDOW: Final = {WINDOW}")
+    own.switch_off("enqueue/progress_file.py", "AHEAD: Final = 5_000", f"AHEAD: Final = {AHEAD}")
     lines = [json.dumps({"task": "proj.tasks.add", "args": [number, 2]}) for number in range(LINES)]
     (own.folder / "requests.jsonl").write_text("".join(f"{line}\n" for line in lines))
     progress = own.folder / "progress"

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -95,7 +96,13 @@ def test_command_says_that_the_outcome_is_unknown(own: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gone", "kind"), [("proj.tasks", "queues"), ("proj", "exchanges"), ("proj.dead", "exchanges")]
+    ("gone", "kind"),
+    [
+        ("proj.tasks", "queues"),
+        ("proj.direct", "exchanges"),
+        ("proj", "exchanges"),
+        ("proj.dead", "exchanges"),
+    ],
 )
 @pytest.mark.parametrize("countdown", [None, 1], ids=["now", "delayed"])
 def test_deleted_behind_a_producer(bundle: Bundle, gone: str, kind: str, countdown: int | None) -> None:
@@ -216,6 +223,33 @@ def test_message_from_a_template_arrives_as_celerys(bundle: Bundle) -> None:
         del message["message_count"], message["redelivered"], properties["headers"][queues.DUE_HEADER]
     assert found[0] == found[1]
     assert json.loads(found[0]["payload"])[0] == [text]
+
+
+_WAYS = """\
+from celery import group
+
+from proj.celery import app
+from proj.enqueue import enqueue_many
+from proj.tasks import add
+
+add.delay(1, 2)
+add.apply_async((1, 2), queue="proj.tasks", priority=1, expires=60)
+app.send_task("proj.tasks.add", (1, 2))
+group(add.s(1, 2), add.s(3, 4))()
+list(enqueue_many([add.s(1, 2), add.s(1, 2).set(expires=60)]))
+add.apply_async((1, 2), exchange="proj", routing_key="proj.tasks")
+add.apply_async((1, 2), countdown=1)
+"""
+
+
+@pytest.mark.used_vhost
+def test_only_what_is_delayed_or_says_so_takes_the_exchange_with_patterns(bundle: Bundle) -> None:
+    """Whatever publishes: to be routed by patterns takes the broker as long as all the rest."""
+    done = bundle.run_python(_WAYS)
+    assert done.returncode == 0, done.stderr
+    eventually("the delayed one arrives", lambda: bundle.depth("proj.tasks") == 9)
+    exchanges = Counter(message["exchange"] for message in bundle.peek("proj.tasks"))
+    assert exchanges == {"proj.direct": 7, "proj": 1, queues.DELAY_EXCHANGE: 1}
 
 
 @pytest.mark.used_vhost

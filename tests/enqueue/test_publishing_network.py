@@ -16,6 +16,7 @@ from proj.rabbitmq import connection
 from tests.lib.bundle import COMMAND_TIMEOUT, Bundle
 from tests.lib.proxy import Network, Proxy
 from tests.lib.publisher import (
+    ANSWERED,
     ID,
     REPEAT,
     TIMEOUT,
@@ -142,6 +143,7 @@ def test_network_that_swallows_a_declaration(bundle: Bundle, proxy: Proxy) -> No
 @pytest.mark.parametrize("by_celery", [False, True], ids=["from a template", "by Celery"])
 def test_connection_cut_before_the_confirm(bundle: Bundle, proxy: Proxy, by_celery: bool) -> None:
     """It is published again on a new connection, with the same id, and marked as a repeat."""
+    hurry(bundle, ANSWERED)
     with Publisher(bundle) as publisher:
         check(publisher.publish(), "confirmed")
         proxy.network = Network.CUTS_AT_ANSWER

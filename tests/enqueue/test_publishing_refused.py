@@ -77,7 +77,7 @@ def test_user_without_rights(bundle: Bundle) -> None:
     assert bundle.proj("enqueue", "add", "1", "2").returncode == 0
     with user(bundle), Publisher(bundle) as publisher:
         outcome = publisher.publish()
-        check(outcome, "BrokerRefused", f"user 'user-{bundle.vhost}' lacks a right", "exchange 'proj'")
+        check(outcome, "BrokerRefused", f"user 'user-{bundle.vhost}' lacks a right", "exchange 'proj.direct'")
         assert "s3cret" not in outcome.text
     assert bundle.depth("proj.tasks") == 1
 
@@ -88,7 +88,7 @@ def test_user_who_may_only_publish(bundle: Bundle, countdown: int | None) -> Non
     """Where the topology is in place, the right to write to the exchanges is enough."""
     assert bundle.proj("enqueue", "add", "1", "2", "--countdown", "1").returncode == 0
     eventually("the delayed message arrives", lambda: bundle.depth("proj.tasks") == 1)
-    rights = "^(proj|celery_delayed_27)$"
+    rights = "^(proj.direct|celery_delayed_27)$"
     with user(bundle, write=rights), Publisher(bundle) as publisher:
         check(publisher.publish(task_id="first", countdown=countdown), "confirmed")
         check(publisher.publish(task_id="second", countdown=countdown), "confirmed")
@@ -99,7 +99,7 @@ def test_user_who_may_only_publish(bundle: Bundle, countdown: int | None) -> Non
 def test_user_who_may_only_publish_and_nothing_is_in_place(bundle: Bundle) -> None:
     """Then the publish itself says what is missing."""
     with user(bundle, write=".*"), Publisher(bundle) as publisher:
-        check(publisher.publish(), "BrokerRefused", "no exchange 'proj'")
+        check(publisher.publish(), "BrokerRefused", "no exchange 'proj.direct'")
         check(publisher.publish(countdown=1), "BrokerRefused", "no exchange 'celery_delayed_27'")
 
 

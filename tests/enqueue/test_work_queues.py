@@ -58,12 +58,7 @@ FULL = 1000
 
 
 def _fill(shared: Bundle) -> None:
-    shared.python(f"""
-from proj.tasks import sleep_dots
-for _ in range({FULL}):
-    sleep_dots.apply_async(("600",), queue="mail")
-print(1)
-""")
+    shared.enqueue("sleep-dots", "600", "--queue", "mail", "--count", str(FULL))
 
 
 def _purge(shared: Bundle) -> None:
@@ -295,6 +290,7 @@ def test_a_limit_of_the_age(shared: Bundle, limited_age: None) -> None:
         listed = shared.proj("dead", "list", "--reason", "expired", "--json").stdout.splitlines()
         return [json.loads(line)["id"] for line in listed]
 
+    eventually("there is a dead letter", lambda: shared.depth("proj.dead"))
     eventually("it is a dead letter", lambda: "too-late" in letters())
     assert dead_letters.show(shared, "too-late")["queue"] == "mail"
     assert shared.proj("dead", "drop", "--all", "--yes").returncode == 0

@@ -18,6 +18,9 @@ Step = tuple[int, dict[str, Any]] | str
 
 PAUSE = "pause"
 
+#: Messages that are taken at once.
+_PREFETCH = 100
+
 _PROGRAM = """
 import json, sys, time
 from proj import app
@@ -118,9 +121,10 @@ def taken_headers(bundle: Bundle, queue: str = "proj.tasks") -> list[dict[str, A
         def take(message: Any) -> None:
             if len(headers) < count:
                 headers.append(message.properties["application_headers"])
-                channel.basic_ack(message.delivery_tag)
+                if len(headers) % (_PREFETCH // 2) == 0 or len(headers) == count:
+                    channel.basic_ack(message.delivery_tag, multiple=True)
 
-        channel.basic_qos(0, 100, False)
+        channel.basic_qos(0, _PREFETCH, False)
         channel.basic_consume(queue, callback=take)
         while len(headers) < count:
             channel.connection.drain_events(timeout=PATIENCE)
