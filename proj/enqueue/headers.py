@@ -29,13 +29,8 @@ def _is_list_of_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
-def is_any(_: object) -> bool:
-    return True
-
-
-#: The type of each header, unless it is absent or null. A worker's request checks those that are any.
-HEADERS: Final[Mapping[str, Callable[[object], bool]]] = {
-    **dict.fromkeys(("id", "task", "eta", "expires", "timelimit"), is_any),
+#: The types of headers, unless they are absent or null.
+TYPES: Final[Mapping[str, Callable[[object], bool]]] = {
     **dict.fromkeys(("retries", "group_index", "replaced_task_nesting"), _is_count),
     **dict.fromkeys(("root_id", "parent_id", "group", "taskset", "shadow", "origin"), _is_text),
     **dict.fromkeys(("lang", "meth", "argsrepr", "kwargsrepr"), _is_text),
@@ -44,5 +39,8 @@ HEADERS: Final[Mapping[str, Callable[[object], bool]]] = {
     "stamped_headers": _is_list_of_texts,
 }
 
+#: All headers. A worker's request checks those that are not among `TYPES`.
+HEADERS: Final = frozenset(TYPES) | {"id", "task", "eta", "expires", "timelimit"}
+
 #: Names that the headers of a call cannot have: Celery writes them or reads them as its own.
-TAKEN: Final = frozenset(dir(Context)) | frozenset(HEADERS) | {"compression"}
+TAKEN: Final = frozenset(dir(Context)) | HEADERS | {"compression"}

@@ -57,9 +57,9 @@ def _read(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
 def _is_deeper(values: Iterable[object], levels: int) -> bool:
     """Whether tables and lists are nested in these values to more levels."""
     for each in values:  # in a loop, since this is done for each delivery
-        if isinstance(each, dict):
+        if type(each) is dict:
             each = each.values()
-        elif not isinstance(each, list):
+        elif type(each) is not list:
             continue
         if not levels or (each and _is_deeper(each, levels - 1)):
             return True

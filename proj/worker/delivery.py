@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from celery import signals
 from celery.app.task import Task
-from celery.worker.state import task_reserved
+from celery.worker.state import revoked, revoked_stamps, task_reserved
 from celery.worker.strategy import hybrid_to_proto2, proto1_to_proto2
 
 from proj import queues
@@ -55,7 +55,8 @@ def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
             # The broker counts only the deliveries of this copy.
             request.bury(Reason.DELIVERY_LIMIT, f"given back {request.deliveries} times")
             return
-        if request.revoked():
+        # First what is quick: most messages do not expire, and nothing is revoked.
+        if (request.expires or request.id in revoked or revoked_stamps) and request.revoked():
             return
         signals.task_received.send(sender=consumer, request=request)
         if watchers.are_sent(request.eventer):

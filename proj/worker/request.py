@@ -113,12 +113,13 @@ class Request(request.Request):
         Celery's pool checks the hard limit only after the soft one, so it would ignore a lower hard limit.
         """
         hard, soft = self.time_limits
-        for limit in (hard, soft):
-            if not checks.is_time_limit(limit):
-                raise InvalidTaskError(f"a time limit is a number of seconds, got {limit!r}")
         settings = self.app.settings
         for limit in (hard, soft):
-            if limit and limit >= settings.proj_consumer_timeout:
+            if limit is None:
+                continue
+            if not checks.is_time_limit(limit):
+                raise InvalidTaskError(f"a time limit is a number of seconds, got {limit!r}")
+            if limit >= settings.proj_consumer_timeout:
                 raise InvalidTaskError(
                     f"its time limit must be below the broker's consumer_timeout, got {limit:g} and "
                     f"{settings.proj_consumer_timeout}"

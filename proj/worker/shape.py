@@ -13,7 +13,7 @@ from celery.canvas import maybe_signature
 from celery.exceptions import InvalidTaskError
 
 from proj.enqueue import checks
-from proj.enqueue.headers import HEADERS, is_any
+from proj.enqueue.headers import HEADERS, TYPES
 from proj.worker import burial
 
 #: Headers that Celery itself overwrites.
@@ -45,37 +45,36 @@ _EMBEDDED: Final[Mapping[str, Callable[[object], bool]]] = {
     "chord": _is_signature,
 }
 
-_KNOWN: Final = {**HEADERS, **_EMBEDDED}
-
 #: Celery turns each header into an attribute, which would overwrite its own ones.
-_RESERVED: Final = frozenset(dir(Context)) - frozenset(_KNOWN) - _WRITTEN_BY_CELERY
+_RESERVED: Final = frozenset(dir(Context)) - HEADERS - frozenset(_EMBEDDED) - _WRITTEN_BY_CELERY
+
+#: What is checked of the headers. Celery would read one that has the name of a callback.
+_CHECKED: Final = {**TYPES, **_EMBEDDED}
+
+#: Of arguments.
+_LISTS: Final = (list, tuple)
 
 
 def check(request: Any) -> None:
     """Raise `InvalidTaskError` for a part of Celery's request that has the wrong type."""
-    decoded = isinstance(request.body, list | tuple)
+    headers = request.request_dict
+    decoded = isinstance(request.body, _LISTS)
     _, _, embedded = request.body if decoded else request.message.payload
     if not checks.is_id(request.id):
         raise _unexpected("an id", request.id)
     if not isinstance(request.name, str):
         raise _unexpected("the name of a task", request.name)
-    if not isinstance(request.args, list | tuple):
+    if not isinstance(request.args, _LISTS):
         raise _unexpected("a list of arguments", request.args)
     if not isinstance(request.kwargs, dict):
         raise _unexpected("a mapping of keyword arguments", request.kwargs)
     if embedded and not isinstance(embedded, dict):
         raise _unexpected("a mapping of callbacks", embedded)
-    for name in _RESERVED.intersection(request.request_dict):
+    for name in _RESERVED.intersection(headers):
         raise InvalidTaskError(f"a header cannot be named {name!r}: Celery reserves this name")
-    _check_types(request.request_dict, _KNOWN)
-    for name, value in (embedded or {}).items():
-        if name not in _EMBEDDED:
-            raise InvalidTaskError(f"a message embeds {', '.join(_EMBEDDED)}, got {burial.text(repr(name))}")
-        if value is None:
-            continue
-        _check_types({name: value}, _EMBEDDED)
-        for each in value if isinstance(value, list) else [value]:
-            _check_signature(name, each, request.app)
+    _check_types(headers, _CHECKED)
+    if embedded:
+        _check_embedded(embedded, request.app)
 
 
 def _unexpected(what: str, value: object) -> InvalidTaskError:
@@ -83,12 +82,21 @@ def _unexpected(what: str, value: object) -> InvalidTaskError:
 
 
 def _check_types(values: Mapping[str, object], known: Mapping[str, Callable[[object], bool]]) -> None:
-    for name, value in values.items():
+    for name, is_good in known.items():
+        value = values.get(name)
+        if value is not None and not is_good(value):
+            raise InvalidTaskError(f"{name} cannot be {burial.text(repr(value))}")
+
+
+def _check_embedded(embedded: Mapping[str, object], app: Celery) -> None:
+    for name, value in embedded.items():
+        if name not in _EMBEDDED:
+            raise InvalidTaskError(f"a message embeds {', '.join(_EMBEDDED)}, got {burial.text(repr(name))}")
         if value is None:
             continue
-        is_good = known.get(name, is_any)
-        if is_good is not is_any and not is_good(value):
-            raise InvalidTaskError(f"{name} cannot be {burial.text(repr(value))}")
+        _check_types({name: value}, _EMBEDDED)
+        for each in value if isinstance(value, list) else [value]:
+            _check_signature(name, each, app)
 
 
 def _check_signature(name: str, value: Any, app: Celery) -> None:
