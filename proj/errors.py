@@ -122,6 +122,10 @@ class ManagementUnavailable(ProjError):
     exit_code = ExitCode.UNREACHABLE
 
 
+class ManagementRefused(ManagementUnavailable):
+    """The broker's management API refused the user, or what this user asked for."""
+
+
 class MonitorError(ProjError):
     """Flower could not be started."""
 

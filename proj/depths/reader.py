@@ -6,7 +6,6 @@ Unknown numbers are None, never 0.
 """
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Self, TypeVar
@@ -18,7 +17,7 @@ from proj.dead_letters.letter import Wanted
 from proj.depths import statistics as queue_statistics
 from proj.depths.statistics import Statistics
 from proj.enqueue.app import App
-from proj.errors import BadInput, BrokerRefused, ManagementUnavailable, ProjError
+from proj.errors import BadInput, BrokerRefused, ManagementRefused, ManagementUnavailable, ProjError
 from proj.queues import Topology
 from proj.rabbitmq import connection, topology
 from proj.rabbitmq.management import Management
@@ -136,9 +135,12 @@ class Reader:
         except ManagementUnavailable as error:
             problems.append(f"rates and ages of messages are unknown: {error}")
             return None
-        # A user may be allowed to see queues, but not nodes and their alarms.
-        with suppress(ManagementUnavailable):
+        try:
             problems += queue_statistics.alarms(self._management)
+        except ManagementRefused:
+            pass  # a user may be allowed to see queues, but not nodes
+        except ManagementUnavailable as error:
+            problems.append(f"whether the broker has an alarm is unknown: {error}")
         return statistics
 
     def _held(self, declared: dict[str, Declared | None], problems: list[str]) -> dict[str, int]:

@@ -19,7 +19,7 @@ from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 from proj import tls
 from proj.config import Settings
 from proj.deadline import within
-from proj.errors import ManagementUnavailable
+from proj.errors import ManagementRefused, ManagementUnavailable
 
 #: Seconds for one answer, including the look-up of the host. It takes milliseconds; with thousands of queues
 #: it takes a second.
@@ -159,7 +159,7 @@ class Management:
 
     def _refusal(self, answer: http.client.HTTPResponse, path: str) -> ManagementUnavailable:
         if answer.status == http.HTTPStatus.UNAUTHORIZED:
-            return ManagementUnavailable(
+            return ManagementRefused(
                 f"the management API at {self.url} refused user {self.user!r}: "
                 "its password is wrong, or it lacks the tag 'monitoring'",
                 "set PROJ_MANAGEMENT_URL with a user that has it, or: "
