@@ -1,7 +1,12 @@
-"""The messages of `enqueue_many`, made before: `py-amqp` sends them, or only their `bytes` are written."""
+"""The messages of `enqueue_many`, made before: `py-amqp` sends them, or only their `bytes` are written.
+
+Or these are written for the exchange `proj`, which takes delayed messages and finds queues by `patterns`.
+"""
 
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import amqp
@@ -11,6 +16,7 @@ from kombu.utils.url import parse_url
 
 from benchmarks.peers import pipeline
 from benchmarks.protocol import serve
+from proj import queues
 from proj.celery import app
 from proj.enqueue.composing import Composer
 from proj.tasks import add
@@ -33,7 +39,7 @@ def by_py_amqp(count: int) -> float:
         return sent / (time.perf_counter() - start)
 
 
-def as_bytes(count: int) -> float:
+def as_bytes(count: int, exchange: str = composed.exchange) -> float:
     """As fast as RabbitMQ takes them: the client only writes the same bytes, and counts confirms."""
     confirmed = sent = 0
 
@@ -43,7 +49,7 @@ def as_bytes(count: int) -> float:
 
     with connection.channel() as channel:
         frames = bytearray()
-        address = serialization.dumps("Bssbb", (0, composed.exchange, composed.routing_key, True, False))
+        address = serialization.dumps("Bssbb", (0, exchange, composed.routing_key, True, False))
         write = frame_writer(connection, SimpleNamespace(write=frames.extend))
         write(1, channel.channel_id, spec.Basic.Publish, address, composed.message.for_py_amqp())
         message, most = bytes(frames), WRITE // len(frames)
@@ -61,4 +67,9 @@ def as_bytes(count: int) -> float:
 
 
 if __name__ == "__main__":
-    serve({"py-amqp": by_py_amqp, "bytes": as_bytes}[sys.argv[1]])
+    ways: dict[str, Callable[[int], float]] = {
+        "py-amqp": by_py_amqp,
+        "bytes": as_bytes,
+        "patterns": partial(as_bytes, exchange=queues.task_exchange.name),
+    }
+    serve(ways[sys.argv[1]])

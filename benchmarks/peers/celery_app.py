@@ -18,6 +18,11 @@ if os.environ.get("BENCH_SAME"):
         task_default_exchange_type="topic",
         broker_transport_options={"confirm_publish": True},
         result_extended=True,
+        task_time_limit=25 * 60,
+        task_soft_time_limit=24 * 60,
+        task_store_errors_even_if_ignored=True,
+        worker_deduplicate_successful_tasks=True,
+        worker_cancel_long_running_tasks_on_connection_loss=True,
     )
 
 
