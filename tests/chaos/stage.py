@@ -24,6 +24,7 @@ from tests.chaos.load import Load
 from tests.chaos.skipping import missing
 from tests.lib import fork_server, postgres, small_disk
 from tests.lib.bundle import Bundle
+from tests.lib.dead_reader import undisturbed
 from tests.lib.postgres import Postgres
 from tests.lib.proxy import Proxy
 from tests.lib.waiting import eventually
@@ -100,7 +101,7 @@ class Stage:
             yield channel
 
     def _look(self, queue: str) -> tuple[int, int]:
-        with self.channel() as channel:
+        with undisturbed(self.broker.url(), queue) as channel:
             try:
                 seen = topology.look(channel, queue)
             except NotFound:

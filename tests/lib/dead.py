@@ -100,10 +100,7 @@ def depth(bundle: Bundle) -> int:
 
 
 def await_count(bundle: Bundle, count: int) -> None:
-    with bundle.channel() as channel:
-        eventually(
-            f"{count} dead letters", lambda: topology.look(channel, "proj.dead").message_count == count
-        )
+    eventually(f"{count} dead letters", lambda: bundle.depth("proj.dead") == count)
 
 
 def take(bundle: Bundle, queue: str) -> list[amqp.Message]:

@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from tests.lib import dead
 from tests.lib.bundle import Bundle
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
@@ -92,14 +93,10 @@ def attempts(bundle: Bundle, task_id: str = "it") -> int:
 def dead_letters(bundle: Bundle, count: int = 1) -> dict[str, Any]:
     """So many messages of proj.dead, once they are there, by their id; and nothing is left in proj.tasks."""
 
-    def arrived() -> list[Any]:
-        if not (bundle.has("proj.dead") and bundle.depth("proj.dead") == count):
-            return []
-        messages = bundle.peek("proj.dead")
-        # A worker may be looking at them.
-        return messages if len(messages) == count else []
+    eventually("the queue is declared", lambda: bundle.has("proj.dead"))
 
-    messages = eventually(f"{count} messages are in proj.dead", arrived)
+    dead.await_count(bundle, count)
+    messages = bundle.peek("proj.dead")
     # Of a message that is retried, the next attempt may be on its way.
     eventually("nothing waits", lambda: bundle.depth("proj.tasks") == 0)
     found = [message["properties"] for message in messages]

@@ -3,10 +3,11 @@
 import json
 import os
 import socket
+import sqlite3
 import threading
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -87,6 +88,12 @@ class LoginOnly:
 
 def file(bundle: Bundle) -> Path:
     return bundle.folder / "state" / "results.sqlite3"
+
+
+def states(bundle: Bundle) -> dict[str, str]:
+    """The states in SQLite's file, by their ids: what is waited for needs no program for each look."""
+    with closing(sqlite3.connect(file(bundle))) as database:
+        return dict(database.execute("SELECT task_id, status FROM celery_taskmeta"))
 
 
 def remove(bundle: Bundle) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from proj import queues
 from proj.private_node.node import BrokerNode
-from tests.lib import dead, stores
+from tests.lib import dead, dead_reader, stores
 from tests.lib.bundle import Bundle, vhost_of
 from tests.lib.erlang import evaluate
 from tests.lib.waiting import PATIENCE, eventually
@@ -209,7 +209,7 @@ def test_people_wait_for_a_worker_that_looks(bundle: Bundle) -> None:
     )
     _expire(bundle, "it")
     with bundle.channel() as channel:
-        channel.queue_declare(queues.DEAD_READER, exclusive=True, durable=False, auto_delete=True)
+        dead_reader.take(channel)
         listing = bundle.start("dead", "list", "--json")
         eventually("it asks", lambda: len(_connections(bundle)) >= 2)
 

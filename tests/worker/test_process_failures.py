@@ -1,10 +1,8 @@
 """A task that ends its process, or that is ended with it, and where its message is afterwards."""
 
-from typing import Any
-
 import pytest
 
-from tests.lib import failing
+from tests.lib import failing, stores
 from tests.lib.bundle import Bundle
 from tests.lib.failing import OTHERS, SCRIPTED, Messages
 from tests.lib.waiting import eventually
@@ -68,11 +66,8 @@ def test_killer_of_its_process_is_told_apart_from_an_exception(bundle: Bundle) -
 
     letters = failing.dead_letters(bundle, len(errors))
 
-    def stored() -> dict[str, dict[str, Any]]:
-        found = failing.outcomes(bundle, *errors)
-        return found if {each["state"] for each in found.values()} == {"FAILURE"} else {}
-
-    ends = eventually("their ends are stored", stored)
+    eventually("their ends are stored", lambda: stores.states(bundle) == dict.fromkeys(errors, "FAILURE"))
+    ends = failing.outcomes(bundle, *errors)
     for action, error in errors.items():
         assert letters[action]["x-death"][0]["reason"] == "delivery_limit"
         assert failing.attempts(bundle, action) == 6
