@@ -3,7 +3,7 @@ PYTHON_IN_VENV := .venv/bin/python
 
 # Tests mostly wait. A process begins with neighbouring tests, so that few processes make what the tests of a module
 # share; idle ones take over tests at the end.
-TEST_PROCESSES := 4
+TEST_PROCESSES := 8
 
 # What `make test` runs.
 TESTS := tests

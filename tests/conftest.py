@@ -1,5 +1,6 @@
 """One private RabbitMQ for all tests, and for each test a virtual host and folders of its own."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from proj.private_node.node import BrokerNode
 from tests.lib import ports
-from tests.lib.bundle import Bundle, vhost_of
+from tests.lib.bundle import Bundle
 from tests.lib.missing import missing
 from tests.lib.small_disk import mounted as small_disk_at
 from tests.lib.vhosts import VirtualHosts
@@ -26,6 +27,9 @@ pytest_plugins = (
 #: No test talks to a broker that it did not start: a process that is told of none gets this one.
 NO_BROKER_URL = "amqp://a-test-that-needs-a-broker-asks-for-a-bundle.invalid"
 
+# Half of the time that it takes to find all tests would be spent on looking for garbage among them.
+gc.disable()
+
 # The same examples everywhere, and no time decides.
 hypothesis.settings.register_profile(
     "tests", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -38,6 +42,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     # As few as show that a message is lost when the gate of the worker is off.
     parser.addoption("--fuzz-messages", type=int, default=100, help="How many to fuzz a worker with.")
     parser.addoption("--fuzz-seed", metavar="NUMBER|random", help="Other ones; the test prints it.")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Look for garbage from now on, but not among what stays until the end."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,13 +74,10 @@ def vhosts(node: BrokerNode) -> VirtualHosts:
 
 
 @pytest.fixture
-def bundle(request: pytest.FixtureRequest, node: BrokerNode, tmp_path: Path) -> Iterator[Bundle]:
-    """In a new virtual host; with the mark `used_vhost`, in one that has the topology and no message."""
-    if request.node.get_closest_marker("used_vhost"):
-        lent = request.getfixturevalue("vhosts").lend(tmp_path)
-    else:
-        lent = Bundle(node, vhost=vhost_of(request), folder=tmp_path)
-    with lent as bundle:
+def bundle(request: pytest.FixtureRequest, vhosts: VirtualHosts, tmp_path: Path) -> Iterator[Bundle]:
+    """In an empty virtual host; with the mark `used_vhost`, in one that has the topology and no message."""
+    used = request.node.get_closest_marker("used_vhost")
+    with vhosts.lend(tmp_path) if used else vhosts.lend_empty(tmp_path) as bundle:
         yield bundle
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.lib.bundle import BIN, GATED_TASK, Bundle
+from tests.lib import fork_server
+from tests.lib.bundle import BIN, COMMAND_TIMEOUT, GATED_TASK, Bundle
 from tests.lib.node_processes import STOPPED, left
 from tests.lib.ports import free_port
 from tests.lib.waiting import PATIENCE, eventually
@@ -113,7 +114,8 @@ def test_broker_that_it_has_started_ends_last(tmp_path: Path) -> None:
         (management,) = re.findall(r"^broker \| management +(\S+)\r$", it.text, re.MULTILINE)
         assert f"management: {management}, user guest, password guest\r\n" in it.text
         enqueue = [str(BIN / "proj"), "enqueue", "task", "gated", json.dumps(str(gate)), "--id", "one"]
-        subprocess.run(enqueue, cwd=tmp_path, env=env, check=True)
+        process = fork_server.popen(enqueue, cwd=tmp_path, env=env, stdin=subprocess.DEVNULL)
+        assert fork_server.ended(process, COMMAND_TIMEOUT).returncode == 0
         it.says(r"gated\[one\] received")
         programs = it.programs()
 

@@ -37,17 +37,25 @@ def until(condition):
 def read(path):
     return until(lambda: Path(path).exists() and Path(path).read_text())
 
-def answer(code):
-    names = dict(globals())
+def compiled(code):
     *before, last = ast.parse(code).body
+    module, expression = ast.Module(before, []), ast.Expression(last.value)
+    return compile(module, "example", "exec"), compile(expression, "example", "eval")
+
+def answer(example):
+    names = dict(globals())
+    before, last = example
     try:
-        exec(compile(ast.Module(before, []), "example", "exec"), names)
-        return eval(compile(ast.Expression(last.value), "example", "eval"), names)
+        exec(before, names)
+        return eval(last, names)
     except Exception as error:
         return f"{{type(error).__name__}}: {{error}}"
 
+# Not by the threads: in Python 3.11 syntax trees that several threads make at once may fail.
+# https://github.com/python/cpython/issues/106905
+examples = list(map(compiled, {examples!r}))
 with ThreadPoolExecutor(8) as threads:
-    print(json.dumps(list(threads.map(answer, {examples!r}))))
+    print(json.dumps(list(threads.map(answer, examples))))
 """
 
 

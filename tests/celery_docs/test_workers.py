@@ -223,8 +223,10 @@ print(1)
 @pytest.mark.celery_docs("Monitoring: shell")
 def test_shell(shared: Bundle) -> None:
     """It has the application and its tasks."""
-    typed = f"echo 'print(add.name, app.main)' | {BIN / 'celery'} -A proj shell --python"
-    done = shared.run("sh", "-c", typed)
+    typed = shared.folder / "typed"
+    typed.write_text("print(add.name, app.main)\n")
+    with typed.open() as stdin:
+        done = shared.celery("shell", "--python", stdin=stdin)
     assert "proj.tasks.add proj" in done.stdout, done.stderr
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lib.bundle import BIN, Bundle
+from tests.lib.bundle import Bundle
 from tests.lib.refusal import refuses
 
 #: A command that would enqueue, were nothing wrong.
@@ -227,7 +227,7 @@ def test_wrong_import_among_the_tasks(bundle: Bundle) -> None:
 
     for command in (ENQUEUE, ("doctor",)):
         _refuses(bundle, 2, where, command=command)
-    report = bundle.run(BIN / "celery", "-A", "proj", "report")
+    report = bundle.celery("report")
     worker = bundle.worker()
 
     assert (worker.ends(), report.returncode, report.stdout) == (2, 2, "")

@@ -11,7 +11,7 @@ from typing import Any
 import amqp
 import pytest
 
-from tests.lib import dead
+from tests.lib import dead, fork_server
 from tests.lib.bundle import Bundle
 from tests.lib.refusal import refuses
 from tests.lib.waiting import eventually
@@ -204,11 +204,11 @@ def test_message_cannot_steer_the_terminal(bundle: Bundle) -> None:
 
 
 def test_looking_changes_nothing_however_often(bundle: Bundle) -> None:
-    """After 20 looks of every kind each message is there, unchanged, in its place."""
+    """After 10 looks of every kind each message is there, unchanged, in its place."""
     ids = dead.expire(bundle, 30)
     before = [_without_counts(dead.show(bundle, task_id)) for task_id in (ids[0], ids[-1])]
 
-    limits = [1 + number * 7 % 40 for number in range(20)]
+    limits = [1 + number * 7 % 40 for number in range(10)]
     looks = bundle.python(f"""
 import json
 from proj import app
@@ -288,8 +288,12 @@ with _reading(app) as reader:
     print(len(next(reader.chunks(2))), flush=True)
     sys.stdin.read()
 """
-    looking = subprocess.Popen(
-        [sys.executable, "-c", code], env=bundle.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    looking = fork_server.popen(
+        [sys.executable, "-c", code],
+        cwd=bundle.folder,
+        env=bundle.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     with looking:
         assert looking.stdout is not None

@@ -1,7 +1,11 @@
 """A schedule that nobody publishes is found."""
 
+import pytest
+
 from tests.lib.bundle import Bundle
 from tests.lib.findings import about, doctor
+
+pytestmark = pytest.mark.used_vhost
 
 SCHEDULE = """
     app.conf.beat_schedule = {"hourly": {"task": "proj.tasks.add", "schedule": 3600.0, "args": (1, 2)}}

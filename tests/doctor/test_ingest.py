@@ -1,8 +1,12 @@
 """Foreign messages that nobody takes, and routes that are wrong, are found."""
 
+import pytest
+
 from tests.lib import foreign
 from tests.lib.bundle import Bundle
 from tests.lib.findings import about, doctor
+
+pytestmark = pytest.mark.used_vhost
 
 
 def test_foreign_messages_wait_for_ingest(declared: Bundle) -> None:

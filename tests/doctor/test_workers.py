@@ -4,8 +4,12 @@ import os
 import re
 import signal
 
+import pytest
+
 from tests.lib.bundle import Bundle
 from tests.lib.findings import LIMIT, SLACK, about, bad, control, doctor, examine_after, finds, hurry
+
+pytestmark = pytest.mark.used_vhost
 
 #: Acts once, when workers are about to be asked for a heartbeat over a connection that stands.
 BEFORE_HEARTBEATS = """
@@ -38,11 +42,11 @@ def test_workers(declared: Bundle) -> None:
     told = about(found, "worker_clocks", "w@elsewhere", "s behind this machine's")["what"]
     assert 59 <= int(re.findall(r"(\d+) s behind", told)[0]) <= 90  # the event is on its way, too
 
-    control(declared, "-A", "proj", "control", "cancel_consumer", "proj.tasks")
+    control(declared, "control", "cancel_consumer", "proj.tasks")
     found = finds(declared, worker_warned, worker_warned, worker_warned, clock_warned)
     idle = about(found, "present_workers", "queue proj.tasks has no message and no consumer")
     assert "celery -A proj worker -Q proj.tasks" in idle["fix"]
-    control(declared, "-A", "proj", "control", "add_consumer", "proj.tasks")
+    control(declared, "control", "add_consumer", "proj.tasks")
     finds(declared, worker_warned, worker_warned, clock_warned)
 
     os.kill(worker.process.pid, signal.SIGSTOP)

@@ -72,7 +72,10 @@ def test_each_is_short() -> None:
     assert [name for name, length in lengths.items() if length >= 40] == []
 
 
-@pytest.mark.parametrize("program", ["send.py", "send.js", "send.go", "send.sh"])
+@pytest.mark.parametrize(
+    "program",
+    ["send.py", "send.js", "send.sh", pytest.param("send.go", marks=pytest.mark.long)],  # compiled at first
+)
 def test_a_producer_sends_a_text(served: tuple[Bundle, Worker], program: str) -> None:
     bundle, worker = served
     run(bundle, program, "A", f'"{program}"', "in ü")

@@ -1,5 +1,7 @@
 """Rubbish neither stops the queue nor is lost: it is a dead letter, shown and sent back byte for byte."""
 
+import pytest
+
 from proj.ingest.routes import MAX_BODY
 from tests.lib import dead, foreign
 from tests.lib.bundle import Bundle
@@ -15,7 +17,7 @@ RUBBISH = {
     "beyond 64 bits": (b'{"Number1": 18446744073709551616, "Number2": 1}', "unreadable", "beyond 64 bits"),
     "infinite": (b'{"Number1": 1e400, "Number2": 1}', "unreadable", "beyond 64 bits"),
     "empty": (b"", "unreadable", "empty"),
-    "10 MB": (b'{"Number1": "' + b"x" * 10_000_000 + b'"}', "unreadable", f"more than {MAX_BODY:,}"),
+    "too long": (b'{"Number1": "' + b"x" * MAX_BODY + b'"}', "unreadable", f"more than {MAX_BODY:,}"),
     "nested": (b'{"Number1": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", "unreadable", "too deep"),
     "byte-order mark": (b'\xef\xbb\xbf{"Number1": 1, "Number2": 2}', "unreadable", "byte-order mark"),
 }
@@ -23,6 +25,7 @@ RUBBISH = {
 GOOD = b'{"Number1": 1, "Number2": 2}'
 
 
+@pytest.mark.used_vhost
 def test_rubbish_is_kept_with_its_reason_and_sent_back(bundle: Bundle) -> None:
     """The good message behind it is served; a redrive brings back each byte, and counts."""
     bodies = [body for body, _, _ in RUBBISH.values()]
@@ -66,6 +69,7 @@ def test_rubbish_is_kept_with_its_reason_and_sent_back(bundle: Bundle) -> None:
     assert sorted(row["id"] for row in dead.rows(bundle)) == sorted(row["id"] for row in rows)
 
 
+@pytest.mark.used_vhost
 def test_without_the_protection_rubbish_ends_ingest(bundle: Bundle) -> None:
     """The control for the test above: its decoding errors would reach the loop."""
     bundle.switch_off(

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Self
@@ -26,6 +26,7 @@ from proj import queues
 from proj.private_node.node import BrokerNode
 from proj.rabbitmq import topology
 from tests.lib import fork_server
+from tests.lib.dead_reader import undisturbed
 from tests.lib.waiting import PATIENCE, eventually
 from tests.lib.worker import Worker
 
@@ -99,6 +100,8 @@ class Bundle:
             "COLUMNS": "200",
         }
         self._cleanup = ExitStack()
+        #: Whether a policy was ever set; see `tests.lib.vhosts`.
+        self.had_policy = False
 
     def url_at(self, port: int) -> str:
         """The URL of the virtual host at another port, where something stands before the broker."""
@@ -115,10 +118,14 @@ class Bundle:
     # --- Programs
 
     def proj(
-        self, *args: str, env: dict[str, str] | None = None, **streams: IO[str]
+        self,
+        *args: str,
+        env: dict[str, str] | None = None,
+        closed: Collection[int] = (),
+        **streams: IO[str],
     ) -> subprocess.CompletedProcess[str]:
-        """Run `proj` to its end; `stdout` and `stderr` may go to a file."""
-        return self._forked_to_its_end([str(BIN / "proj"), *args], env, **streams)
+        """Run `proj` to its end; `stdout` and `stderr` may go to a file, or be `closed`."""
+        return self._forked_to_its_end([str(BIN / "proj"), *args], env, closed=closed, **streams)
 
     def start(
         self, *args: str, env: dict[str, str] | None = None, log: str | None = None
@@ -229,9 +236,11 @@ class Bundle:
             if path.name != "tasks.py":
                 _write(copy / path.relative_to(PACKAGE), path.read_text())
 
-    def celery(self, *args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """Run `celery -A proj` to its end."""
-        return self._forked_to_its_end([str(BIN / "celery"), "-A", "proj", *args], env)
+    def celery(
+        self, *args: str, env: dict[str, str] | None = None, **streams: IO[str]
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `celery -A proj` to its end; `stdin` may come from a file."""
+        return self._forked_to_its_end([str(BIN / "celery"), "-A", "proj", *args], env, **streams)
 
     def control(self, worker: Worker, *command: str) -> str:
         """What `celery control` prints of the one worker's answer: it waits for no others."""
@@ -276,6 +285,7 @@ class Bundle:
     # --- The broker, as it sees itself
 
     def management(self, method: str, path: str, body: Any = None) -> Any:
+        self.had_policy |= method == "PUT" and path.startswith(("policies/", "operator-policies/"))
         request = urllib.request.Request(
             f"{self.node.management_url}/api/{path}",
             method=method,
@@ -315,7 +325,7 @@ class Bundle:
 
     def depth(self, queue: str) -> int:
         """Messages that are ready in the queue now; the management API would tell up to 5 s late."""
-        with self.channel() as channel:
+        with undisturbed(self.url, queue) as channel:
             return int(topology.look(channel, queue).message_count)
 
     def kept(self, queue: str) -> int:
@@ -335,13 +345,13 @@ class Bundle:
         """
         path = f"queues/{quote(self.vhost, safe='')}/{quote(queue, safe='')}/get"
         body = {"count": MOST_PEEKED, "ackmode": "ack_requeue_true", "encoding": "auto"}
-        messages = list(self.management("POST", path, body))
-        assert len(messages) < MOST_PEEKED, f"{queue} may hold more messages than these"
+        with undisturbed(self.url, queue) as channel:
+            messages = list(self.management("POST", path, body))
+            assert len(messages) < MOST_PEEKED, f"{queue} may hold more messages than these"
 
-        def back() -> bool:
-            with self.channel() as channel:
+            def back() -> bool:
                 state = topology.look(channel, queue)
-            return bool(state.consumer_count or state.message_count >= len(messages))
+                return bool(state.consumer_count or state.message_count >= len(messages))
 
-        eventually(f"the messages are back in {queue}", back)
+            eventually(f"the messages are back in {queue}", back)
         return messages

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from proj.private_node.guard import environment
 from proj.private_node.node import find_server_dir
-from tests.lib.bundle import BIN, Bundle
+from tests.lib.bundle import Bundle
 from tests.lib.waiting import eventually
 
 Findings = list[dict[str, Any]]
@@ -98,14 +98,15 @@ def follow(bundle: Bundle, finding: dict[str, Any]) -> None:
             case "celery" if "worker" in arguments:
                 bundle.worker(log=f"mending-{time.monotonic()}.log").ready()
             case "celery":
-                control(bundle, *arguments)
+                assert arguments[:2] == ["-A", "proj"]
+                control(bundle, *arguments[2:])
             case _:
                 raise AssertionError(f"nothing to run: {finding}")
 
 
 def control(bundle: Bundle, *arguments: str) -> None:
-    """Run `celery`, until a worker has answered: one that stalls for a second is not waited for."""
-    eventually("a worker answers", lambda: bundle.run(BIN / "celery", *arguments).returncode == 0)
+    """Run `celery -A proj`, until a worker has answered: one that stalls for a second is not waited for."""
+    eventually("a worker answers", lambda: bundle.celery(*arguments).returncode == 0)
 
 
 def results(bundle: Bundle) -> int:

@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -106,20 +106,37 @@ _MAINS: Final = {"proj": ("proj.__main__", "main"), "celery": ("celery.__main__"
 class Forked(subprocess.Popen[Any]):
     """A `subprocess.Popen` whose program is forked; `args` begins with `proj`, `celery` or `python -c`."""
 
+    def __init__(self, args: list[str], *, closed: Collection[int], **options: Any) -> None:
+        self._closed = [*closed]
+        super().__init__(args, **options)
+
     def _execute_child(self, args: Any, *more: Any, **_: Any) -> None:
         _executable, _preexec, _close, _pass, cwd, env, _info, _flags, _shell, *pipes = more[:15]
         p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = pipes
-        request = {"args": [os.fspath(arg) for arg in args], "cwd": os.fspath(cwd), "env": env}
+        request = {
+            "args": [os.fspath(arg) for arg in args],
+            "cwd": os.fspath(cwd),
+            "env": env,
+            "closed": self._closed,
+        }
         streams = [p2cread, c2pwrite, errwrite]
         self.pid = _server().fork(request, [own if own != -1 else n for n, own in enumerate(streams)])
         self._child_created = True
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
 
 
-def popen(args: list[str], **options: Any) -> subprocess.Popen[Any]:
-    """Start a program: forked where that is possible, else executed."""
-    start = Forked if _CLONE else subprocess.Popen
-    return start(args, **options)
+def popen(args: list[str], *, closed: Collection[int] = (), **options: Any) -> subprocess.Popen[Any]:
+    """Start a program without those standard streams that are `closed`: forked if possible, else executed."""
+    if _CLONE:
+        return Forked(args, closed=closed, **options)
+    return subprocess.Popen(executed(args, closed), **options)
+
+
+def executed(args: list[str], closed: Collection[int]) -> list[str]:
+    """The command that starts a program without some of its standard streams: a shell closes them."""
+    if not closed:
+        return args
+    return ["sh", "-c", 'exec "$0" "$@"' + "".join(f" {number}>&-" for number in closed), *args]
 
 
 def ended(process: subprocess.Popen[Any], timeout: float) -> subprocess.CompletedProcess[Any]:
@@ -131,6 +148,12 @@ def ended(process: subprocess.Popen[Any], timeout: float) -> subprocess.Complete
             process.kill()
             raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def run(args: list[str], *, timeout: float, **options: Any) -> subprocess.CompletedProcess[Any]:
+    """Run a program to its end, with no stdin and its outputs kept as texts, unless the options differ."""
+    usual = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return ended(popen(args, **(usual | options)), timeout)
 
 
 class _Server:
@@ -229,6 +252,8 @@ def _collapse() -> None:
 def _preload() -> None:
     for name in _PRELOADED:
         importlib.import_module(name)
+    # Celery remembers the answer, for which it reads a file of each package that is installed.
+    sys.modules["celery.utils.imports"].load_extension_class_names("celery.result_backends")
     project = importlib.import_module("proj")
     for module in pkgutil.walk_packages(project.__path__, "proj."):
         if module.name not in _NOT_PRELOADED:
@@ -283,6 +308,11 @@ def _become(request: dict[str, Any], fds: list[int]) -> None:
         os.dup2(fd, number)
     os.closerange(3, 256)
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if number in request["closed"]:
+            os.close(number)
+            setattr(sys, name, None)
+            setattr(sys, f"__{name}__", None)
+            continue
         errors = "backslashreplace" if name == "stderr" else "strict"
         line = name == "stderr" or os.isatty(number)
         buffering = 1 if line else -1
@@ -329,12 +359,15 @@ def _end(run: Callable[[], None]) -> NoReturn:
         code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
+    # Either is None when it was closed at the start.
     try:
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except OSError:
         code = code or 120
     with suppress(OSError):
-        sys.stderr.flush()
+        if sys.stderr:
+            sys.stderr.flush()
     if code == -signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)

@@ -71,16 +71,21 @@ def _remove_unless_used(folder: Path) -> None:
 def started(folder: Path, config: str = CONFIG) -> Iterator[BrokerNode]:
     """A node whose queues report their numbers only where a test asks for it."""
     node = BrokerNode(folder, extra_config=config)
-    node.start()
+    start(node)
     try:
-        usual_ticks(node)
-        # Nobody reads of each connection and queue: the log is gone with the node.
-        evaluate(node, "logger:set_primary_config(level, notice)")
         lean_server.remember_modules(node)
         yield node
     finally:
         # An orderly stop takes seconds, to save what nobody will read.
         node.kill()
+
+
+def start(node: BrokerNode) -> None:
+    """Start it, also after a crash, and let it do no more than the tests need."""
+    node.start()
+    usual_ticks(node)
+    # Nobody reads of each connection and queue: the log is gone with the node.
+    evaluate(node, "logger:set_primary_config(level, notice)")
 
 
 class _Elsewhere(BrokerNode):
@@ -95,8 +100,15 @@ class _Elsewhere(BrokerNode):
 
 @pytest.fixture(scope="session")
 def rabbitmq(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What every test that starts a node asks for: a skip on a laptop without RabbitMQ, a failure in CI."""
-    folder = _folder(request) or tmp_path_factory.mktemp("rabbitmq-server")
+    """What every test that starts a node asks for: a skip on a laptop without RabbitMQ, a failure in CI.
+
+    Further nodes wait for the one, whose modules they load: without them they would take twice as much of the
+    processor, and most of them start first of all.
+    """
+    if folder := _folder(request):
+        eventually("the node has started, or has failed to", Path(folder, _OUTCOME).exists)
+    else:
+        folder = str(tmp_path_factory.mktemp("rabbitmq-server"))
     try:
         lean_server.put_on_path(Path(folder, _SERVER))
     except BrokerNodeError as error:
@@ -110,9 +122,7 @@ def node(rabbitmq: None, request: pytest.FixtureRequest) -> Iterator[BrokerNode]
         with quick_folder() as data, started(data) as own:
             yield own
     else:
-        outcome = Path(folder, _OUTCOME)
-        eventually("the node has started, or has failed to", outcome.exists)
-        assert not outcome.read_text()
+        assert not Path(folder, _OUTCOME).read_text()
         yield _Elsewhere(Path(folder, "node"))
 
 
@@ -131,6 +141,8 @@ class _Node:
     def __init__(self) -> None:
         self._cleanup = ExitStack()
         self.folder = self._cleanup.enter_context(quick_folder())
+        # One test starts a node as another user, who is let through to the server. The node's data is closed.
+        self.folder.chmod(0o711)
         with suppress(BrokerNodeError):  # as each test that needs it will say
             lean_server.put_on_path(self.folder / _SERVER)
         self._thread = threading.Thread(target=self._start)

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 
 #: Fixtures that take seconds to make, and in how many processes. One alone might be the last to end.
-_DEAR: Final = {"own_node": 2, "chromium": 1, "mortal": 1, "secured": 1, "shared_node": 1, "other_node": 1}
+_DEAR: Final = {"own_node": 2, "chromium": 1, "secured": 1, "shared_node": 1, "other_node": 1}
 
 #: The mark of a test that takes ten seconds or more: begun last, the other processes would wait for it.
 _LONG: Final = "long"

@@ -34,6 +34,14 @@ changed = [name for name, module in modules.items() if hasattr(module, "CHANGED"
 print(json.dumps([[*({*sys.modules} - before)], [module.__file__ for module in modules.values()], changed]))
 """
 
+#: Says to a file which of its streams are there, and what it was told by number.
+STREAMS = """
+import json, os, sys
+found = [stream and stream.fileno() for stream in (sys.stdin, sys.stdout, sys.stderr)]
+file = os.open("found", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+os.write(file, json.dumps([*found, file]).encode())
+"""
+
 
 def test_programs_end_with_a_test_process_that_is_killed() -> None:
     """So does what an interrupted run of all tests has started."""
@@ -76,3 +84,20 @@ def test_a_program_imports_the_project_that_it_finds(
         assert [file for file in files if not file.startswith(f"{tmp_path}/")] == []
     else:
         assert sorted(imported) == ["proj.celery", "proj.tasks"]
+
+
+@pytest.mark.parametrize("closed", [(), (1,), (2,), (0, 1, 2)])
+def test_streams_that_are_closed(closed: tuple[int, ...], tmp_path: Path) -> None:
+    """They are not there, and the next file has the number of one, as in a program that a shell starts."""
+    command = [sys.executable, "-c", STREAMS]
+
+    def found(program: subprocess.Popen[bytes]) -> list[int | None]:
+        assert program.wait() == 0
+        numbers: list[int | None] = json.loads((tmp_path / "found").read_text())
+        return numbers
+
+    executed = found(subprocess.Popen(fork_server.executed(command, closed), cwd=tmp_path))
+    forked = found(fork_server.popen(command, closed=closed, cwd=tmp_path, env=dict(os.environ)))
+
+    assert forked == executed
+    assert [number for number in range(3) if forked[number] is None] == [*closed]

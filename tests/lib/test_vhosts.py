@@ -1,7 +1,10 @@
 """Tests get virtual hosts that others have used; what these left must never meet them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
+
+import pytest
 
 from proj.private_node.node import BrokerNode
 from tests.lib import dead
@@ -56,6 +59,11 @@ def _rights(bundle: Bundle) -> None:
 def _policy(bundle: Bundle) -> None:
     policy = {"pattern": "x", "definition": {"max-length": 1}}
     bundle.management("PUT", f"policies/{quote(bundle.vhost)}/more", policy)
+
+
+def _policy_that_was_cleared(bundle: Bundle) -> None:
+    _policy(bundle)
+    bundle.management("DELETE", f"policies/{quote(bundle.vhost)}/more")
 
 
 def _operator_policy(bundle: Bundle) -> None:
@@ -124,6 +132,16 @@ def test_virtual_host_that_is_changed_otherwise_is_lent_to_nobody(node: BrokerNo
     assert eventually("it has rested", lambda: vhosts.rested() or not vhosts.resting) is True
 
 
+def test_virtual_host_that_had_a_policy_is_lent_to_nobody(node: BrokerNode, tmp_path: Path) -> None:
+    """It looks the same, but a queue that was full may have told so what forwards messages to it."""
+    vhosts = VirtualHosts(node, "had-policy")
+    with vhosts.lend(tmp_path) as bundle:
+        before = declared(bundle)
+        _policy_that_was_cleared(bundle)
+        assert declared(bundle) == before
+    assert not vhosts.resting
+
+
 def test_queue_that_was_declared_again_is_another_one(node: BrokerNode, tmp_path: Path) -> None:
     """It looks the same, but what forwards messages to it may not know that it is new."""
     vhosts = VirtualHosts(node, "again-declared")
@@ -147,3 +165,37 @@ def test_virtual_host_that_a_program_is_connected_to_is_lent_to_nobody(
         eventually("the broker counts it", lambda: bundle.of_vhost("vhosts", "/connections"))
         assert vhosts.rested() is None
     eventually("it is as new", vhosts.rested)
+
+
+def test_virtual_host_in_which_nothing_was_declared_is_lent_again(node: BrokerNode, tmp_path: Path) -> None:
+    """Whether the next test wants an empty one, or one with the topology."""
+    vhosts = VirtualHosts(node, "empty")
+    with vhosts.lend_empty(tmp_path) as bundle, bundle.channel():
+        first = bundle.vhost
+    eventually("it is quiet", lambda: not bundle.of_vhost("vhosts", "/connections"))
+    with vhosts.lend_empty(tmp_path) as bundle:
+        assert bundle.vhost == first
+    with vhosts.lend(tmp_path) as bundle:
+        assert bundle.vhost == first
+        assert bundle.has("celery_delayed_11")
+
+
+def _passing_exchange(bundle: Bundle) -> None:
+    with bundle.channel() as channel:
+        channel.exchange_declare("celeryev", "topic", durable=False, auto_delete=False)
+
+
+@pytest.mark.parametrize(
+    "change", [_queue, _passing_exchange, _policy, _operator_policy, _rights, _limit, _user]
+)
+def test_virtual_host_in_which_something_was_declared_is_not_empty(
+    node: BrokerNode, tmp_path: Path, change: Callable[[Bundle], None]
+) -> None:
+    vhosts = VirtualHosts(node, f"filled{change.__name__}")
+    with vhosts.lend_empty(tmp_path) as bundle:
+        first = bundle.vhost
+        change(bundle)
+    eventually("it is quiet", lambda: not bundle.of_vhost("vhosts", "/connections"))
+    with vhosts.lend_empty(tmp_path) as bundle:
+        assert bundle.vhost != first
+    assert not vhosts.empty[1:]

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from tests.lib import fork_server
 from tests.lib.bundle import BIN, Bundle
 
 pytestmark = pytest.mark.used_vhost
@@ -66,10 +67,14 @@ def test_worker_without_streams_prints_all_the_same(bundle: Bundle) -> None:
         def says() -> None:
             print("said", flush=True)
     """)
-    command = (
-        f"exec {BIN}/celery -A proj worker --loglevel=INFO -c 1 --without-mingle --logfile=it.log >&- 2>&-"
-    )
-    with subprocess.Popen(["sh", "-c", command], cwd=bundle.folder, env=bundle.env) as worker:
+    options = ["--loglevel=INFO", "--concurrency=1", "--without-mingle", "--logfile=it.log"]
+    with fork_server.popen(
+        [str(BIN / "celery"), "-A", "proj", "worker", *options],
+        closed={1, 2},
+        cwd=bundle.folder,
+        env=bundle.env,
+        stdin=subprocess.DEVNULL,
+    ) as worker:
         try:
             done = bundle.proj("enqueue", "task", "proj.tasks.says", "--id", "it", "--wait")
         finally:

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import psutil
+import pytest
 
 from photos import measure
 from tests.lib.bundle import Bundle
@@ -19,6 +20,7 @@ from tests.lib.waiting import PATIENCE, eventually
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.used_vhost
 def test_worker_and_page_run_until_ctrl_c(bundle: Bundle) -> None:
     """As `make photos` does, where a broker runs already: it prints the address, and Ctrl-C ends all."""
     env = {"PHOTOS_PORT": str(free_port()), "PYTHONUNBUFFERED": "1"}

@@ -213,7 +213,8 @@ def test_many_at_once(studio: Studio) -> None:
     studio.hold()
     answers = measure.upload_all(studio.url, photos[MANY // 4 :], AT_ONCE)
     assert {answer.status for answer in answers} == {202}
-    assert not any(studio.words()[each.body["id"]] == "done" for each in answers)
+    words = studio.words()
+    assert not any(words[each.body["id"]] == "done" for each in answers)
     studio.release()
 
     eventually("all are done", lambda: _all_done(studio, answers), seen=studio.seen)

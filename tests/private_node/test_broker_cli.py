@@ -14,7 +14,8 @@ import pytest
 
 from proj.errors import ExitCode
 from proj.private_node import node
-from tests.lib.bundle import COMMAND_TIMEOUT
+from tests.lib import fork_server
+from tests.lib.bundle import BIN, COMMAND_TIMEOUT
 from tests.lib.node_processes import STOPPED, alive, left, logged_since, processes
 
 REPOSITORY = Path(__file__).parents[2]
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("rabbitmq")
 
 
 def start_cli(*arguments: object, closed: str = "", **env: str) -> subprocess.Popen[str]:
+    """In a process group of its own."""
     command = [sys.executable, "-m", "proj", "broker", *map(str, arguments)]
     return subprocess.Popen(
         ["sh", "-c", f'exec "$@" {closed}', "sh", *command],
@@ -38,10 +40,10 @@ def start_cli(*arguments: object, closed: str = "", **env: str) -> subprocess.Po
     )
 
 
-def cli(*arguments: object, closed: str = "", **env: str) -> tuple[int, str, str]:
-    with start_cli(*arguments, closed=closed, **env) as process:
-        stdout, stderr = process.communicate(timeout=COMMAND_TIMEOUT)
-    return process.returncode, stdout, stderr
+def cli(*arguments: object, **env: str) -> tuple[int, str, str]:
+    command = [str(BIN / "proj"), "broker", *map(str, arguments)]
+    done = fork_server.run(command, cwd=REPOSITORY, env=os.environ | env, timeout=COMMAND_TIMEOUT)
+    return done.returncode, done.stdout, done.stderr
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,9 @@ def test_start_status_stop(tmp_path: Path) -> None:
     assert (code, stdout.split()[:2]) == (ExitCode.UNREACHABLE, ["state", "stopped"])
     arguments = ("start", in_folder, *FREE_PORTS)
     # Without a stdin, whose number the lock of the node must not get.
-    code, stdout, stderr = cli_at_home(*arguments, closed="<&-")
-    assert code == ExitCode.DONE, stderr
+    with start_cli(*arguments, closed="<&-", HOME=str(tmp_path)) as process:
+        stdout, stderr = process.communicate(timeout=COMMAND_TIMEOUT)
+    assert process.returncode == ExitCode.DONE, stderr
     info = node.running(folder)
     assert info is not None
     found = processes(info)

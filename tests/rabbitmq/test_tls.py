@@ -20,6 +20,7 @@ from proj.errors import ManagementUnavailable
 from proj.private_node.node import BrokerNode
 from proj.rabbitmq.management import Management
 from tests.lib.bundle import BIN, Bundle
+from tests.lib.one_node import CONFIG
 from tests.lib.ports import free_port
 from tests.lib.proxy import Network, Proxy
 from tests.lib.publisher import SLACK, Publisher
@@ -63,6 +64,7 @@ def secured(
     port, management_port = free_port(), free_port()
     files = {"cacertfile": ca_file, "certfile": folder / "cert.pem", "keyfile": folder / "key.pem"}
     config = [
+        CONFIG,
         f"listeners.ssl.1 = {HOST}:{port}",
         "ssl_options.verify = verify_none",
         f"management.ssl.ip = {HOST}",
@@ -174,7 +176,7 @@ def test_all_programs_use_it(own: Bundle) -> None:
 
 
 def encrypted(bundle: Bundle) -> set[bool]:
-    """Whether the connections to the virtual host are encrypted; they are told up to 5 s late."""
+    """Whether the connections to the virtual host are encrypted; they are told late."""
     path = f"vhosts/{quote(bundle.vhost, safe='')}/connections"
     return eventually(
         "connections are told",

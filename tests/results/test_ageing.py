@@ -142,6 +142,11 @@ print(json.dumps([sizes, left()]))
     assert left == []
 
 
+def _is_gone(bundle: Bundle, task_id: str) -> None:
+    eventually(f"the result of {task_id} is gone", lambda: task_id not in stores.states(bundle))
+    assert stores.outcome(bundle, task_id)["state"] == "PENDING"
+
+
 @pytest.mark.celery_docs("Periodic Tasks: backend_cleanup")
 def test_worker_deletes_old_results(bundle: Bundle) -> None:
     """A success goes by itself, and a repeat of its id is executed again; a failure stays with its letter."""
@@ -157,12 +162,12 @@ def test_worker_deletes_old_results(bundle: Bundle) -> None:
     worker = stores.worker(bundle)
     bundle.enqueue("task", "proj.tasks.failing", "--id", "failed")
     bundle.enqueue("add", "1", "2", "--id", "it")
-    eventually("it is executed", lambda: len(worker.lines("Result of")) == 1)
-    eventually("its result is gone", lambda: stores.outcome(bundle, "it")["state"] == "PENDING")
+    eventually("its result is stored", lambda: len(worker.lines("succeeded in")) == 1)
+    _is_gone(bundle, "it")
     assert "no result for it (kept for 1 second)" in bundle.proj("result", "it").stderr
 
     bundle.enqueue("add", "1", "2", "--id", "it")
-    eventually("the repeat is executed", lambda: len(worker.lines("Result of")) == 2)
+    eventually("that of the repeat is stored", lambda: len(worker.lines("succeeded in")) == 2)
 
     mend = stores.garbage(bundle)
     try:
@@ -172,12 +177,12 @@ def test_worker_deletes_old_results(bundle: Bundle) -> None:
     bundle.enqueue("task", "proj.tasks.failing", "--id", "failed again")
     eventually("it is dead", lambda: bundle.depth("proj.dead") == 2)
     bundle.enqueue("add", "1", "2", "--id", "last")
-    eventually("it is executed too", lambda: len(worker.lines("Result of")) == 3)
-    eventually("it is gone", lambda: stores.outcome(bundle, "last")["state"] == "PENDING")
+    eventually("its result is stored too", lambda: len(worker.lines("succeeded in")) == 3)
+    _is_gone(bundle, "last")
     assert stores.outcome(bundle, "failed again")["state"] == "FAILURE"
     dropped = bundle.proj("dead", "drop", "--all", "--yes")
     assert dropped.returncode == 0, dropped.stderr
-    eventually("its failure is gone", lambda: stores.outcome(bundle, "failed again")["state"] == "PENDING")
+    _is_gone(bundle, "failed again")
 
 
 def test_drop_deletes_the_failure_that_it_showed(stored: Bundle) -> None:

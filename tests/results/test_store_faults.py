@@ -103,7 +103,7 @@ def _strike(bundle: Bundle, worker: Worker, fault: Fault, target: Any, said: str
         eventually(
             "the message is answered",
             lambda: bundle.depth("proj.dead") == dead + 1 or f"[{task_id}] succeeded" in worker.text(),
-            seen=worker.text,
+            seen=lambda: f"{dead} were dead before, now {bundle.depth('proj.dead')}\n{worker.text()}",
         )
     finally:
         mend()

@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -12,10 +11,13 @@ import pytest
 
 from proj.errors import BrokerNodeError, ExitCode
 from tests.chaos.run import check_machine
-from tests.lib import small_disk
+from tests.lib import fork_server, small_disk
 from tests.lib.missing import missing
 
 ROOT = Path(__file__).parents[3]
+
+#: What `python -m` does with the words behind it.
+AS_MODULE = "import runpy, sys; del sys.argv[0]; runpy.run_module(sys.argv[0], None, '__main__', True)"
 
 
 @pytest.mark.parametrize("what", ["memory", "disk"])
@@ -36,9 +38,7 @@ def test_a_run_on_a_small_disk_ends_with_one_line(program: list[str], tmp_path: 
         if not is_there:
             missing("this user may not mount a small disk")
         env = os.environ | {"TMPDIR": str(disk)}
-        done = subprocess.run(
-            [sys.executable, "-m", *program], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
-        )
+        done = fork_server.run([sys.executable, "-c", AS_MODULE, *program], cwd=ROOT, env=env, timeout=60)
 
         error = rf"Error: too little disk in {disk}: \d MiB are free, 2048 are needed \(.*TMPDIR\)\n"
         assert (done.returncode, done.stdout) == (ExitCode.UNREACHABLE, "")

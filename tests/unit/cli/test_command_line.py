@@ -16,10 +16,7 @@ PROJ = Path(sys.executable).with_name("proj")
 
 
 def _run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [str(PROJ), *args]
-    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = fork_server.popen(command, cwd=".", env=os.environ | env, text=True, **streams)
-    return fork_server.ended(process, COMMAND_TIMEOUT)
+    return fork_server.run([str(PROJ), *args], cwd=".", env=os.environ | env, timeout=COMMAND_TIMEOUT)
 
 
 def test_version() -> None:
