@@ -146,6 +146,36 @@ def _is_past(bundle: Bundle) -> bool:
 
 
 @pytest.mark.used_vhost
+def test_end_is_stored_once(bundle: Bundle) -> None:
+    """The broker records the second of a death: a survey knows its own end in it, and the task's is of before."""
+    ours, theirs = "expired: it was late (see: proj dead show ours)", "of before"
+    for task_id in ("ours", "theirs", "last"):
+        _expire(bundle, task_id)
+    deaths = {each["id"]: each["last"] for each in dead.rows(bundle)}
+    bundle.python(f"""
+import sqlite3
+from contextlib import closing
+from datetime import datetime, timedelta
+from proj import app
+from proj.worker.lookout import DeadLettered
+app.backend.mark_as_failure("ours", DeadLettered({ours!r}))
+app.backend.mark_as_failure("theirs", ValueError({theirs!r}))
+with closing(sqlite3.connect({str(stores.file(bundle))!r})) as database, database:
+    for task_id, died in {deaths!r}.items():
+        in_its_second = datetime.fromisoformat(died).replace(tzinfo=None) + timedelta(seconds=0.5)
+        update = "UPDATE celery_taskmeta SET date_done = ? WHERE task_id = ?"
+        database.execute(update, [str(in_its_second), task_id])
+print(1)
+""")
+    bundle.worker()
+
+    _ends(bundle, "last")
+
+    assert _outcome(bundle, "ours")["error"] == f"DeadLettered: {ours}"
+    assert _outcome(bundle, "theirs")["error"].startswith("DeadLettered: expired (see")
+
+
+@pytest.mark.used_vhost
 def test_redriven_message_ends_again(bundle: Bundle) -> None:
     """The end that was stored for the dead letter gives way to that of the next attempt."""
     _expire(bundle, "it")
