@@ -234,7 +234,9 @@ socket.getaddrinfo = look_up_many
         check(outcome, "BrokerUnreachable", "cluster.invalid", "does not answer in time")
         assert outcome.seconds < (addresses - 2) * timeout
     else:
-        assert outcome.seconds > (addresses - 2) * timeout
+        # One address more at least. When the cut comes between the making of a socket and its connecting, Linux
+        # takes it for connected: to write on it waits for the time-out, and then no address follows.
+        assert outcome.seconds > 2 * timeout
 
 
 def test_first_node_that_answers_byte_by_byte(bundle: Bundle, proxy: Proxy) -> None:
