@@ -199,8 +199,8 @@ class _End:
             return meta["status"] in states.READY_STATES
         done = meta.get("date_done")
         done = datetime.fromisoformat(done) if isinstance(done, str) else done
-        # The broker records whole seconds. A failure of the second of the death may be of before, unless it is
-        # what a survey stores.
+        # The broker records whole seconds. A failure of the same second may be of before, unless it is what a
+        # survey stores.
         is_ours = isinstance(last, DeadLettered) and str(last).startswith(self._words)
         return not done or done.replace(tzinfo=UTC) >= self._died + timedelta(seconds=0 if is_ours else 1)
 

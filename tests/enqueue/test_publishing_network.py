@@ -234,8 +234,8 @@ socket.getaddrinfo = look_up_many
         check(outcome, "BrokerUnreachable", "cluster.invalid", "does not answer in time")
         assert outcome.seconds < (addresses - 2) * timeout
     else:
-        # One address more at least. When the cut comes between the making of a socket and its connecting, Linux
-        # takes it for connected: to write on it waits for the time-out, and then no address follows.
+        # At least one more. When the cut comes after a socket is made and before it connects, Linux takes it
+        # for connected: to write on it waits for the timeout, and then no address follows.
         assert outcome.seconds > 2 * timeout
 
 

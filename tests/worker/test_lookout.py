@@ -147,7 +147,7 @@ def _is_past(bundle: Bundle) -> bool:
 
 @pytest.mark.used_vhost
 def test_end_is_stored_once(bundle: Bundle) -> None:
-    """The broker records the second of a death: a survey knows its own end in it, and the task's is of before."""
+    """The broker records the second of a death. In it, a survey's end is new, and the task's is of before."""
     ours, theirs = "expired: it was late (see: proj dead show ours)", "of before"
     for task_id in ("ours", "theirs", "last"):
         _expire(bundle, task_id)
