@@ -19,7 +19,8 @@ class Pipeline:
     def __init__(self, app: Celery, deadline: float, on_answer: Callable[[Any], None]) -> None:
         """Connect and declare. Raises `BrokerUnreachable` and `BrokerRefused`."""
         self._wanted = app.settings.topology
-        self._delays_are_declared = False
+        #: Whether what delayed messages need is declared, as far as the user has the right.
+        self.delays_are_declared = False
         self._stack = ExitStack()
         pooled = connection.acquire(app, deadline)
         #: For the words of an error, when it is closed too.
@@ -44,9 +45,10 @@ class Pipeline:
         return connection.is_blocked(self.broker)
 
     def declare_delays(self, deadline: float) -> None:
-        """Declare what delayed messages need, once. Raises `BrokerRefused`, and errors of the connection."""
-        if self._delays_are_declared:
-            return
+        """Declare what delayed messages need. Nothing may be in flight.
+
+        Raises `BrokerRefused`, and errors of the connection.
+        """
         try:
             with connection.cut_at(deadline, self.broker), suppress(AccessRefused):
                 topology.declare_delays(self.broker, self._wanted)
@@ -54,7 +56,7 @@ class Pipeline:
             if failures.is_refusal(error):
                 raise failures.explain(error, self.broker) from error
             raise
-        self._delays_are_declared = True
+        self.delays_are_declared = True
 
     def close(self, deadline: float) -> None:
         """Give the connection back to the pool. Nothing may be in flight."""

@@ -95,6 +95,8 @@ class Sender:
         # Of `time.monotonic`: the last confirm, and the last answer of any kind, to which the time is added
         # that the caller has spent since; the last look for answers; and the end of the last call.
         self._confirmed_at = self._answered_at = self._looked_at = self._left_at = time.monotonic()
+        #: Since when each look has found all written and nothing answered.
+        self._silent_since: float | None = None
         #: Until when nobody tries to connect, and why.
         self._down_until = 0.0
         self._down: ProjError | None = None
@@ -122,8 +124,9 @@ class Sender:
         both the writing and the reading may be left for a later call.
         """
         now = time.monotonic()
-        self._confirmed_at += now - self._left_at
         self._answered_at += now - self._left_at
+        # Until `_again_at` there was nothing to do for what full queues have refused.
+        self._confirmed_at += max(0.0, now - max(self._left_at, self._again_at if self._nacked else 0))
         try:
             self._send(now)
             if wait:
@@ -133,6 +136,8 @@ class Sender:
                 self._pipeline.window.flush(self._deadline)
                 while self._pipeline.window.read(now):
                     pass
+                if look:
+                    self._end_silence(now)
             if self._is_stale and self._pipeline and not len(self._pipeline.window):
                 self._abandon()
         except failures.ERRORS as error:
@@ -181,10 +186,12 @@ class Sender:
         window = self._pipeline.window
         while self._unsent and len(window) < self._window:
             entry = self._unsent[0]
-            if len(window) and (entry.alone or self._is_alone):
+            # To declare takes round trips, in which an error of what is in flight might come.
+            declares = bool(entry.composed.delay) and not self._pipeline.delays_are_declared
+            if len(window) and (entry.alone or self._is_alone or declares):
                 break
             try:
-                if entry.composed.delay:
+                if declares:
                     self._pipeline.declare_delays(self._deadline)
                 if entry.composed.priority:
                     priorities.warn_if_ignored(self._pipeline.broker)
@@ -235,8 +242,17 @@ class Sender:
         if not self._nacked and time.monotonic() >= self._deadline:
             self._give_up()
 
+    def _end_silence(self, now: float) -> None:
+        """Give up when looks have found no answer for as long as one would be waited for."""
+        if self._pipeline is None or not len(self._pipeline.window):
+            self._silent_since = None
+        elif self._silent_since is None:
+            self._silent_since = now
+        elif now >= self._silent_since + self._patience:
+            self._give_up()
+
     def _on_answer(self, entry: Entry) -> None:
-        self._answered_at = time.monotonic()
+        self._answered_at, self._silent_since = time.monotonic(), None
         if entry.refusal is None:
             self._confirmed_at, self._pause = self._answered_at, _FIRST_PAUSE
             if self._full:
@@ -296,6 +312,7 @@ class Sender:
 
     def _give_up(self) -> None:
         """Nothing was answered until the deadline: all that is open gets its outcome."""
+        self._silent_since = None
         why = connection.ALARM if self._pipeline and self._pipeline.is_blocked else ""
         for entry in self._abandon():
             entry.may_be_queued = True

@@ -100,6 +100,17 @@ def test_exchange_that_is_deleted(bundle: Bundle) -> None:
     assert "no exchange 'proj.direct'" in batch.outcomes[0].text
 
 
+def test_first_delayed_message_behind_one_that_is_refused(bundle: Bundle) -> None:
+    """What it needs is declared while nothing is in flight: the error of another is not its own."""
+    # Of a size that is written at once.
+    nowhere = {"size": 2**16, "options": {"exchange": "nowhere", "routing_key": "somewhere"}}
+
+    batch = enqueue(bundle, (5, _ONE), (1, nowhere), (1, {"options": {"countdown": 3600}}), (5, _ONE))
+
+    assert [each.status for each in batch.outcomes] == ["confirmed"] * 5 + ["refused"] + ["confirmed"] * 6
+    assert "no exchange 'nowhere'" in batch.outcomes[5].text
+
+
 def test_user_without_the_right_to_publish(bundle: Bundle) -> None:
     """Each is refused, over a channel of its own in the end."""
     bundle.declare()
@@ -161,6 +172,33 @@ def test_network_that_swallows(bundle: Bundle, proxy: Proxy, network: Network) -
     assert batch.seconds < 2 * TIMEOUT + SLACK
     in_queue = set(taken(bundle))
     assert set(batch.ids()) <= in_queue <= set(batch.ids()) | set(batch.ids("unknown"))
+
+
+def test_loop_that_polls_learns_of_silence(bundle: Bundle, proxy: Proxy) -> None:
+    """What is not answered is unknown after the timeout, although nobody waits for it."""
+
+    def fault() -> None:
+        proxy.network = Network.SWALLOWS_ANSWERS
+
+    batch = enqueue(bundle, (5, _ONE), PAUSE, (20, _ONE), faults=(fault,), polling=True)
+
+    assert proxy.happened[Network.SWALLOWS_ANSWERS]
+    assert set(batch.statuses) <= {"confirmed", "unknown"}
+    assert batch.statuses["unknown"] >= 20
+    assert TIMEOUT <= batch.seconds < TIMEOUT + SLACK
+
+
+def test_loop_that_polls_learns_of_a_full_queue(bundle: Bundle) -> None:
+    """What finds no room until the timeout is refused."""
+    hurry(bundle)
+    limit(bundle)
+
+    batch = enqueue(bundle, (50, _ONE), polling=True)
+
+    assert batch.statuses == {"confirmed": len(batch.ids()), "refused": 50 - len(batch.ids())}
+    assert batch.statuses["refused"] >= 40
+    assert "the queue is full" in batch.outcomes[-1].text
+    assert TIMEOUT <= batch.seconds < TIMEOUT + SLACK
 
 
 def test_connection_that_is_cut(bundle: Bundle, proxy: Proxy) -> None:

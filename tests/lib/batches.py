@@ -24,8 +24,8 @@ _PREFETCH = 100
 _PROGRAM = """
 import json, sys, time
 from proj import app
-from proj.enqueue import enqueue_many
-steps, window = json.loads(sys.stdin.readline())
+from proj.enqueue import Batch, enqueue_many
+steps, window, polling = json.loads(sys.stdin.readline())
 def requests():
     for step in steps:
         if step == "pause":
@@ -37,8 +37,16 @@ def requests():
         args = request.get("args") or ["." * request.get("size", 1)]
         for _ in range(count):
             yield app.signature(task, args).set(**request.get("options", {}))
+def polled():
+    with Batch(app, window=window) as batch:
+        for request in requests():
+            batch.put(request)
+        while batch.open:
+            yield from batch.poll()
+            time.sleep(0.01)
+        yield from batch.ended()
 began = time.monotonic()
-for ended in enqueue_many(requests(), window=window):
+for ended in polled() if polling else enqueue_many(requests(), window=window):
     print(json.dumps([ended.status, ended.id, type(ended.error).__name__, str(ended.error or "")]))
 print(json.dumps(time.monotonic() - began))
 """
@@ -70,9 +78,16 @@ class Batch:
 
 
 def enqueue(
-    bundle: Bundle, *steps: Step, faults: tuple[Callable[[], object], ...] = (), window: int = 1000
+    bundle: Bundle,
+    *steps: Step,
+    faults: tuple[Callable[[], object], ...] = (),
+    window: int = 1000,
+    polling: bool = False,
 ) -> Batch:
-    """Enqueue in a program of its own; at each `PAUSE`, one of the faults is called."""
+    """Enqueue in a program of its own; at each `PAUSE`, one of the faults is called.
+
+    A program that is `polling` waits for no outcome.
+    """
     process = fork_server.popen(
         [sys.executable, "-c", _PROGRAM],
         cwd=bundle.folder,
@@ -85,7 +100,7 @@ def enqueue(
         try:
             assert process.stdin is not None
             assert process.stdout is not None
-            process.stdin.write(json.dumps([steps, window]) + "\n")
+            process.stdin.write(json.dumps([steps, window, polling]) + "\n")
             process.stdin.flush()
             waiting = list(faults)
             lines = []
