@@ -44,6 +44,9 @@ class Connection(pyamqp.Connection):
     #: The event loop that waits for the socket, which does not show what was read ahead.
     loop: Any = None
 
+    #: Whether the loop has its turn after each event, since what an event causes may take long.
+    takes_turns = False
+
     #: What `proj.enqueue.publish` has declared over this connection, and the producer that it keeps for it.
     declared: Topology | None = None
     producer: kombu.Producer | None = None
@@ -78,11 +81,15 @@ class Connection(pyamqp.Connection):
 
     def handle_available(self) -> None:
         """Handle the frames that are there, if the connection still is; wait for none."""
+        event = None
         try:
             if self.connected:
-                self.blocking_read(0)
+                event = self.blocking_read(0)
             while self._has_more:
-                self.blocking_read(None if self.has_frame else 0)
+                if event and self.takes_turns:
+                    self.loop.call_soon(self.handle_available)
+                    return
+                event = self.blocking_read(None if self.has_frame else 0)
         except TimeoutError as error:
             if error.errno is not None:  # the system has given up the connection
                 raise

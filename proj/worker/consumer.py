@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final
 
 from amqp.exceptions import AccessRefused, ResourceLocked
 from celery import signals
+from celery.concurrency import solo
 from celery.exceptions import WorkerShutdown
 from celery.utils.log import get_logger
 from celery.worker import consumer
@@ -93,6 +94,8 @@ class Consumer(consumer.Consumer):
             connection.abandon(conn)
             raise
         self._live = conn.connection
+        # This pool executes a task where its message is handled.
+        self._live.takes_turns = isinstance(self.pool, solo.TaskPool)
         return conn
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:

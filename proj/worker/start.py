@@ -8,12 +8,13 @@ from typing import Any, Final
 
 import click
 from celery import concurrency
-from celery.concurrency import prefork
+from celery.concurrency import prefork, solo
 from celery.signals import (
     celeryd_after_setup,
     celeryd_init,
     task_postrun,
     worker_before_create_process,
+    worker_init,
 )
 from celery.utils.log import get_logger
 from celery.utils.nodenames import default_nodename
@@ -37,6 +38,7 @@ def install() -> None:
     celeryd_init.connect(give_unique_name)
     celeryd_init.connect(refuse_options)
     celeryd_init.connect(select_queues)
+    worker_init.connect(count_slots)
     celeryd_init.connect(ending.bound_shutdown)
     celeryd_init.connect(keep_restartable)
     celeryd_init.connect(formats.log_only_json)
@@ -77,6 +79,12 @@ def refuse_options(instance: Any, conf: Any, options: dict[str, Any], **_: Any) 
     else:
         return
     raise _refusal(instance, options, words)
+
+
+def count_slots(sender: Any, **_: Any) -> None:
+    """Give a worker with `-P solo` its one slot. Celery counts the CPUs, and fetches as many messages."""
+    if issubclass(concurrency.get_implementation(sender.pool_cls), solo.TaskPool):
+        sender.concurrency = 1
 
 
 def select_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:

@@ -22,9 +22,13 @@ pytestmark = pytest.mark.used_vhost
 SHORT = 8
 
 
-def test_no_worker_idles_while_a_task_is_ready(bundle: Bundle) -> None:
-    """Two workers of one slot, one of them at a long task: the other executes all that there is."""
-    assert _waiting_behind_a_long_task(bundle) == 0
+@pytest.mark.parametrize("options", [(), ("--pool=solo", "--concurrency=4")], ids=["prefork", "solo"])
+def test_no_worker_idles_while_a_task_is_ready(bundle: Bundle, options: tuple[str, ...]) -> None:
+    """Two workers of one slot, one of them at a long task: the other executes all that there is.
+
+    A worker with `-P solo` has one slot, whatever it is told.
+    """
+    assert _waiting_behind_a_long_task(bundle, *options) == 0
 
 
 @pytest.mark.celery_docs("Workers: --prefetch-multiplier")

@@ -133,6 +133,20 @@ def test_event_loop_handles_what_was_read_ahead(
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize(("takes_turns", "handled"), [(True, 1), (False, 3)])
+def test_event_loop_has_its_turn_after_each_event(tls: bool, takes_turns: bool, handled: int) -> None:
+    """If it takes turns: what an event causes may take long, such as a task of `-P solo`."""
+    with looped(tls=tls) as (live, loop, send, frames):
+        live.takes_turns = takes_turns
+        send(FRAME * 3)
+        while not frames:
+            loop.run_once()
+        assert len(frames) == handled
+        while len(frames) < 3:
+            loop.run_once()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_event_loop_learns_that_the_connection_is_lost(tls: bool) -> None:
     """At the end of what was sent, and again when somebody has noticed before."""
     with looped(tls=tls) as (live, loop, send, frames):
