@@ -15,7 +15,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 from billiard import active_children
-from celery.apps import worker
+from celery import bootsteps
+from celery.apps import worker as apps_worker
 from celery.platforms import EX_FAILURE
 from celery.signals import worker_shutting_down
 from celery.utils.log import get_logger
@@ -30,13 +31,15 @@ _WORKER_PATIENCE: Final = 3
 _EXIT_PATIENCE: Final = 1
 
 
-class Worker(worker.Worker):
+class Worker(apps_worker.Worker):
     """Celery's worker, whose cold shutdown is bounded."""
 
     def wait_for_soft_shutdown(self) -> None:
         """The first step of the cold shutdown, as Celery's; what follows has its time."""
-        super().wait_for_soft_shutdown()
-        threading.Thread(target=_end_by_force, name="ending", daemon=True).start()
+        try:
+            super().wait_for_soft_shutdown()
+        finally:
+            threading.Thread(target=_end_by_force, args=[self], name="ending", daemon=True).start()
 
 
 def bound_shutdown(instance: Any, **_: Any) -> None:
@@ -48,24 +51,37 @@ def bound_shutdown(instance: Any, **_: Any) -> None:
 
     def start_timer(how: str, **_: Any) -> None:
         if how == "Warm":
-            timer = threading.Timer(grace, os.kill, (os.getpid(), signal.SIGQUIT))
+            timer = threading.Timer(grace, end)
             timer.daemon = True
             timer.start()
+
+    def end() -> None:
+        if not _has_ended(instance):
+            os.kill(os.getpid(), signal.SIGQUIT)
 
     worker_shutting_down.connect(start_timer, weak=False)
 
 
-def _end_by_force() -> None:
+def _has_ended(worker: Any) -> bool:
+    """Whether all its parts are stopped. A program that has started a worker itself may go on then."""
+    return bool(worker.blueprint.state == bootsteps.TERMINATE)
+
+
+def _end_by_force(worker: Any) -> None:
     """Kill the pool's processes that have not ended in time, and then end the worker, if it is still there.
 
     The broker gives the messages to others, as it does when a worker is killed.
     """
     time.sleep(_PROCESS_PATIENCE)
+    if _has_ended(worker):
+        return
     for process in active_children():
         if process.exitcode is None:
             with suppress(ProcessLookupError):  # it has just ended
                 os.kill(process.pid, signal.SIGKILL)
     time.sleep(_WORKER_PATIENCE)
+    if _has_ended(worker):
+        return
     last = threading.Thread(target=_say_and_clear, daemon=True)
     last.start()
     last.join(_EXIT_PATIENCE)

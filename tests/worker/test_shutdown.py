@@ -119,6 +119,33 @@ def test_shutdown_that_hangs_is_ended_by_force(bundle: Bundle) -> None:
     assert not (bundle.folder / "pid").exists()
 
 
+def test_program_that_ran_a_worker_goes_on(bundle: Bundle) -> None:
+    """The end of the grace period concerns it no more, once the worker has ended."""
+    bundle.env["PROJ_SHUTDOWN_GRACE"] = "3"
+    timers, quits = bundle.python("""
+import os, signal, sys, threading
+from celery.signals import worker_ready
+from proj import app
+
+@worker_ready.connect
+def end(**_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+try:
+    app.Worker(concurrency=1, without_mingle=True).start()
+except SystemExit:
+    pass
+quits = []
+signal.signal(signal.SIGQUIT, lambda number, _: quits.append(number))
+timers = [each for each in threading.enumerate() if isinstance(each, threading.Timer)]
+for timer in timers:
+    timer.join()
+print([len(timers), quits], file=sys.__stdout__)
+""")
+    assert timers == 1
+    assert quits == []
+
+
 @pytest.mark.long
 def test_rolling_restart_under_load_loses_nothing_and_repeats_nothing(bundle: Bundle) -> None:
     """Two workers are replaced one after the other while tasks wait: each task is executed exactly once."""
