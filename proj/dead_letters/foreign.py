@@ -62,7 +62,7 @@ class Foreign:
     origin: str
     reason: str
     problem: str
-    #: Time of its death; None when the header is missing.
+    #: Time of its death (ISO 8601, UTC); None when the header is missing or has no time.
     died: str | None
     properties: Mapping[str, Any]
     headers: Mapping[str, Any]
@@ -73,12 +73,12 @@ class Foreign:
         origin, reason, original = (headers.get(name) for name in (ORIGIN, REASON, ORIGINAL))
         if not (isinstance(origin, str) and isinstance(reason, str) and isinstance(original, dict)):
             return None
-        died, inner = headers.get(DIED), original.get("application_headers")
+        inner = original.get("application_headers")
         return cls(
             origin,
             reason,
             str(headers.get(PROBLEM, "")),
-            died if isinstance(died, str) else None,
+            _time(headers.get(DIED)),
             {name: value for name, value in original.items() if name != "application_headers"},
             inner if isinstance(inner, dict) else {},
         )
@@ -114,6 +114,17 @@ def dead_letter(
             **headers,
         },
     )
+
+
+def _time(value: object) -> str | None:
+    """The time in the form in which `dead_letter` writes it: other programs may write others."""
+    try:
+        moment = datetime.fromisoformat(value)  # type: ignore[arg-type]
+        if moment.tzinfo:
+            moment = moment.astimezone(UTC).replace(tzinfo=None)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return f"{moment.isoformat(timespec='seconds')}Z"
 
 
 def _kept(properties: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import chain, islice
 from typing import Any, Final
 
 import amqp
@@ -82,18 +83,14 @@ def listing(app: App, wanted: Wanted, limit: int, patience: float = _READER_PATI
     return found[:limit]
 
 
-def survey(app: App, limit: int, size: int, note: Callable[[DeadLetter], None]) -> None:
-    """Call `note` with each of the oldest `limit` dead letters, with `size` in memory at a time.
+@contextmanager
+def survey(app: App, limit: int, size: int) -> Iterator[Iterator[DeadLetter]]:
+    """The oldest `limit` dead letters, of which `size` are in memory at a time.
 
-    Raises `Busy` when another program is reading.
+    Nobody else reads, redrives or drops any in the block. Raises `Busy` when another program is reading.
     """
     with _reading(app, patience=0) as reader:
-        for chunk in reader.chunks(size, most=size):
-            for letter in chunk:
-                note(letter)
-            limit -= len(chunk)
-            if limit <= 0:
-                break
+        yield islice(chain.from_iterable(reader.chunks(size, most=size)), limit)
 
 
 def is_empty(app: App) -> bool:

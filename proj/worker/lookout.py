@@ -44,8 +44,11 @@ MAX_LETTERS: Final = 10_000
 #: Dead letters held in memory at a time. Each may have 16 MiB.
 CHUNK: Final = 50
 
-#: Ends stored after one survey, so that the worker's main process is not held up.
+#: Ends stored in one survey, so that the worker's main process is not held up.
 MAX_STORED: Final = 100
+
+#: Seconds for that, in which other readers wait.
+STORE_TIME: Final = 2.0
 
 #: Reasons of dead letters that the broker makes by itself. For all others a worker has stored the end, except
 #: for those of `proj ingest`, which has no store.
@@ -131,29 +134,30 @@ class Lookout:
         found: list[_End] = []
         settled: set[tuple[str, str | None]] = set()
         all_are_settled = True
-
-        def note(letter: DeadLetter) -> None:
-            nonlocal all_are_settled
-            key = letter.id, letter.last
-            if not (letter.foreign or letter.reason in _BY_THE_BROKER) or not checks.is_id(letter.id):
-                return
-            if key in self._settled:
-                settled.add(key)
-            elif len(found) < MAX_STORED:
-                found.append(_End(letter))
-            else:
+        # Stored before others read: another worker would store the same, and what is redriven lives.
+        with dead_letters.survey(self._app, MAX_LETTERS, CHUNK) as letters:
+            for letter in letters:
+                key = letter.id, letter.last
+                if not (letter.foreign or letter.reason in _BY_THE_BROKER) or not checks.is_id(letter.id):
+                    continue
+                if key in self._settled:
+                    settled.add(key)
+                elif len(found) < MAX_STORED:
+                    found.append(_End(letter))
+                else:
+                    all_are_settled = False
+            until = time.monotonic() + STORE_TIME
+            for end in found:
+                if end.is_stored(self._app):
+                    settled.add(end.key)
+                    continue
+                # The next survey checks that it is stored.
                 all_are_settled = False
-
-        dead_letters.survey(self._app, MAX_LETTERS, CHUNK, note)
-        for end in found:
-            if end.is_stored(self._app):
-                settled.add(end.key)
-            else:
                 error = end.store(self._app)
                 # By the worker's event loop, which alone may use the connection for events.
                 self._worker.consumer.call_soon(self._tell, end, error)
-                # The next survey checks that it is stored.
-                all_are_settled = False
+                if time.monotonic() > until:
+                    break
         self._settled = settled
         return all_are_settled
 
@@ -185,7 +189,8 @@ class _End:
         self._words = Reason(letter.reason).words if known else letter.reason
         if letter.foreign:
             self._last_error = f": {letter.foreign.problem}"
-        self._died = datetime.fromisoformat(letter.last) if letter.last else datetime.now(UTC)
+        # When that is unknown, any end that is stored is its own.
+        self._died = datetime.fromisoformat(letter.last or "0001-01-01T00:00:00Z")
         self.headers, self.reason = letter.headers, letter.reason
         self._context = Context({**letter.embedded, **letter.headers, "id": letter.id})
 
@@ -207,5 +212,5 @@ class _End:
     def store(self, app: celery.Celery) -> Exception:
         """Store the end; returns its error."""
         error = DeadLettered(f"{self._words}{self._last_error} (see: proj dead show {self._id})")
-        app.backend.mark_as_failure(self._id, error, request=self._context)
+        burial.store_end(app, self._id, error, self._context)
         return error

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from proj import queues
+from proj.dead_letters import foreign
 from proj.private_node.node import BrokerNode
 from tests.lib import dead, dead_reader, stores
 from tests.lib.bundle import Bundle, vhost_of
@@ -173,6 +174,59 @@ print(1)
 
     assert _outcome(bundle, "ours")["error"] == f"DeadLettered: {ours}"
     assert _outcome(bundle, "theirs")["error"].startswith("DeadLettered: expired (see")
+
+
+@pytest.mark.used_vhost
+def test_errback_that_cannot_be_called(bundle: Bundle) -> None:
+    """The ends of other messages are stored in the same survey."""
+    body = [[1, 2], {}, {"errbacks": [{"not": "a signature"}]}]
+    for task_id in ("it", "other"):
+        headers = {"id": task_id, "task": "proj.tasks.add", "lang": "py", "retries": 0}
+        dead.publish(bundle, body, application_headers=headers, expiration="0")
+    worker = bundle.worker()
+
+    for task_id in ("it", "other"):
+        assert _ends(bundle, task_id)["error"] == f"DeadLettered: expired (see: proj dead show {task_id})"
+        worker.says(f"errback of message {task_id} cannot be called")
+    assert "Dead letters cannot be read" not in worker.text()
+
+
+@pytest.mark.used_vhost
+@pytest.mark.parametrize("died", [None, "yesterday", "2026-01-02T03:04:05", "0001-01-01T00:00:00+05:00"])
+def test_letter_of_another_program_without_its_time(bundle: Bundle, died: str | None) -> None:
+    """Its end is stored, once, and so are those of others."""
+    headers = {foreign.ORIGIN: "q", foreign.REASON: "invalid", foreign.PROBLEM: "odd", foreign.ORIGINAL: {}}
+    headers |= {foreign.DIED: died} if died else {}
+
+    def die(letter_id: str) -> None:
+        dead.publish(bundle, b"?", "proj.dead", message_id=letter_id, application_headers=headers)
+
+    die("it")
+    bundle.worker()
+    assert _ends(bundle, "it")["error"] == "DeadLettered: invalid: odd (see: proj dead show it)"
+    stored = _stored(bundle, "date_done", "it")
+
+    die("next")
+
+    _ends(bundle, "next")
+    assert _stored(bundle, "date_done", "it") == stored
+
+
+@pytest.mark.used_vhost
+def test_nobody_reads_during_a_survey(bundle: Bundle) -> None:
+    """What two workers find is stored by one, since it stores before the other reads."""
+    dead.expire(bundle, 2)
+    assert bundle.python("""
+from proj import app, dead_letters
+import json
+with dead_letters.survey(app, 10, 10) as letters:
+    read = [letter.id for letter in letters]
+    try:
+        dead_letters.survey(app, 10, 10).__enter__()
+    except dead_letters.Busy:
+        read.append("busy")
+print(json.dumps(read))
+""") == ["id-0", "id-1", "busy"]
 
 
 @pytest.mark.used_vhost
