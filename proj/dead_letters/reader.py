@@ -9,7 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import chain, islice
@@ -153,10 +153,9 @@ class _Failures:
         """Delete those of these letters, but none that was stored after its letter died."""
         ends: dict[str, datetime] = {}
         for letter in letters:
-            with suppress(ValueError, TypeError):  # the time may be what another program wrote
-                if checks.is_id(letter.id):
-                    # The broker records whole seconds.
-                    ends[letter.id] = datetime.fromisoformat(letter.last or "") + timedelta(seconds=1)
+            if letter.last and checks.is_id(letter.id):
+                # The broker records whole seconds.
+                ends[letter.id] = datetime.fromisoformat(letter.last) + timedelta(seconds=1)
         self._is_up = self._is_up and results.forget_failures(self._app, ends)
 
 
