@@ -3,15 +3,13 @@
 import json
 import signal
 import socket
-import subprocess
-import sys
 import time
 from typing import Any
 
 import amqp
 import pytest
 
-from tests.lib import dead, fork_server
+from tests.lib import dead
 from tests.lib.bundle import Bundle
 from tests.lib.refusal import refuses
 from tests.lib.waiting import eventually
@@ -288,14 +286,7 @@ with _reading(app) as reader:
     print(len(next(reader.chunks(2))), flush=True)
     sys.stdin.read()
 """
-    looking = fork_server.popen(
-        [sys.executable, "-c", code],
-        cwd=bundle.folder,
-        env=bundle.env,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    with looking:
+    with bundle.start_python(code, text=False) as looking:
         assert looking.stdout is not None
         assert looking.stdout.readline() == b"2\n"
         refused = [

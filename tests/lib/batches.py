@@ -1,15 +1,12 @@
 """A program that enqueues a batch, stops where a fault is to happen, and says how each request ended."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from proj.rabbitmq import topology
-from tests.lib import fork_server
 from tests.lib.bundle import COMMAND_TIMEOUT, Bundle
 from tests.lib.waiting import PATIENCE
 
@@ -88,14 +85,7 @@ def enqueue(
 
     A program that is `polling` waits for no outcome.
     """
-    process = fork_server.popen(
-        [sys.executable, "-c", _PROGRAM],
-        cwd=bundle.folder,
-        env=bundle.env,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = bundle.start_python(_PROGRAM)
     with process:
         try:
             assert process.stdin is not None

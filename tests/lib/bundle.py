@@ -179,6 +179,12 @@ class Bundle:
         """Run Python code of a user in a process of its own, however it ends."""
         return self._forked_to_its_end([sys.executable, "-c", code])
 
+    def start_python(
+        self, code: str, env: dict[str, str] | None = None, *, text: bool = True
+    ) -> subprocess.Popen[Any]:
+        """Start Python code of a user that is told what to do by its stdin; its last words are the test's."""
+        return self._forked([sys.executable, "-c", code], env, stdin=subprocess.PIPE, stderr=None, text=text)
+
     def run(
         self, *command: str | Path, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
@@ -195,13 +201,8 @@ class Bundle:
     def _forked(
         self, command: list[str], env: dict[str, str] | None = None, **options: Any
     ) -> subprocess.Popen[Any]:
-        usual = {
-            "stdin": subprocess.DEVNULL,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.PIPE,
-            "text": True,
-        }
-        return fork_server.popen(command, cwd=self.folder, env=self.env | (env or {}), **(usual | options))
+        streams = fork_server.STREAMS | options
+        return fork_server.popen(command, cwd=self.folder, env=self.env | (env or {}), **streams)
 
     def _forked_to_its_end(
         self, command: list[str], env: dict[str, str] | None = None, **options: Any

@@ -103,6 +103,15 @@ _PATH: Final = sys.path[1:]
 _MAINS: Final = {"proj": ("proj.__main__", "main"), "celery": ("celery.__main__", "main")}
 
 
+#: The usual streams of a program: no stdin, and outputs that are kept as texts.
+STREAMS: Final[dict[str, Any]] = {
+    "stdin": subprocess.DEVNULL,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.PIPE,
+    "text": True,
+}
+
+
 class Forked(subprocess.Popen[Any]):
     """A `subprocess.Popen` whose program is forked; `args` begins with `proj`, `celery` or `python -c`."""
 
@@ -152,8 +161,7 @@ def ended(process: subprocess.Popen[Any], timeout: float) -> subprocess.Complete
 
 def run(args: list[str], *, timeout: float, **options: Any) -> subprocess.CompletedProcess[Any]:
     """Run a program to its end, with no stdin and its outputs kept as texts, unless the options differ."""
-    usual = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return ended(popen(args, **(usual | options)), timeout)
+    return ended(popen(args, **(STREAMS | options)), timeout)
 
 
 class _Server:

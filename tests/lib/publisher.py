@@ -1,15 +1,12 @@
 """A program that publishes when it is told to, over one connection, and says how each publish ended."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import quote
 
-from tests.lib import fork_server
 from tests.lib.bundle import COMMAND_TIMEOUT, Bundle
 from tests.lib.erlang import evaluate
 from tests.lib.waiting import eventually
@@ -76,14 +73,7 @@ class Publisher:
 
     def __init__(self, bundle: Bundle, **env: str) -> None:
         self._limit = float((bundle.env | env)["PROJ_PUBLISH_TIMEOUT"])
-        self._process = fork_server.popen(
-            [sys.executable, "-c", _PROGRAM],
-            cwd=bundle.folder,
-            env=bundle.env | env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._process = bundle.start_python(_PROGRAM, env)
 
     def __enter__(self) -> Self:
         return self
