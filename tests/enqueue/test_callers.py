@@ -10,9 +10,8 @@ import pytest
 
 from tests.lib.alarm import alarm
 from tests.lib.bundle import Bundle
-from tests.lib.publisher import SLACK, limit, user
+from tests.lib.publisher import SLACK, fill, user
 from tests.lib.vhosts import VirtualHosts
-from tests.lib.waiting import eventually
 
 #: Each caller in a thread of its own, all at the same time. `traced` executes a task as a worker does.
 _PROGRAM = """
@@ -147,8 +146,7 @@ def no_queue(bundle: Bundle) -> Iterator[None]:
 
 @contextmanager
 def full_queue(bundle: Bundle) -> Iterator[None]:
-    policy = limit(bundle)
-    eventually("it is full", lambda: "queue is full" in bundle.proj("enqueue", "add", "1", "2").stderr)
+    policy = fill(bundle)
     yield
     bundle.management("DELETE", policy)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import quote
 
+from amqp.exceptions import MessageNacked
+
 from tests.lib.bundle import COMMAND_TIMEOUT, Bundle
 from tests.lib.erlang import evaluate
 from tests.lib.waiting import eventually
@@ -161,6 +163,25 @@ def limit(bundle: Bundle, room: int = 1) -> str:
         ' rabbit_policy:name(Q) =:= <<"full">>'
     )
     eventually("the policy applies", lambda: evaluate(bundle.node, named) == "true")
+    return path
+
+
+def fill(bundle: Bundle) -> str:
+    """Let the work queue be full for all that connect from now on; the path of the policy.
+
+    Who was connected before learns it a moment later, and what it has sent until then is taken: how many, is
+    a matter of speed.
+    """
+    path = limit(bundle)
+
+    def is_full() -> bool:
+        try:
+            bundle.publish({}, routing_key="proj.tasks", headers={ID: "fills"})
+        except MessageNacked:
+            return True
+        return False
+
+    eventually("the queue is full", is_full)
     return path
 
 
