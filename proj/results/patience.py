@@ -19,7 +19,7 @@ from celery.utils.log import get_logger
 
 from proj import queues
 from proj.logs import events
-from proj.logs.printable import shortened
+from proj.logs.printable import one_line, shortened
 from proj.results import polling, stored_exception
 from proj.results.ended import ended
 
@@ -172,6 +172,31 @@ class Patient:
         if is_ignored and self.persistent and getattr(request, queues.REPEAT_HEADER, False):  # type: ignore[attr-defined]
             self.store_result(task_id, None, state, request=request)
         super().mark_as_done(task_id, result, request, store_result, state)  # type: ignore[misc]
+
+    def mark_as_failure(
+        self,
+        task_id: str,
+        exc: BaseException,
+        traceback: str | None = None,
+        request: Any = None,
+        store_result: bool = True,
+        call_errbacks: bool = True,
+        state: str = states.FAILURE,
+    ) -> None:
+        """Store the error, then let the task's chain and chord fail, and call its errbacks.
+
+        What cannot be called, such as an errback whose queue is full, is logged: the error that is stored
+        stays. Raises `BackendStoreError` for another state, which is an end that must be stored.
+        """
+        try:
+            super().mark_as_failure(  # type: ignore[misc]
+                task_id, exc, traceback, request, store_result, call_errbacks, state
+            )
+        except celery.exceptions.BackendStoreError:
+            raise
+        except Exception as error:
+            words = "The chain, chord or errback of task %s cannot be called: %s"
+            log.warning(words, one_line(task_id), one_line(repr(error)))
 
     def mark_as_retry(
         self, task_id: str, exc: Any, traceback: str | None = None, request: Any = None, **options: Any

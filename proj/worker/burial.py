@@ -48,18 +48,8 @@ def bury(
     events.say(log, level, events.DEAD_LETTERED, short_id, short_name, became, reason=reason)
     error = NotExecuted(words)
     if checks.is_id(task_id):
-        store_end(app, task_id, error, context or Context(id=task_id, task=short_name))
+        app.backend.mark_as_failure(task_id, error, request=context or Context(id=task_id, task=short_name))
     return error
-
-
-def store_end(app: celery.Celery, task_id: Any, error: Exception, context: Any) -> None:
-    """Store this error as the end of the message; a chord or chain that waits for the task fails too."""
-    try:
-        app.backend.mark_as_failure(task_id, error, request=context)
-    except Exception as other:  # the message's chain, chord or errback may be malformed, or its queue full
-        log.warning(
-            "The chain, chord or errback of message %s cannot be called: %s", text(task_id), text(repr(other))
-        )
 
 
 def bury_message(consumer: Any, message: Any, reason: Reason, problem: object = None) -> None:

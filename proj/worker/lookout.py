@@ -212,5 +212,5 @@ class _End:
     def store(self, app: celery.Celery) -> Exception:
         """Store the end; returns its error."""
         error = DeadLettered(f"{self._words}{self._last_error} (see: proj dead show {self._id})")
-        burial.store_end(app, self._id, error, self._context)
+        app.backend.mark_as_failure(self._id, error, request=self._context)
         return error

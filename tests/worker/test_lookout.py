@@ -187,7 +187,7 @@ def test_errback_that_cannot_be_called(bundle: Bundle) -> None:
 
     for task_id in ("it", "other"):
         assert _ends(bundle, task_id)["error"] == f"DeadLettered: expired (see: proj dead show {task_id})"
-        worker.says(f"errback of message {task_id} cannot be called")
+        worker.says(f"errback of task {task_id} cannot be called")
     assert "Dead letters cannot be read" not in worker.text()
 
 
