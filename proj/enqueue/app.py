@@ -239,11 +239,8 @@ class _CheckedTasks(TaskRegistry):
         self._app = app
 
     def __setitem__(self, name: str, task: Any) -> None:
-        if not isinstance(task, self._app.Task):
-            # Its own base takes precedence.
-            kind = type(task)
-            # upstream: not reported; remove when Celery registers shared tasks with the application's base
-            task.__class__ = type(kind.__name__, (kind, self._app.Task), {"__module__": kind.__module__})
+        # upstream: not reported; remove when Celery registers shared tasks with the application's base
+        task.__class__ = self._app.Task.guarded(type(task))
         super().__setitem__(name, task)
 
 

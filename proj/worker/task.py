@@ -1,16 +1,16 @@
 """The base class of every task: how a worker executes and retries it, and stores its end."""
 
 import sys
-import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import celery
+from billiard import current_process
 from celery import states
 from celery.app.task import get_actual_ignore_result
 from celery.backends.base import DisabledBackend
-from celery.exceptions import Ignore, Retry
+from celery.exceptions import Ignore, Retry, WorkerShutdown, WorkerTerminate
 
 from proj.enqueue import task
 from proj.enqueue.definition import result_of
@@ -23,6 +23,9 @@ TRANSIENT: Final = (ConnectionError, TimeoutError, BrokerUnreachable)
 #: The longest back-off between two attempts, in seconds.
 LONGEST_BACKOFF: Final = 600
 
+#: Billiard's name for a process that no pool has started.
+_MAIN_PROCESS: Final = "MainProcess"
+
 
 class Task(task.Task):
     """A task with checked arguments that is retried with back-off, and whose end is always stored."""
@@ -34,25 +37,13 @@ class Task(task.Task):
     retry_backoff = 1
     retry_backoff_max = LONGEST_BACKOFF
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Execute the task in this process. Raises `BadArguments` before it starts."""
-        args, kwargs = self.check_arguments(args, kwargs)
-        revocation.check(self)
-        try:
-            result = result_of(self.name, super().__call__(*args, **kwargs))
-            self.request.returned = True  # for `proj.enqueue.app.is_unchecked`
-            return result
-        except Ignore as error:
-            self._store_ignored(error)
-            raise
-        except Retry as error:
-            self._refuse_unpublished(error)
-            raise
-        except (SystemExit, KeyboardInterrupt) as error:
-            if threading.current_thread() is threading.main_thread():
-                raise
-            # In a pool of threads there is no process to end, and Celery would never answer the message.
-            raise RuntimeError(f"the task raised {error!r}") from error
+    @classmethod
+    def guarded(cls, kind: type[celery.Task]) -> type[celery.Task]:
+        """The class for tasks of this kind, which guards how they are executed, whatever their base does."""
+        if issubclass(kind, _Guard):
+            return kind
+        bases = (_Guard, kind) if issubclass(kind, cls) else (_Guard, kind, cls)
+        return type(kind.__name__, bases, {"__module__": kind.__module__, "__doc__": kind.__doc__})
 
     def apply_async(
         self,
@@ -94,7 +85,7 @@ class Task(task.Task):
             self.request.end_is_stored = True
             raise
 
-    def _store_ignored(self, error: Ignore) -> None:
+    def store_ignored(self, error: Ignore) -> None:
         """Store `REVOKED` as the end of the task, unless it has stored an end itself."""
         request = self.request
         if request.called_directly or getattr(request, "end_is_stored", False):
@@ -104,7 +95,7 @@ class Task(task.Task):
             request.id, Ignored(words), request=request, call_errbacks=False, state=states.REVOKED
         )
 
-    def _refuse_unpublished(self, error: Retry) -> None:
+    def refuse_unpublished(self, error: Retry) -> None:
         """Fail a task that raised `Retry` by itself: Celery would acknowledge the message and so lose it."""
         if error.sig is None and not self.request.called_directly:
             raise RuntimeError("the task raised Retry, which publishes nothing: call self.retry()") from error
@@ -127,3 +118,45 @@ class Task(task.Task):
     @backend.setter
     def backend(self, backend: Any) -> None:
         celery.Task.backend.fset(self, backend)
+
+
+class _Guard(Task):
+    """What is done around a task of any base, which may have a `__call__` or `before_start` of its own."""
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        self._guard(super().before_start, task_id, args, kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute the task in this process. Raises `BadArguments` before it starts."""
+        args, kwargs = self.check_arguments(args, kwargs)
+        revocation.check(self)
+        result = result_of(self.name, self._guard(super().__call__, *args, **kwargs))
+        self.request.returned = True  # for `proj.enqueue.app.is_unchecked`
+        return result
+
+    def _guard(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return step(*args, **kwargs)
+        except Ignore as error:
+            self.store_ignored(error)
+            raise
+        except Retry as error:
+            self.refuse_unpublished(error)
+            raise
+        except Exception:
+            raise
+        except BaseException as error:
+            if self._may_end_the_process(error):
+                raise
+            raise RuntimeError(f"the task raised {error!r}") from error
+
+    def _may_end_the_process(self, error: BaseException) -> bool:
+        """Whether Celery handles what is no `Exception`; else it would never answer the message.
+
+        A process of a pool ends with `SystemExit`, and its message is given back. Threads and `-P solo` have
+        no such process.
+        """
+        request = self.request
+        if request.called_directly or request.is_eager or isinstance(error, WorkerShutdown | WorkerTerminate):
+            return True
+        return isinstance(error, SystemExit | KeyboardInterrupt) and current_process().name != _MAIN_PROCESS

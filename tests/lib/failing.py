@@ -11,8 +11,8 @@ from tests.lib.worker import Worker
 SCRIPTED = """
     @app.task(name="proj.tasks.scripted", pydantic=True, bind=True)
     def scripted(self, *actions: str) -> str:
-        import os, signal, sys
-        from celery.exceptions import SoftTimeLimitExceeded
+        import asyncio, os, signal, sys
+        from celery.exceptions import Reject, SoftTimeLimitExceeded
         with open("attempts", "a") as file:
             file.write(f"{self.request.id}\\n")
         with open("attempts") as file:
@@ -24,6 +24,10 @@ SCRIPTED = """
             raise TimeoutError("the other side did not answer")
         if action == "fail":
             raise ValueError("no such thing")
+        if action == "reject":
+            raise Reject("no")
+        if action == "cancelled":
+            raise asyncio.CancelledError
         if action == "memory":
             raise MemoryError("no more")
         if action == "interrupt":
@@ -45,6 +49,9 @@ SCRIPTED = """
 
 #: Other tasks that fail.
 OTHERS: Final = """
+    import celery
+    from celery.exceptions import Retry
+
     @app.task(name="proj.tasks.busy", autoretry_for=(LookupError,), retry_jitter=False, max_retries=3)
     def busy() -> None:
         raise LookupError("come again")
@@ -55,14 +62,29 @@ OTHERS: Final = """
 
     @app.task(name="proj.tasks.again")
     def again() -> None:
-        from celery.exceptions import Retry
         raise Retry("later")
+
+    class Called(celery.Task):
+        def __call__(self, *args, **kwargs):
+            return self.run(*args, **kwargs)
+
+    class Begun(celery.Task):
+        def before_start(self, *_):
+            raise Retry("later")
+
+    @app.task(name="proj.tasks.again_called", base=Called)
+    def again_called() -> None:
+        raise Retry("later")
+
+    @app.task(name="proj.tasks.again_before", base=Begun)
+    def again_before() -> None:
+        pass
 
     @app.task(name="proj.tasks.bounded", time_limit=1)
     def bounded() -> None:
         time.sleep(600)
 
-    @app.task(name="proj.tasks.unbounded")
+    @app.task(name="proj.tasks.unbounded", soft_time_limit=500)
     def unbounded() -> None:
         time.sleep(600)
 """

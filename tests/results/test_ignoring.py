@@ -17,6 +17,22 @@ TASKS = """
     def idle(words: str = ""):
         raise Ignore(words) if words else Ignore()
 
+    class Called(app.Task):
+        def __call__(self, *args, **kwargs):
+            return self.run(*args, **kwargs)
+
+    class Begun(app.Task):
+        def before_start(self, *_):
+            raise Ignore()
+
+    @app.task(name="proj.tasks.called", base=Called)
+    def called():
+        raise Ignore()
+
+    @app.task(name="proj.tasks.begun", base=Begun)
+    def begun():
+        pass
+
     @app.task(bind=True, name="proj.tasks.own_end")
     def own_end(self, state: str):
         exc = {"exc_type": "ValueError", "exc_message": ["of its own"], "exc_module": "builtins"}
@@ -49,16 +65,16 @@ def test_who_waits_for_a_task_that_is_ignored_is_answered(bundle: Bundle) -> Non
     assert said in result.stdout
     raised = bundle.python("""
 import json
-from proj.tasks import add, idle
+from proj.tasks import add, begun, called, idle
 chain = (idle.s() | add.s(1)).delay()
 def end(result):
     try:
         result.get(timeout=60)
     except Exception as error:
         return repr(error)
-print(json.dumps([end(chain.parent), end(chain)]))
+print(json.dumps([end(result) for result in (chain.parent, chain, called.delay(), begun.delay())]))
 """)
-    assert raised == ["Ignored('the task raised Ignore')"] * 2
+    assert raised == ["Ignored('the task raised Ignore')"] * 4
 
     again = bundle.proj("enqueue", "task", "proj.tasks.idle", '"still"', "--id", "it", *wait)
     assert again.stderr.endswith("was ignored: Ignored: the task raised Ignore: still\n")

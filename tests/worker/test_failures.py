@@ -35,6 +35,9 @@ NO_TASKS: Final[dict[str, tuple[bytes, str, dict[str, object]]]] = {
     "plain-bytes": (b"\xff", "application/json", {}),
 }
 
+#: An errback that does not take what Celery passes, so that it is not published.
+WRONG_ERRBACK: Final = {"task": "proj.tasks.sleep_dots", "args": ["extra"], "kwargs": {}, "options": {}}
+
 #: What the worker of this module gets. The first one's retry, if it held the slot, would hold up the rest.
 FAILING: Final[Messages] = {
     "very-busy": ("very_busy", (), {}),
@@ -44,6 +47,10 @@ FAILING: Final[Messages] = {
     "fail": ("scripted", ("fail",), {}),
     "memory": ("scripted", ("memory",), {}),
     "again": ("again", (), {}),
+    "again-called": ("again_called", (), {}),
+    "again-before": ("again_before", (), {}),
+    "fail-linked": ("scripted", ("fail",), {"link_error": WRONG_ERRBACK}),
+    "reject-linked": ("scripted", ("reject",), {"link_error": WRONG_ERRBACK}),
 }
 
 
@@ -148,12 +155,32 @@ def test_other_error_makes_a_dead_letter_at_once(
     assert "in scripted" in outcomes[action]["traceback"]
 
 
+@pytest.mark.parametrize("task_id", ["again", "again-called", "again-before"])
 def test_retry_that_was_not_published_is_a_failure(
-    dead_letters: dict[str, Any], outcomes: dict[str, dict[str, Any]]
+    dead_letters: dict[str, Any], outcomes: dict[str, dict[str, Any]], task_id: str
 ) -> None:
-    """Celery's `Retry`, raised by hand, publishes no next attempt: the message is kept, not acknowledged."""
-    assert "again" in dead_letters
-    assert outcomes["again"]["error"].startswith("RuntimeError: the task raised Retry")
+    """Celery's `Retry`, raised by hand, publishes no next attempt: the message is kept, not acknowledged.
+
+    Also that of a task whose base has a `__call__` or `before_start` of its own.
+    """
+    assert task_id in dead_letters
+    assert outcomes[task_id]["error"].startswith("RuntimeError: the task raised Retry")
+
+
+@pytest.mark.parametrize(
+    ("task_id", "error"), [("fail-linked", "ValueError: no such thing"), ("reject-linked", "Reject: ")]
+)
+def test_errback_that_cannot_be_published(
+    worker: Worker,
+    dead_letters: dict[str, Any],
+    outcomes: dict[str, dict[str, Any]],
+    task_id: str,
+    error: str,
+) -> None:
+    """A warning says so, the error of the task is stored, and its message is settled."""
+    assert dead_letters[task_id]["x-death"][0]["reason"] == "rejected"
+    assert outcomes[task_id]["error"].startswith(error)
+    worker.says(f"errback of task {task_id} cannot be called: BadArguments")
 
 
 @pytest.mark.parametrize("name", NO_TASKS)

@@ -21,6 +21,13 @@ class Base(celery.Task):
         return "hello"
 
 
+class Called(celery.Task):
+    """A base that executes the task itself, as Flask's documentation has it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)
+
+
 class ByClass(celery.Task):
     """A task as Celery 1.0 had them."""
 
@@ -39,8 +46,9 @@ def tasks() -> Iterator[list[Any]]:
         app.task(function, name="test.plain", base=celery.Task, shared=False),
         app.task(function, name="test.derived", base=Base, shared=False),
         app.register_task(ByClass()),
+        app.task(function, name="test.called", base=Called, shared=False),
     ]
-    for name in ("test.plain", "test.derived", "test.by_class"):
+    for name in ("test.plain", "test.derived", "test.by_class", "test.called"):
         app.tasks.pop(name, None)
 
 
@@ -57,9 +65,9 @@ def test_base_without_our_checks(tasks: list[Any]) -> None:
 
 def test_what_a_base_says_comes_first(tasks: list[Any]) -> None:
     """Its attributes and methods are kept; what it does not say is as for any other task."""
-    plain, derived, by_class = tasks
+    plain, derived, by_class, called = tasks
     assert (derived.max_retries, derived.autoretry_for, derived.greeting()) == (7, (LookupError,), "hello")
-    for task in (plain, by_class):
+    for task in (plain, by_class, called):
         assert (task.max_retries, task.autoretry_for) == (5, TRANSIENT)
     assert {task.Request for task in tasks} == {"proj.worker.request:Request"}
 
