@@ -9,6 +9,7 @@ import os
 import pickle
 from collections.abc import Callable
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any, Final
 
 import click
@@ -39,6 +40,15 @@ def _is_shallow(body: Any) -> bool:
     if isinstance(body, bytes):
         return body.count(b"[") + body.count(b"{") <= _FEW
     return isinstance(body, str) and body.count("[") + body.count("{") <= _FEW
+
+
+def without_soft_limit(pool: Any) -> Any:
+    """The pool for a task that has no soft time limit."""
+
+    def apply_async(*args: Any, **options: Any) -> Any:
+        return pool.apply_async(*args, **options | {"soft_timeout": None})
+
+    return SimpleNamespace(apply_async=apply_async)
 
 
 def on_lost_error(result: Any, report: Callable[[BaseException], None]) -> None:

@@ -150,6 +150,8 @@ class Request(request.Request):
         """Hand the task to the pool. Raises `TaskRevokedError` on failure, and Celery then frees the slot."""
         try:
             pools.check_sendable(pool, self.request_dict, self.message.body)
+            if not self.time_limits[1]:
+                pool = pools.without_soft_limit(pool)  # Celery would take the task's
             result = super().execute_using_pool(pool, **options)
             pools.on_lost_error(result, self._on_tracer_error)
             return result
@@ -207,10 +209,15 @@ class Request(request.Request):
                 self._end = before
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
+        """End the task and acknowledge its message. Without processes in the pool, the task runs on."""
+        with self._may_be_revoked():
+            try:
+                super().terminate(pool, signal)
+            except NotImplementedError:
+                log.warning("%s[%s] is not terminated: only processes can be ended", self.name, self.id)
+                return
         if self.time_start:
             self.say(logging.WARNING, events.REVOKED, "revoked: terminated")
-        with self._may_be_revoked():
-            super().terminate(pool, signal)
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         """End the task and leave its message unacknowledged; the broker delivers it to another worker."""
@@ -224,6 +231,9 @@ class Request(request.Request):
                 pools.wait_for_no_thread()
                 # With `-P solo` this interrupts the task; another error would count as the task's own.
                 raise WorkerTerminate(EX_FAILURE) from None
+        except Exception as error:  # of the task's `on_retry`, which gets no traceback here
+            log.error("on_retry of %s[%s] raised %r", self.name, self.id, error)
+            super().cancel(pool, signal, emit_retry=False)  # what is left of it
 
     def send_event(self, type: str, **fields: Any) -> None:
         """Send an event about the task, with its texts shortened to what the broker accepts."""

@@ -13,7 +13,7 @@ from tests.lib.waiting import eventually
 def test_time_limits_make_dead_letters_at_once(bundle: Bundle) -> None:
     """A task that is too long is ended, by an exception or with its process, and not tried again.
 
-    A hard limit of its own or of its message, below the soft one of the settings, needs no soft one.
+    A hard limit of its own or of its message needs no soft one. It may be below that of the settings or task.
     """
     bundle.add_task(SCRIPTED)
     bundle.add_task(OTHERS)
@@ -39,15 +39,18 @@ def test_time_limits_make_dead_letters_at_once(bundle: Bundle) -> None:
 
 
 @pytest.mark.used_vhost
-def test_exit_in_a_pool_of_threads_makes_a_dead_letter_at_once(bundle: Bundle) -> None:
-    """There is no process to end: the task has failed, and its slot takes the next message."""
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_exit_where_no_process_ends_makes_a_dead_letter_at_once(bundle: Bundle, pool: str) -> None:
+    """The task has failed, whatever it raised, and its slot takes the next message."""
+    raised = {"exit": "SystemExit(3)", "interrupt": "KeyboardInterrupt()", "cancelled": "CancelledError()"}
     bundle.add_task(SCRIPTED)
-    bundle.worker("-P", "threads")
-    failing.enqueue_scripted(bundle, "exit")
+    bundle.worker("-P", pool)
+    failing.enqueue(bundle, {action: ("scripted", (action,), {}) for action in raised})
 
-    failing.dead_letters(bundle)
+    failing.dead_letters(bundle, len(raised))
 
-    assert failing.outcome(bundle)["error"] == "RuntimeError: the task raised SystemExit(3)"
+    errors = {task_id: end["error"] for task_id, end in failing.outcomes(bundle, *raised).items()}
+    assert errors == {each: f"RuntimeError: the task raised {words}" for each, words in raised.items()}
     assert bundle.proj("enqueue", "add", "1", "2", "--wait").stdout == "3\n"
 
 

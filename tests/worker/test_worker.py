@@ -231,6 +231,30 @@ def test_task_that_ends_after_its_connection_was_lost(bundle: Bundle) -> None:
     assert "Traceback" not in worker.text()
 
 
+def test_handler_that_raises_when_the_connection_was_lost(bundle: Bundle) -> None:
+    """Celery calls `on_retry` without a traceback; the task is executed again, whatever that handler does."""
+    bundle.add_task("""
+        class Told(app.Task):
+            def on_retry(self, exc, task_id, args, kwargs, einfo):
+                return einfo.traceback
+
+        @app.task(name="proj.tasks.told", base=Told, bind=True)
+        def told(self):
+            log.info("Received")
+            if not self.request.delivery_info["redelivered"]:
+                time.sleep(600)
+    """)
+    with Proxy(bundle.node.info.port) as proxy:
+        worker = bundle.worker(env={"CELERY_BROKER_URL": bundle.url_at(proxy.port)}).ready()
+        bundle.enqueue("task", "proj.tasks.told", "--id", "it")
+        worker.says("Received")
+
+        proxy.cut()
+
+        worker.says("on_retry of proj.tasks.told[it] raised AttributeError")
+        worker.says("[it] succeeded")
+
+
 def test_message_that_cannot_be_acknowledged(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     """One event says that it is given back, however often it is settled; Celery gets `BrokenPipeError`."""
     bundle.enqueue("add", "3", "4", "--id", "it")
