@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from celery import signals
 from celery.app.task import Task
-from celery.worker.state import revoked, revoked_stamps, task_reserved
+from celery.utils.collections import LimitedSet
+from celery.worker.state import REVOKE_EXPIRES, REVOKES_MAX, revoked, revoked_stamps, task_reserved
 from celery.worker.strategy import hybrid_to_proto2, proto1_to_proto2
 
 from proj import queues
@@ -21,6 +22,9 @@ from proj.worker.request import Request
 #: seconds. Above it, turns are less than a second apart, and messages wait for Celery's token bucket in their
 #: slots.
 MAX_TURNS: Final = 1.0
+
+#: Messages that have come since they were redriven: the id, and how often.
+_redriven: Final = LimitedSet(maxlen=REVOKES_MAX, expires=REVOKE_EXPIRES)
 
 
 def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
@@ -55,6 +59,8 @@ def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
             # The broker counts only the deliveries of this copy.
             request.bury(Reason.DELIVERY_LIMIT, f"given back {request.deliveries} times")
             return
+        if redrives := message.headers.get(queues.REDRIVES_HEADER):
+            _forget_revocation(request.id, redrives)
         # First what is quick: most messages do not expire, and nothing is revoked.
         if (request.expires or request.id in revoked or revoked_stamps) and request.revoked():
             return
@@ -106,6 +112,17 @@ class Turns:
     def forget(self) -> None:
         """Forget all turns, such as when a limit changes."""
         self._next.clear()
+
+
+def _forget_revocation(task_id: str, redrives: object) -> None:
+    """Forget that the message was revoked before it was redriven, when its first delivery since then comes.
+
+    A revocation between two deliveries, such as while it waits for a retry, counts.
+    """
+    life = f"{task_id} {redrives}"
+    if life not in _redriven:
+        _redriven.add(life)
+        revoked.discard(task_id)
 
 
 def _seconds_until(moment: datetime) -> int:

@@ -117,6 +117,37 @@ def test_revocation_outlives_workers(bundle: Bundle) -> None:
     assert "[delayed] succeeded" not in worker.text()
 
 
+@pytest.mark.long
+def test_redrive_overrides_what_workers_remember(bundle: Bundle) -> None:
+    """A worker that heard of the revocation executes the message all the same. A later revocation counts."""
+    bundle.add_task("""
+        @app.task(name="proj.tasks.twice", bind=True, retry_backoff=8, retry_jitter=False)
+        def twice(self):
+            if not self.request.retries:
+                raise ConnectionError("come again")
+    """)
+    # Else the end of the dead letter may be stored before it is revoked.
+    bundle.switch_off("worker/lookout.py", "INTERVAL: Final = 5.0", "INTERVAL: Final = 3600.0")
+    headers = {"id": "it", "task": "proj.tasks.twice", "lang": "py", "retries": 0}
+    dead.publish(
+        bundle,
+        [[], {}, {}],
+        application_headers=headers,
+        content_type="application/json",
+        content_encoding="utf-8",
+        expiration="0",
+    )
+    worker = bundle.worker().ready()
+    dead.await_count(bundle, 1)
+    bundle.control(worker, "revoke", "it")
+
+    assert bundle.proj("dead", "redrive", "it").returncode == 0
+
+    worker.says("Retry in 8s")
+    bundle.control(worker, "revoke", "it")
+    worker.says("[it] revoked")
+
+
 def test_revocation_that_nobody_looks_for(bundle: Bundle) -> None:
     """Control: without the look, the message is executed."""
     bundle.declare()
