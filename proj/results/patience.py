@@ -211,7 +211,12 @@ class Patient:
         return stored_exception.with_text(stored, exc)
 
     def exception_to_python(self, exc: Any) -> Any:
-        return stored_exception.read(exc, super().exception_to_python(exc))  # type: ignore[misc]
+        """The exception that is stored; of anything else that a task has stored, one with it as its text."""
+        try:
+            rebuilt = super().exception_to_python(exc)  # type: ignore[misc]
+        except Exception:  # Celery's own way to read fails for all that is not its dict of an exception
+            rebuilt = None
+        return stored_exception.read(exc, rebuilt)
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """Whether to retry; Celery asks after each attempt."""

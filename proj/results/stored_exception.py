@@ -54,7 +54,13 @@ def _shortened(args: Sequence[Any]) -> Sequence[Any]:
 
 
 def read(stored: Any, rebuilt: Any) -> Any:
-    """The exception to raise: Celery's, or one of the stored class where Celery made a bare `Exception`."""
+    """The exception to raise: Celery's, or one of the stored class where Celery made a bare `Exception`.
+
+    Where Celery made none, as for `update_state(state="FAILURE", meta={…})`, one whose argument is what is
+    stored.
+    """
+    if not isinstance(rebuilt, BaseException):
+        return Exception(stored)
     if not isinstance(stored, Mapping) or "exc_type" not in stored:
         return rebuilt
     if type(rebuilt) is Exception and stored["exc_type"] != "Exception":

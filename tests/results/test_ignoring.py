@@ -92,6 +92,9 @@ def test_end_that_a_task_has_stored_itself_stands(bundle: Bundle) -> None:
     done = bundle.proj("enqueue", "task", "proj.tasks.own_end", '"FAILURE"', "--id", "it", *wait)
     assert done.returncode == 1
     assert done.stderr == "Error: proj.tasks.own_end[it] failed: ValueError: of its own\n"
+    for _ in range(2):  # a meta that is no exception keeps no repeat from being executed
+        done = bundle.proj("enqueue", "task", "proj.tasks.own_end", '"REVOKED"', "--id", "other", *wait)
+        assert done.stderr == "Error: proj.tasks.own_end[other] was revoked: Exception: of its own\n"
     done = bundle.proj("enqueue", "task", "proj.tasks.own_end", '"PROGRESS"', *wait)
     assert "was ignored" in done.stderr
 
