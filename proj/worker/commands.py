@@ -3,16 +3,13 @@
 import signal
 from typing import Any
 
-import celery
-from celery import states
 from celery.utils.functional import maybe_list
 from celery.utils.log import get_logger
-from celery.worker import control
+from celery.worker import control, state
 
 from proj.enqueue import checks
 from proj.enqueue.routing import check_queue
 from proj.errors import BadInput
-from proj.results.store import store_error
 
 log = get_logger(__name__)
 
@@ -21,6 +18,9 @@ def install() -> None:
     """Replace the commands for all workers of this process."""
     control.control_command()(shutdown)
     control.control_command(variadic="task_id", signature="[id1 [id2 [... [idN]]]]")(revoke)
+    control.control_command(
+        variadic="task_id", args=[("signal", str)], signature="<signal> [id1 [id2 [... [idN]]]]"
+    )(terminate)
     limits = [("task_name", str), ("soft", float), ("hard", float)]
     control.control_command(args=limits, signature="<task_name> <soft_secs> [hard_secs]")(time_limit)
     control.control_command(args=[("queue", str)], signature="<queue>")(add_consumer)
@@ -37,14 +37,30 @@ def shutdown(_state: Any, msg: str = "Got shutdown from remote", **_: Any) -> di
     return {"ok": "shuts down when its tasks have ended"}
 
 
-def revoke(_state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
-    """Revoke tasks by their ids, and store this, so that it outlasts a restart of all workers."""
-    answer = control.revoke(_state, task_id, terminate, signal, **options)
-    problem = _store_revoked(_state.app, maybe_list(task_id) or [])
-    if problem:
-        log.error("Revoked only until this worker ends: %s", problem)
-        return {"error": f"revoked only until the workers end: {problem}"}
-    return answer
+def revoke(
+    _state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **_: Any
+) -> dict[str, str]:
+    """Revoke tasks by their ids, and store this, so that it outlasts a restart of all workers.
+
+    Celery's own command stores each
+    revocation before the next one, and meanwhile its worker does nothing else.
+    """
+    task_ids = list(dict.fromkeys(maybe_list(task_id) or []))
+    state.revoked.update(task_ids)
+    _state.consumer.revocations.store(filter(checks.is_id, task_ids))
+    if not terminate:
+        log.info("Tasks flagged as revoked: %s", ", ".join(map(str, task_ids)))
+        return {"ok": f"tasks {task_ids} flagged as revoked"}
+    known = [request for request in map(state.requests.get, task_ids) if request]
+    for request in known:
+        log.info("Terminating %s", request.id)
+        request.terminate(_state.consumer.pool, signal)
+    return {"ok": f"terminate: {', '.join(request.id for request in known) or 'tasks unknown'}"}
+
+
+def terminate(_state: Any, signal: Any, task_id: Any, **_: Any) -> dict[str, str]:
+    """Revoke tasks by their ids, and send this signal to the processes that execute them."""
+    return revoke(_state, task_id, terminate=True, signal=signal)
 
 
 def time_limit(_state: Any, task_name: Any = None, hard: Any = None, soft: Any = None, **_: Any) -> Any:
@@ -94,14 +110,3 @@ def _fixed(effect: str) -> dict[str, str]:
         "error": f"the number of messages that a worker fetches is fixed at its start, and {effect}: "
         "restart it with another --concurrency or --autoscale"
     }
-
-
-def _store_revoked(app: celery.Celery, task_ids: list[Any]) -> str | None:
-    """Store `REVOKED` under each id without a stored end. Returns the problem when the store fails."""
-    for task_id in filter(checks.is_id, task_ids):
-        try:
-            if app.backend.get_task_meta(task_id)["status"] not in states.READY_STATES:
-                app.backend.mark_as_revoked(task_id, "revoked")
-        except Exception as error:  # of any kind of store; each further id would take as long to fail
-            return str(store_error(app, error, "written"))
-    return None

@@ -21,6 +21,7 @@ from proj.worker.delaying import Delays
 from proj.worker.delivery import Turns, strategy
 from proj.worker.heartbeat import HeartbeatStep
 from proj.worker.message import Message
+from proj.worker.revocation import Revocations
 from proj.worker.watchers import WatchersStep
 
 log = get_logger(__name__)
@@ -146,6 +147,7 @@ class Consumer(consumer.Consumer):
         self.turns = Turns()
         super().__init__(*args, **options)
         self.delays = Delays(self.app, self)
+        self.revocations = Revocations(self.app)
 
     def update_strategies(self) -> None:
         """Use our strategy for all tasks, whatever their base."""

@@ -1,5 +1,8 @@
 """Revocations in the result store, since workers forget theirs when they restart."""
 
+import queue
+import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -10,8 +13,35 @@ from celery.utils.log import get_logger
 
 from proj import queues
 from proj.errors import Ignored
+from proj.results.store import store_error
 
 log = get_logger(__name__)
+
+
+class Revocations:
+    """Stores revocations from its own thread, so that the worker's event loop waits for no store."""
+
+    def __init__(self, app: celery.Celery) -> None:
+        self._app = app
+        self._waiting: queue.SimpleQueue[Iterable[str]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def store(self, task_ids: Iterable[str]) -> None:
+        """Store `REVOKED` soon under each id without a stored end; after an error, under no other."""
+        self._waiting.put(task_ids)
+        if not self._thread:
+            self._thread = threading.Thread(target=self._run, name="revocations", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                for task_id in self._waiting.get():
+                    if self._app.backend.get_task_meta(task_id)["status"] not in states.READY_STATES:
+                        self._app.backend.mark_as_revoked(task_id, "revoked")
+            except Exception as error:  # of any kind of store; each further id would take as long to fail
+                problem = store_error(self._app, error, "written")
+                log.error("Revoked only until this worker ends: %s", problem)
 
 
 def check(task: celery.Task) -> None:

@@ -91,9 +91,17 @@ def file(bundle: Bundle) -> Path:
 
 
 def states(bundle: Bundle) -> dict[str, str]:
-    """The states in SQLite's file, by their ids: what is waited for needs no program for each look."""
-    with closing(sqlite3.connect(file(bundle))) as database:
-        return dict(database.execute("SELECT task_id, status FROM celery_taskmeta"))
+    """The states in SQLite's file, by their ids: what is waited for needs no program for each look.
+
+    None before the first one is stored, which makes the file and its table.
+    """
+    try:
+        with closing(sqlite3.connect(f"file:{file(bundle)}?mode=ro", uri=True)) as database:
+            return dict(database.execute("SELECT task_id, status FROM celery_taskmeta"))
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error) or "unable to open" in str(error):
+            return {}
+        raise
 
 
 def remove(bundle: Bundle) -> None:

@@ -81,6 +81,12 @@ def test_shutdown_is_bounded(bundle: Bundle) -> None:
     assert bundle.kept("proj.tasks") == 1
 
 
+def _are_revoked(bundle: Bundle, *task_ids: str) -> None:
+    """The worker answers before it has stored this."""
+    revoked = dict.fromkeys(task_ids, "REVOKED")
+    eventually(f"{task_ids} are revoked", lambda: revoked.items() <= stores.states(bundle).items())
+
+
 def _revoked(bundle: Bundle) -> Worker:
     """A delayed message and a dead letter that were revoked; the worker that comes then never heard of it."""
     # Else the end of the dead letter may be stored before it is revoked.
@@ -92,8 +98,7 @@ def _revoked(bundle: Bundle) -> Worker:
     dead.await_count(bundle, 1)
     bundle.enqueue("add", "1", "2", "--id", "delayed", "--countdown", "1")
     bundle.control(first, "revoke", "delayed", "letter")
-    for task_id in ("delayed", "letter"):
-        assert '"state": "REVOKED"' in bundle.proj("result", task_id, "--json").stdout
+    _are_revoked(bundle, "delayed", "letter")
     first.kill()
     return bundle.worker(log="next.log")
 
@@ -172,7 +177,9 @@ def test_revocation_replaces_no_end(shared: Bundle, worker: Worker) -> None:
     """What has ended stays as it ended."""
     assert shared.proj("enqueue", "add", "1", "2", "--id", "done", "--wait").stdout == "3\n"
 
-    shared.control(worker, "revoke", "done")
+    shared.control(worker, "revoke", "done", "after-done")
+
+    _are_revoked(shared, "after-done")
     assert shared.proj("result", "done").returncode == 0
 
 
@@ -198,10 +205,22 @@ def test_what_would_lose_messages_is_refused(shared: Bundle, worker: Worker) -> 
     assert worker.process.poll() is None
 
 
-def test_revocation_that_cannot_be_stored_is_an_answer(shared: Bundle, worker: Worker) -> None:
-    """Whoever revokes hears that it holds for as long as the workers run, and the worker goes on."""
+def test_revocation_that_cannot_be_stored_is_logged(shared: Bundle, worker: Worker) -> None:
+    """It holds for as long as the worker runs, and the worker goes on."""
     worker.ready()
     stores.garbage(shared)
 
-    answer = shared.control(worker, "revoke", "it")
-    assert "revoked only until the workers end: the result store cannot be" in answer
+    assert "flagged as revoked" in shared.control(worker, "revoke", "it", "other")
+    worker.says("Revoked only until this worker ends: the result store cannot be")
+    assert shared.control(worker, "revoke", "it")
+
+
+def test_revocations_wait_for_no_store(bundle: Bundle) -> None:
+    """The worker answers while the store does not, and so goes on with all else."""
+    bundle.switch_off("results/engines.py", "ANSWER_TIMEOUT: Final = 10", "ANSWER_TIMEOUT: Final = 1000")
+    with stores.LoginOnly() as server:
+        worker = bundle.worker(env={"CELERY_RESULT_BACKEND": "db+" + server.url})
+
+        assert "OK" in bundle.control(worker, "revoke", "one", "two")
+        eventually("the store is asked", lambda: server.asked)
+        assert "OK" in bundle.control(worker, "terminate", "SIGTERM", "three")
