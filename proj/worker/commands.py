@@ -42,12 +42,14 @@ def revoke(
 ) -> dict[str, str]:
     """Revoke tasks by their ids, and store this, so that it outlasts a restart of all workers.
 
-    Celery's own command stores each
+    A task that this worker executes goes on, unless it is to `terminate`. Celery's own command stores each
     revocation before the next one, and meanwhile its worker does nothing else.
     """
     task_ids = list(dict.fromkeys(maybe_list(task_id) or []))
     state.revoked.update(task_ids)
-    _state.consumer.revocations.store(filter(checks.is_id, task_ids))
+    active = {request.id for request in state.active_requests}
+    waiting = [each for each in task_ids if each not in active and checks.is_id(each)]
+    _state.consumer.revocations.store(waiting)
     if not terminate:
         log.info("Tasks flagged as revoked: %s", ", ".join(map(str, task_ids)))
         return {"ok": f"tasks {task_ids} flagged as revoked"}

@@ -4,7 +4,7 @@ import queue
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import celery
 from celery import states
@@ -17,6 +17,9 @@ from proj.results.store import store_error
 
 log = get_logger(__name__)
 
+#: States of a task that has not begun, as far as is known. One that has begun is its worker's.
+_NOT_BEGUN: Final = states.UNREADY_STATES - {states.STARTED}
+
 
 class Revocations:
     """Stores revocations from its own thread, so that the worker's event loop waits for no store."""
@@ -27,7 +30,7 @@ class Revocations:
         self._thread: threading.Thread | None = None
 
     def store(self, task_ids: Iterable[str]) -> None:
-        """Store `REVOKED` soon under each id without a stored end; after an error, under no other."""
+        """Store `REVOKED` soon under each id whose task has not begun; after an error, under no other."""
         self._waiting.put(task_ids)
         if not self._thread:
             self._thread = threading.Thread(target=self._run, name="revocations", daemon=True)
@@ -37,7 +40,7 @@ class Revocations:
         while True:
             try:
                 for task_id in self._waiting.get():
-                    if self._app.backend.get_task_meta(task_id)["status"] not in states.READY_STATES:
+                    if self._app.backend.get_task_meta(task_id)["status"] in _NOT_BEGUN:
                         self._app.backend.mark_as_revoked(task_id, "revoked")
             except Exception as error:  # of any kind of store; each further id would take as long to fail
                 problem = store_error(self._app, error, "written")

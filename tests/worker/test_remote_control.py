@@ -164,6 +164,7 @@ def test_revocation_that_nobody_looks_for(bundle: Bundle) -> None:
 def shared(vhosts: VirtualHosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     with vhosts.lend(tmp_path_factory.mktemp("shared")) as bundle:
         bundle.switch_off("results/patience.py", "\nPATIENCE: Final = 2", "\nPATIENCE: Final = 0.2")
+        bundle.add_task(GATED_TASK)
         yield bundle
 
 
@@ -181,6 +182,20 @@ def test_revocation_replaces_no_end(shared: Bundle, worker: Worker) -> None:
 
     _are_revoked(shared, "after-done")
     assert shared.proj("result", "done").returncode == 0
+
+
+def test_revocation_leaves_a_task_that_runs(shared: Bundle, worker: Worker) -> None:
+    """It goes on, and whoever waits for it gets its result."""
+    gate = shared.folder / "gate"
+    shared.enqueue("task", "proj.tasks.gated", f'"{gate}"', "--id", "runs")
+    worker.started("runs")
+
+    shared.control(worker, "revoke", "runs", "after-runs")
+
+    _are_revoked(shared, "after-runs")
+    assert "runs" not in stores.states(shared)
+    gate.touch()
+    eventually("it ends", lambda: stores.states(shared).get("runs") == "SUCCESS")
 
 
 @pytest.mark.celery_docs("Workers: control time_limit", "Workers: control add_consumer, cancel_consumer")

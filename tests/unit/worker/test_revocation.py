@@ -31,6 +31,21 @@ def _revocations(store: _Store) -> Revocations:
     return Revocations(SimpleNamespace(backend=store, settings=settings))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("state", "is_stored"),
+    [(state, True) for state in (states.PENDING, states.RECEIVED, states.RETRY)]
+    + [(state, False) for state in (states.STARTED, "PROGRESS", states.SUCCESS, states.FAILURE)],
+)
+def test_task_that_has_begun_is_left_to_its_worker(state: str, is_stored: bool) -> None:
+    """Its own state or `STARTED` tells that it has."""
+    store = _Store(it=state)
+
+    _revocations(store).store(["it", "last"])
+
+    eventually("all are looked at", lambda: store.stored.get("last") == states.REVOKED)
+    assert store.stored["it"] == (states.REVOKED if is_stored else state)
+
+
 def test_store_that_is_down_is_asked_once_for_each_command(caplog: pytest.LogCaptureFixture) -> None:
     """The next command's ids are stored when it is back."""
     store = _Store()
