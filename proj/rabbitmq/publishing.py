@@ -277,12 +277,21 @@ class Channel(pyamqp.Channel):
 
     _window: Window | None = None
 
+    #: The queue of each consumer tag. It stays when the consumer is cancelled, since deliveries that are on
+    #: their way then come before the broker's answer.
+    consumed: dict[str, str]
+
     def open(self) -> Any:
         """Open the channel. Py-amqp reopens it after a channel error, and confirms are off then."""
         if self._window:
             self._window.end()
         self._window = None
+        self.consumed = {}
         return super().open()
+
+    def basic_consume(self, queue: str = "", consumer_tag: str = "", **options: Any) -> Any:
+        self.consumed[consumer_tag] = queue
+        return super().basic_consume(queue, consumer_tag, **options)
 
     def basic_publish_confirm(
         self,

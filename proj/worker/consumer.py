@@ -204,14 +204,6 @@ class Consumer(consumer.Consumer):
         burial.bury_message(self, message, Reason.INVALID, exc)
         signals.task_rejected.send(sender=self, message=message, exc=exc)
 
-    def routing_key_of(self, request: Any) -> str:
-        """The routing key of the queue that delivered the message."""
-        tag = request.message.delivery_info.get("consumer_tag")
-        # upstream: not reported; remove when kombu's consumer says which queue a delivery came from
-        tags = self.task_consumer._active_tags
-        name = next(queue for queue, of_queue in tags.items() if of_queue == tag)
-        return str(self.app.amqp.queues[name].routing_key)
-
 
 @contextmanager
 def _ending_on_refusal(conn: Any) -> Iterator[None]:

@@ -70,9 +70,7 @@ class Delays:
         request.say(logging.INFO, events.DELAYED, f"delayed for {seconds} s: {why}", delay=seconds)
         due = time.time() + seconds
         headers: dict[str, Any] = {queues.TURN_HEADER: int(due)} if is_turn else {queues.DUE_HEADER: due}
-        delayed = _Delayed(
-            request, _copy(request, headers), self._consumer.routing_key_of(request), self._life, due
-        )
+        delayed = _Delayed(request, _copy(request, headers), _queue_of(request.message), self._life, due)
         self._waiting.put(delayed)
         if not self._thread:
             self._thread = threading.Thread(target=self._run, name="delays", daemon=True)
@@ -129,6 +127,14 @@ class Delays:
             self._consumer.call_soon_ack(request.give_back, Reason.NOT_CONFIRMED)
         else:
             self._consumer.call_soon_ack(request.bury, Reason.INVALID, f"it cannot be delayed: {error}")
+
+
+def _queue_of(message: Any) -> str:
+    """The queue that delivered the message; its name is its routing key too.
+
+    The message's own routing key need not be: a queue may be bound to other exchanges.
+    """
+    return str(message.channel.consumed[message.delivery_info["consumer_tag"]])
 
 
 def _copy(request: Request, headers: dict[str, Any]) -> amqp.Message:

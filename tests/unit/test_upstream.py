@@ -8,7 +8,6 @@ from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
-import kombu
 import pytest
 from celery.app import trace
 
@@ -33,16 +32,6 @@ def test_page_is_what_the_code_says() -> None:
 
     assert (ROOT / "docs/upstream.md").read_text() == page, "run: make upstream"
     assert number < 15
-
-
-# upstream: not reported; remove when kombu's consumer says which queue a delivery came from
-def test_kombu_knows_the_queue_of_a_consumer_tag_privately() -> None:
-    """The tags of a consumer are known by the names of its queues."""
-    with kombu.Connection("memory://") as connection:
-        queues = [kombu.Queue("first"), kombu.Queue("second")]
-        with kombu.Consumer(connection, queues, on_message=lambda message: None) as consumer:
-            assert set(consumer._active_tags) == {"first", "second"}
-            assert len(set(consumer._active_tags.values())) == 2
 
 
 # upstream: not reported; remove when Celery can leave out its own lines about tasks

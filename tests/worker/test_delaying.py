@@ -8,13 +8,15 @@ from typing import Any, Final
 
 import amqp
 import pytest
+from kombu import Consumer, Exchange, Queue
 
 from proj import queues
 from proj.rabbitmq import topology
+from proj.worker.delaying import _queue_of
 from tests.lib.alarm import alarm
 from tests.lib.bundle import GATED_TASK, Bundle
 from tests.lib.vhosts import VirtualHosts
-from tests.lib.waiting import eventually
+from tests.lib.waiting import PATIENCE, eventually
 from tests.lib.worker import Worker
 
 #: Seconds that no test waits for.
@@ -190,6 +192,29 @@ def test_rate_limit_of_a_running_worker(bundle: Bundle, worker: Worker) -> None:
 
     limit("0")
     _is_free(bundle, worker, "after-limit")
+
+
+def test_queue_of_a_delivery_is_known(bundle: Bundle) -> None:
+    """Whatever its routing key is, and when the queue's consumer is cancelled before the delivery is read."""
+    names = ["other", "cancelled"]
+    found: list[str] = []
+    with bundle.channel() as channel, bundle.channel() as looking:
+        consumed = [Queue(name, Exchange("mine", "fanout"), durable=True)(channel) for name in names]
+        for queue in consumed:
+            queue.declare()
+        channel.basic_publish_confirm(amqp.Message("it"), "mine", "any key")
+        with Consumer(channel, consumed, on_message=lambda message: found.append(_queue_of(message))) as its:
+            # Nothing that comes after the broker's answer to the last `basic_consume` is read yet.
+            for name in names:
+                eventually("delivered", lambda name=name: not topology.look(looking, name).message_count)
+            assert "cancelled" not in found
+
+            its.cancel_by_queue("cancelled")
+
+            assert "cancelled" in found
+            while len(found) < 2:
+                channel.connection.drain_events(timeout=PATIENCE)
+    assert sorted(found) == sorted(names)
 
 
 def test_copy_keeps_the_count_of_its_deliveries(bundle: Bundle, worker: Worker) -> None:
