@@ -164,6 +164,9 @@ class Publish:
                 connection.connect(broker, self.deadline)
                 if given is not None:
                     given.revive(broker)
+            if given is not None:
+                # As py-amqp does on a connection with `confirm_publish`, which the caller's may lack.
+                given.channel.basic_publish = given.channel.basic_publish_confirm
             live = broker.connection
             producer = live.producer if given is None else given
             if producer is None:

@@ -163,6 +163,27 @@ print("true")
     assert bundle.depth("proj.tasks") == 4
 
 
+@pytest.mark.parametrize("given", ["connection=connection", "producer=connection.Producer()"])
+def test_connection_of_the_caller(bundle: Bundle, given: str) -> None:
+    """What goes over a connection that the application did not make is confirmed too, or refused."""
+    code = f"""
+import json, kombu, os
+from proj.errors import BrokerRefused
+from proj.tasks import add
+with kombu.Connection(os.environ["CELERY_BROKER_URL"]) as connection:
+    connection.Producer().publish(0, routing_key="nowhere")  # its owner has used it before
+    add.apply_async((1, 1), {given})
+    connection.default_channel.queue_delete("proj.tasks")
+    add.apply_async((2, 2), {given})
+    try:
+        add.apply_async((3, 3), {given}, routing_key="nowhere")
+    except BrokerRefused as error:
+        print(json.dumps(str(error)))
+"""
+    assert bundle.python(code).startswith("proj.tasks.add: no queue takes the message")
+    assert bundle.depth("proj.tasks") == 1
+
+
 # upstream: not reported; remove when Celery forgets its connections after os.fork too
 def test_process_that_is_forked_has_a_connection_of_its_own(bundle: Bundle) -> None:
     """Two processes on one connection would take each other's confirms; the parent's stays as it is."""
