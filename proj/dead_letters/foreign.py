@@ -4,18 +4,17 @@ Reason, origin and the original properties travel in headers of ours. As propert
 `expiration` would delete it, a `user_id` of others would be refused, and `CC` would send it to other queues.
 """
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Self
 
 import amqp
-from amqp.exceptions import FrameSyntaxError
 from amqp.serialization import dumps
 
 from proj import queues
 from proj.dead_letters.reasons import Reason
+from proj.rabbitmq.publishing import UNWRITABLE
 
 #: Header: the queue that the message came from.
 ORIGIN: Final = "x-proj-origin"
@@ -50,9 +49,6 @@ _MOST: Final = 120_000
 #: Bytes of AMQP's short strings, and the largest numbers of its other properties.
 _MOST_OF_SHORT: Final = 255
 _MOST_OF_KIND: Final = {"o": 2**8 - 1, "L": 2**64 - 1}
-
-#: Errors of py-amqp when it cannot write a value: of unsigned 64 bits, or an escaped name above 255 bytes.
-_UNWRITABLE: Final = (FrameSyntaxError, struct.error, ValueError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -149,5 +145,5 @@ def _can_be(kind: str, value: object) -> bool:
 def _is_writable(table: dict[str, Any]) -> bool:
     try:
         return len(dumps("F", (table,))) <= _MOST
-    except _UNWRITABLE:
+    except UNWRITABLE:
         return False

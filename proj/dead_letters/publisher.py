@@ -11,7 +11,7 @@ from amqp.exceptions import AccessRefused, ChannelError, MessageNacked, NotFound
 from proj import queues
 from proj.dead_letters.letter import DeadLetter
 from proj.rabbitmq import failures
-from proj.rabbitmq.publishing import Sent, Window
+from proj.rabbitmq.publishing import Sent, Window, can_be_written
 
 #: Most unconfirmed messages: a crash sends at most so many twice.
 WINDOW: Final = 100
@@ -20,8 +20,10 @@ WINDOW: Final = 100
 #: its limit, so that the outcome of unconfirmed ones before it stays unknown.
 _LARGE: Final = 2**16
 
-#: The only reason to stay that lies in the message itself.
+#: The reasons to stay that lie in the message itself.
 NOWHERE: Final = "its queue is unknown, and it is not a Celery message"
+UNSENDABLE: Final = "a property of it is not UTF-8, and too long to be sent again"
+IN_ITSELF: Final = frozenset({NOWHERE, UNSENDABLE})
 
 
 def windows(letters: list[DeadLetter]) -> Iterator[list[DeadLetter]]:
@@ -59,11 +61,13 @@ class Publisher:
         sent: dict[DeadLetter, Sent] = {}
         try:
             for letter in window:
-                queue = target(letter)
+                queue, again = target(letter), letter.again()
                 if not queue or queue in self._gone:
                     kept[letter] = _gone(queue) if queue else NOWHERE
+                elif not can_be_written(again):
+                    kept[letter] = UNSENDABLE
                 else:
-                    sent[letter] = self._window.send(letter.again(), "", queue)
+                    sent[letter] = self._window.send(again, "", queue)
             while self._window:
                 self._window.wait(time.monotonic() + self._patience, room=len(self._window) - 1)
         except ChannelError as error:
@@ -109,6 +113,8 @@ class DryRun:
                 kept[letter] = NOWHERE
             elif self._is_gone(queue):
                 kept[letter] = _gone(queue)
+            elif not can_be_written(letter.again()):
+                kept[letter] = UNSENDABLE
         return kept
 
     def _is_gone(self, queue: str) -> bool:

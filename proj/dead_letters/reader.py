@@ -185,7 +185,7 @@ def _work(
                 kept = send(window)
                 done = [letter for letter in window if letter not in kept]
                 report.left.update(kept.values())
-                report.undeliverable |= any(reason != publisher.NOWHERE for reason in kept.values())
+                report.undeliverable |= bool(set(kept.values()) - publisher.IN_ITSELF)
                 if not dry_run:
                     reader.settle(done)
                     after(done)

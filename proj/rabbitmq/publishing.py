@@ -4,18 +4,18 @@ The one place that waits for confirms: of a single message (`Channel`), or of ma
 Py-amqp does not match them: it takes the next confirm for that of the last message.
 """
 
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
-from struct import Struct
 from types import SimpleNamespace
 from typing import Any, Final
 
 import amqp
 from amqp import serialization, spec
-from amqp.exceptions import MessageNacked, RecoverableConnectionError
+from amqp.exceptions import FrameSyntaxError, MessageNacked, RecoverableConnectionError
 from amqp.method_framing import frame_writer
 from kombu import pidbox
 from kombu.transport import pyamqp
@@ -27,6 +27,8 @@ from proj.rabbitmq.encoded import EncodedMessage
 #: must be that of the publisher.
 _NOT_COPIED: Final = ("application_headers", "delivery_mode", "expiration", "user_id", "cluster_id")
 
+#: What py-amqp raises for a value that it cannot write, such as an escaped name above 255 bytes.
+UNWRITABLE: Final = (FrameSyntaxError, struct.error, ValueError, OverflowError)
 
 #: The last byte of each frame, and the bytes of a frame and of a content header beside what they carry.
 _END: Final = 0xCE
@@ -34,9 +36,9 @@ _LAST: Final = bytes([_END])
 _FRAME: Final = 8 + 12
 
 #: How AMQP begins a method, a content header, and a body; the latter two after the end of the frame before.
-_METHOD: Final = Struct(">BHIHH")
-_CONTENT: Final = Struct(">BBHIHHQ")
-_BODY: Final = Struct(">BBHI")
+_METHOD: Final = struct.Struct(">BHIHH")
+_CONTENT: Final = struct.Struct(">BBHIHHQ")
+_BODY: Final = struct.Struct(">BBHI")
 
 
 @dataclass(eq=False, slots=True)
@@ -323,6 +325,17 @@ def copy_of(message: amqp.Message, body: bytes | str, headers: dict[str, Any]) -
     """A persistent copy of the message with this body and these headers."""
     kept = {name: value for name, value in message.properties.items() if name not in _NOT_COPIED}
     return amqp.Message(body, application_headers=headers, delivery_mode=queues.PERSISTENT, **kept)
+
+
+def can_be_written(message: amqp.Message) -> bool:
+    """Whether py-amqp can write all properties of the message: it reads some that it cannot."""
+    kinds = dict(message.PROPERTIES)
+    given = {name: value for name, value in message.properties.items() if value is not None}
+    try:
+        serialization.dumps("".join(kinds[name] for name in given), given.values())
+    except UNWRITABLE:
+        return False
+    return True
 
 
 def _identity(message: amqp.Message | EncodedMessage) -> tuple[Any, ...]:

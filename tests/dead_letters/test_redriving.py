@@ -183,6 +183,27 @@ def test_message_that_is_too_large_stays_and_the_others_go_on(
     assert own.proj("dead", "redrive", "--all").stderr == "2 redriven\n"
 
 
+def test_message_that_cannot_be_written_stays_and_the_others_go_on(bundle: Bundle) -> None:
+    """RabbitMQ takes any bytes as a property; escaped, they may be too long. A dry run foresees it."""
+    names = [f"id-{number}" for number in range(5)]
+    messages = [dead.task_message(name, 1, 2, type="o" * 70) for name in names]
+    with bundle.channel() as channel, pytest.MonkeyPatch.context() as patch:
+        for message in (messages[1], messages[3]):
+            written = message._serialize_properties().replace(b"o" * 70, b"\xf6" * 70)
+            patch.setattr(message, "_serialize_properties", lambda written=written: written)
+        dead.send(channel, messages, "proj.dead")
+    dead.await_count(bundle, len(names))
+
+    foreseen = bundle.proj("dead", "redrive", "--all", "--dry-run")
+    done = bundle.proj("dead", "redrive", "--all")
+
+    assert foreseen.stderr == done.stderr.replace("redriven", "would be redriven")
+    assert done.stderr == f"3 redriven, 2 left: {publisher.UNSENDABLE} (2)\n"
+    assert foreseen.returncode == done.returncode == 65
+    assert dead.ids(bundle) == ["id-1", "id-3"]
+    assert bundle.depth("proj.tasks") == 3
+
+
 def test_celery_message_put_there_by_hand_goes_to_the_work_queue(bundle: Bundle) -> None:
     """A Celery message with no history is redriven to the queue that workers consume."""
     dead.publish_task(bundle, "by-hand", 1, 2, queue="proj.dead")
