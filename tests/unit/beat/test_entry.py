@@ -6,7 +6,9 @@ from typing import Any
 
 import celery
 import pytest
-from celery.schedules import crontab
+from celery.schedules import BaseSchedule, crontab
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proj.beat.entry import TAKEOVER, Entry
 from proj.errors import BadInput
@@ -85,6 +87,39 @@ def test_runs_of_a_takeover_are_never_skipped() -> None:
     runs = list(entry(1.0).due_since(begin, begin + HOUR))
     assert set(runs) >= {begin + HOUR - timedelta(seconds=n) for n in range(10)}
     assert len(runs) <= 12
+
+
+class At(BaseSchedule):
+    """Due at these times, some of them with microseconds as computed ones have; then never again."""
+
+    def __init__(self, times: list[datetime]) -> None:
+        super().__init__()
+        self.times = times
+
+    def remaining_estimate(self, last_run_at: datetime) -> timedelta:
+        later = (each for each in self.times if each > last_run_at)
+        remaining: timedelta = next(later, self.times[-1]) - self.now()
+        return remaining
+
+
+BEGIN = datetime(2026, 10, 24, 12, tzinfo=UTC)  # with a change of the clocks in the next days
+SECOND = timedelta(seconds=1)
+
+
+@given(
+    st.lists(st.timedeltas(SECOND / 10, 48 * HOUR), min_size=1, max_size=20, unique=True),
+    st.sampled_from(["once", "each"]),
+)
+def test_a_schedule_of_any_class_is_due_at_its_times_and_no_oftener(
+    after: list[timedelta], missed: str
+) -> None:
+    """Rounded up to seconds, however long it takes to compute them, and in any time zone."""
+    times = sorted(BEGIN + each for each in after)
+    seconds = sorted({each.replace(microsecond=0) + SECOND * bool(each.microsecond) for each in times})
+    of = entry(At(times), options={"missed": missed})
+    due = list(of.due_since(BEGIN, BEGIN + 49 * HOUR))
+    assert due == (seconds if missed == "each" else seconds[-1:])
+    assert list(of.due_since(due[-1], BEGIN + 49 * HOUR)) == []
 
 
 @pytest.mark.parametrize("interval", [0, -1.0])
