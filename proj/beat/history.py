@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from proj.enqueue.app import App
 from proj.errors import ResultStoreError
+from proj.results.patience import reason_of
 
 #: The table; a row for each entry of the schedule.
 TABLE: Final = "proj_beat"
@@ -71,10 +72,7 @@ class History:
                 yield session
         except (SQLAlchemyError, OSError) as error:
             self._is_ready = False  # it may come back as a new one
-            words = str(getattr(error, "orig", None) or error).splitlines()
-            raise ResultStoreError(
-                f"the result store does not answer: {words[0] if words else error!r}"
-            ) from error
+            raise ResultStoreError(f"the result store does not answer: {reason_of(error)}") from error
 
     @cached_property
     def _table(self) -> Any:

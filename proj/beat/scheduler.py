@@ -80,8 +80,7 @@ class Scheduler(beat.Scheduler):
             return _LOOK
         try:
             if self._last is None:
-                self._last = self._history.read()
-                self._begin(self._last)
+                self._last = self._begin(self._history.read())
             soonest = min((self._run_due(entry) for entry in list(self.schedule.values())), default=_LOOK)
         except (BrokerUnreachable, ResultStoreError) as error:
             self._say("", error)
@@ -97,12 +96,13 @@ class Scheduler(beat.Scheduler):
         if self._leader.refusal:
             raise SystemExit(int(self._leader.refusal.exit_code))
 
-    def _begin(self, last: dict[str, datetime]) -> None:
+    def _begin(self, last: dict[str, datetime]) -> dict[str, datetime]:
         """An entry that is new begins now: its first run is due one interval later."""
         now = self.app.now()
         for name in self.schedule.keys() - last.keys():
             self._history.write(name, now)
             last[name] = now
+        return last
 
     def _run_due(self, entry: entries.Entry) -> float:
         """Enqueue the due runs of one entry. Returns the seconds until the next one is due."""

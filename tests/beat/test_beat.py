@@ -1,10 +1,12 @@
 """`celery beat`: two that are one, and runs that are neither lost nor executed twice."""
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 
-from tests.lib import beats
+from tests.lib import beats, stores
 from tests.lib.bundle import Bundle
 from tests.lib.proxy import Network, Proxy
 from tests.lib.stores import Database, stopped
@@ -145,6 +147,23 @@ def test_store_that_is_down_delays_and_does_not_skip(
     eventually("more are executed", lambda: len(beats.executed(worker)) >= before + 3)
     beat.terminate()
     all_are_executed(bundle, worker)
+
+
+@pytest.mark.used_vhost
+def test_store_that_takes_no_new_entry_delays_it(ticking: tuple[Bundle, Worker]) -> None:
+    """It can be read, and not be written: SQLite while another program writes."""
+    bundle, worker = ticking
+    # The table is there, as another beat has left it.
+    bundle.python("""
+from proj import app
+from proj.beat.history import History
+print(len(History(app).read()))
+""")
+    with closing(sqlite3.connect(stores.file(bundle))) as other:
+        other.execute("BEGIN IMMEDIATE")
+        beat = bundle.beat()
+        beat.says("what is due is enqueued later: the result store does not answer: database is locked")
+    eventually("some are executed", lambda: len(beats.executed(worker)) >= 2, seen=beat.text)
 
 
 @pytest.mark.used_vhost
