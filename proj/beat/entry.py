@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
@@ -12,7 +13,8 @@ from celery.schedules import crontab, schedule
 
 from proj.enqueue import find_task
 from proj.enqueue.task import Task
-from proj.errors import BadInput, did_you_mean
+from proj.errors import BadInput, ProjError, did_you_mean
+from proj.rabbitmq import failures
 
 #: The name space of the ids of runs (RFC 9562, version 5).
 _RUNS: Final = uuid.UUID("8b3f3b5e-2d0c-5c5e-9a54-6f1f0f2a7c11")
@@ -29,6 +31,10 @@ class Missed(StrEnum):
     ONCE = "once"
     #: Each of them.
     EACH = "each"
+
+
+class NotComputed(ProjError):
+    """A lazy argument has raised an exception."""
 
 
 class Entry(ScheduleEntry):
@@ -59,14 +65,23 @@ class Entry(ScheduleEntry):
         try:
             task = find_task(app, self.task)
             if isinstance(task, Task):
-                task.check_arguments(*self.arguments())
+                with suppress(NotComputed):  # later it may
+                    task.check_arguments(*self.arguments())
         except BadInput as error:
             raise BadInput(f"{self._words}: {error.message}", error.hint) from None
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of one run; those that are a `BeatLazyFunc` are computed for it."""
-        args = tuple(_now(value) for value in self.args or ())
-        return args, {name: _now(value) for name, value in self.kwargs.items()}
+        """The arguments of one run; those that are a `BeatLazyFunc` are computed for it.
+
+        Raises `NotComputed`.
+        """
+        try:
+            args = tuple(_now(value) for value in self.args or ())
+            return args, {name: _now(value) for name, value in self.kwargs.items()}
+        except Exception as error:  # the function is the user's
+            raise NotComputed(
+                f"an argument cannot be computed: {type(error).__name__}: {failures.words(error)}"
+            ) from error
 
     def sent_options(self) -> dict[str, Any]:
         """The options of `apply_async`."""

@@ -126,7 +126,7 @@ class Scheduler(beat.Scheduler):
             )
         except BadInput as error:
             log.error("beat: the run of %s that was due at %s cannot be enqueued: %s", entry.name, due, error)
-        except (BrokerRefused, OutcomeUnknown) as error:
+        except (BrokerRefused, OutcomeUnknown, entries.NotComputed) as error:
             self._say(entry.name, error)
             return False
         self._problems.pop(entry.name, None)

@@ -133,6 +133,25 @@ def test_entry_that_cannot_be_enqueued_is_refused(bundle: Bundle, entry: object,
 
 
 @pytest.mark.used_vhost
+def test_argument_that_cannot_be_computed_delays_its_entry_alone(ticking: tuple[Bundle, Worker]) -> None:
+    """From the start of beat until it can be; the others are enqueued meanwhile."""
+    bundle, worker = ticking
+    first = bundle.folder / "first"
+    bundle.add_task(f"""
+        from celery.beat import BeatLazyFunc
+        lazy = BeatLazyFunc(lambda: int(open({str(first)!r}).read()))
+        app.add_periodic_task(1.0, add.s(lazy, 2), name="lazy")
+    """)
+    beat = bundle.beat()
+    beat.says("beat: lazy is enqueued later: an argument cannot be computed: FileNotFoundError: ")
+    eventually("others are executed", lambda: len(beats.executed(worker)) >= 2, seen=beat.text)
+    assert beat.text().count("lazy is enqueued later") == 1
+
+    first.write_text("40")
+    worker.says("s: 42")
+
+
+@pytest.mark.used_vhost
 def test_store_that_is_down_delays_and_does_not_skip(
     database: Database, ticking: tuple[Bundle, Worker]
 ) -> None:
