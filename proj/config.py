@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from kombu.utils.url import sanitize_url
 from pydantic import (
@@ -123,9 +123,14 @@ def _split_all(url: str, schemes: set[str], example: str) -> list[SplitResult]:
 
 def _check_broker_url(url: str) -> str:
     parts = _split_all(url, {"amqp", "amqps", "pyamqp"}, "amqp://user:password@host:5672/vhost")
-    options = [name for part in parts for name, _ in parse_qsl(part.query, keep_blank_values=True)]
-    if any(name.startswith("ssl") for name in options):
-        raise ValueError("TLS is switched on by amqps:// and set with PROJ_BROKER_CA, not in the URL")
+    if query := next((part.query for part in parts if part.query), ""):
+        # Kombu would take it for an argument of its own. It may be the end of a password that has a `?`.
+        name = re.match(r"(\w+)=[^@]*$", query)
+        got = f", got {name[1]}" if name else ""
+        raise ValueError(
+            f"expected no options after '?'{got}: leave them out; TLS is switched on by amqps:// and set "
+            "with PROJ_BROKER_CA, timeouts with PROJ_PUBLISH_TIMEOUT, not in the URL"
+        )
     if len({part.scheme == "amqps" for part in parts}) > 1:
         raise ValueError("expected amqps:// for all nodes or for none: a failover must not switch TLS off")
     return url

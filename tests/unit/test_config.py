@@ -116,6 +116,27 @@ def test_no_url_weakens_tls(monkeypatch: pytest.MonkeyPatch, url: str, reason: s
 
 
 @pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("heartbeat=30&connection_attempts=3", ", got heartbeat: "),
+        ("heartbeat", ": "),
+        ("=30", ": "),
+        ("s3cret=s3cret@host/v", ": "),
+    ],
+)
+def test_options_of_other_libraries_are_refused(
+    monkeypatch: pytest.MonkeyPatch, query: str, named: str
+) -> None:
+    """Such as pika's, of which kombu would make an argument that it does not take."""
+    monkeypatch.setenv("CELERY_BROKER_URL", f"amqp://u:s3cret@one/v;amqp://u:s3cret@two/v?{query}")
+
+    with pytest.raises(ConfigError) as caught:
+        config.load()
+    assert f"CELERY_BROKER_URL cannot be used: expected no options after '?'{named}" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("AMQP_HOST", "rabbit..example"),
