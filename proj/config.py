@@ -143,8 +143,12 @@ def _check_management_url(url: str) -> str:
 
 def _check_backend(url: str) -> str:
     """Check the URL of a result backend, of any kind that Celery knows. Raises `ValueError`."""
+    try:
+        urlsplit(url)  # whose error may hold the password
+    except ValueError:
+        url = ""
     if "://" not in url:
-        raise ValueError("expected a URL such as db+postgresql://user:password@host/database")
+        raise ValueError(f"expected a URL such as db+postgresql://user:password@host/database, {_ENCODING}")
     return url
 
 

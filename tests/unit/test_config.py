@@ -348,6 +348,21 @@ def test_password_that_is_not_encoded(
     config.load()
 
 
+@pytest.mark.parametrize("password", ["[s3cret", "s3]cret", "s3：cret", "s3／cret"])  # noqa: RUF001
+@pytest.mark.parametrize("url", ["db+postgresql://u:{}@host/d", "redis://:{}@host/0"])
+def test_result_store_whose_url_cannot_be_split(
+    monkeypatch: pytest.MonkeyPatch, url: str, password: str
+) -> None:
+    """What splits it would raise an error that holds its password."""
+    monkeypatch.setenv("CELERY_RESULT_BACKEND", url.format(password))
+    with pytest.raises(ConfigError, match="percent-encoded, such as %40 for @") as caught:
+        config.load()
+    assert "s3" not in str(caught.value)
+
+    monkeypatch.setenv("CELERY_RESULT_BACKEND", url.format(quote(password, safe="")))
+    config.load()
+
+
 @pytest.mark.parametrize(
     "folder", ["a%20b", "a?b", "a#b", "a b", "a\nb", "[a]", "caf\udce9", "~a", "a;b@c:d"]
 )
