@@ -41,7 +41,8 @@ def doctor(as_json: bool) -> None:
     from proj.doctor import Level, examine
 
     findings: list[Finding] = []
-    for finding in examine(proj.app):
+    debug = click.get_current_context().find_root().params["debug"]
+    for finding in examine(proj.app, debug=debug):
         if not as_json:
             _print(finding, findings)
         findings.append(finding)

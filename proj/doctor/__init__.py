@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from proj.doctor import beat, broker, ingest, policies, replicas, settings, topology, workers
-from proj.doctor.finding import Finding, Level, skipped
+from proj.doctor.finding import Finding, Level, error, skipped
 from proj.doctor.subject import Subject
 from proj.enqueue.app import App
 from proj.errors import ProjError
@@ -51,11 +51,11 @@ AREAS: Final[dict[str, tuple[Check, ...]]] = {
 }
 
 
-def examine(app: App) -> Iterator[Finding]:
+def examine(app: App, *, debug: bool = False) -> Iterator[Finding]:
     """Yield each finding as soon as it is known.
 
     Ends within about half a minute even when the broker, its management API or the result store hangs. Raises
-    `ConfigError` for tasks that cannot be imported.
+    `ConfigError` for tasks that cannot be imported. With `debug`, raises what a check did not expect.
     """
     app.loader.import_default_modules()
 
@@ -66,6 +66,15 @@ def examine(app: App) -> Iterator[Finding]:
                 try:
                     for finding in check(subject):
                         yield replace(finding, area=area, check=name)
-                except ProjError as error:
-                    finding = skipped(f"{name.replace('_', ' ')}: not checked", error.message, error.hint)
+                except ProjError as why:
+                    finding = skipped(f"{name.replace('_', ' ')}: not checked", why.message, why.hint)
+                    yield replace(finding, area=area, check=name)
+                except Exception as why:  # whose text may hold a password
+                    if debug:
+                        raise
+                    finding = error(
+                        f"{name.replace('_', ' ')}: the check failed with {type(why).__name__}",
+                        "what it checks is unknown",
+                        "show where it failed with: proj --debug doctor",
+                    )
                     yield replace(finding, area=area, check=name)

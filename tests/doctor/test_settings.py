@@ -53,6 +53,20 @@ def test_result_store_that_cannot_be_written(bundle: Bundle) -> None:
     assert results(bundle) == 0
 
 
+def test_check_that_fails_hides_no_other(declared: Bundle) -> None:
+    """It is an error, without the text of the exception, which may hold a password."""
+    before = {each["check"] for each in doctor(declared)}
+    declared.switch_off("doctor/settings.py", "is_local = cache(", "is_local = [].index('s3cret') or (")
+    done = declared.proj("doctor", "--json")
+    found = json.loads(done.stdout)
+
+    assert done.returncode == 1
+    assert about(found, "credentials", "credentials: the check failed with ValueError")["level"] == "error"
+    assert {each["check"] for each in found} == before
+    assert "s3cret" not in done.stdout + done.stderr
+    assert "s3cret" in declared.proj("--debug", "doctor").stderr
+
+
 def test_passwords(bundle: Bundle) -> None:
     """What is guessed first, or travels in the open, is told, and never shown."""
     env = {
