@@ -55,16 +55,18 @@ class Scheduler(beat.Scheduler):
     def setup_schedule(self) -> None:
         """Check all entries. Celery's own `celery.backend_cleanup` is none: workers delete old results.
 
-        Ends the program with one line about the first entry that cannot be enqueued.
+        Ends the program with one line about the first entry that cannot be enqueued, or the result store.
         """
         self.merge_inplace(self.app.conf.beat_schedule)
         try:
             for entry in self.schedule.values():
                 entry.check(self.app)
-        except BadInput as error:
+            is_shared = self._history.is_shared
+        except ProjError as error:
             log.critical("beat: %s", error)
-            raise SystemExit(int(ExitCode.USAGE)) from None
-        if not self._history.is_shared:
+            code = ExitCode.USAGE if isinstance(error, BadInput) else error.exit_code
+            raise SystemExit(int(code)) from None
+        if not is_shared:
             log.warning(
                 "beat: the result store is no database, so that another beat does not know what was enqueued"
             )

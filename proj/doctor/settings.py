@@ -14,7 +14,7 @@ from proj.deadline import within
 from proj.doctor.finding import Finding, error, info, ok, warning
 from proj.doctor.subject import Subject
 from proj.enqueue import own_tasks
-from proj.errors import ResultStoreError
+from proj.errors import ProjError, ResultStoreError
 from proj.results.engines import CONNECT_TIMEOUT
 from proj.results.patience import PATIENCE
 from proj.results.store import store_error
@@ -156,7 +156,7 @@ def result_store(subject: Subject) -> Iterator[Finding]:
     """Check that the result store works, by writing, reading and deleting a result."""
     try:
         _try_store(subject)
-    except ResultStoreError as problem:
+    except ProjError as problem:
         yield error(
             problem.message,
             "a message whose result cannot be stored becomes a dead letter",

@@ -132,6 +132,20 @@ def test_entry_that_cannot_be_enqueued_is_refused(bundle: Bundle, entry: object,
     assert words in line
 
 
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("db+firebird://u:s3cret@h/d", "no database 'firebird'"), ("nosuch://u:s3cret@h", "nosuch")],
+)
+def test_result_store_that_cannot_be_opened_ends_beat(bundle: Bundle, url: str, words: str) -> None:
+    """At its start, in one line without the password."""
+    done = bundle.celery("beat", env={"CELERY_RESULT_BACKEND": url})
+
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    (line,) = [line for line in done.stderr.splitlines() if "CELERY_RESULT_BACKEND cannot be used" in line]
+    assert words in line
+    assert "s3cret" not in done.stdout + done.stderr
+
+
 @pytest.mark.used_vhost
 def test_argument_that_cannot_be_computed_delays_its_entry_alone(ticking: tuple[Bundle, Worker]) -> None:
     """From the start of beat until it can be; the others are enqueued meanwhile."""

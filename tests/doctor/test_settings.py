@@ -53,6 +53,18 @@ def test_result_store_that_cannot_be_written(bundle: Bundle) -> None:
     assert results(bundle) == 0
 
 
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("db+firebird://u:s3cret@h/d", "no database 'firebird'"), ("nosuch://u:s3cret@h", "nosuch")],
+)
+def test_result_store_that_cannot_be_opened(bundle: Bundle, url: str, words: str) -> None:
+    """A URL of no store, or of one whose library is missing, is an error too."""
+    found = doctor(bundle, env={"CELERY_RESULT_BACKEND": url})
+
+    assert about(found, "result_store", "CELERY_RESULT_BACKEND cannot be used", words)["level"] == "error"
+    assert "s3cret" not in json.dumps(found)
+
+
 def test_check_that_fails_hides_no_other(declared: Bundle) -> None:
     """It is an error, without the text of the exception, which may hold a password."""
     before = {each["check"] for each in doctor(declared)}
