@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
@@ -94,7 +94,7 @@ class Entry(ScheduleEntry):
         return str(uuid.uuid5(_RUNS, f"{self.name} {due.timestamp():.6f}"))
 
     def due_after(self, last: datetime) -> datetime:
-        """When it is due next, after it was due then."""
+        """When it is due next, after it was due then; not later than then when it is never due again."""
         if type(self.schedule) is schedule:
             due: datetime = last + self.schedule.run_every
             return due
@@ -104,8 +104,14 @@ class Entry(ScheduleEntry):
             # In an hour that comes twice, the addition goes back to the first one.
             return due if due > last else _in_zone_of(last, (start + delta).replace(fold=1))
         # Such as `solar`, which only says how long it takes from now.
-        remaining = self.schedule.remaining_estimate(last)
-        return _in_zone_of(last, (self.schedule.now() + remaining).replace(microsecond=0))
+        now, clock = self.schedule.now(), self.schedule.nowfun
+        self.schedule.nowfun = lambda: now  # or the time of a run would depend on how long this takes
+        try:
+            due = now.astimezone(UTC) + self.schedule.remaining_estimate(last)
+        finally:
+            self.schedule.nowfun = clock
+        # Rounded, since it may be computed; and up, or the next one would be the same again.
+        return _in_zone_of(last, due.replace(microsecond=0) + timedelta(seconds=bool(due.microsecond)))
 
     def due_since(self, last: datetime, now: datetime) -> Iterator[datetime]:
         """The due times of the runs to enqueue now, in their order.
@@ -115,11 +121,11 @@ class Entry(ScheduleEntry):
         if self.missed is Missed.ONCE:
             last = max(last, self._before_last_due(last, now))
         due = self.due_after(last)
-        while due <= now:
+        while last < due <= now:
             next_one = self.due_after(due)
-            if self.missed is Missed.EACH or due >= now - TAKEOVER or next_one > now:
+            if self.missed is Missed.EACH or due >= now - TAKEOVER or not due < next_one <= now:
                 yield due
-            due = next_one
+            last, due = due, next_one
 
     def _before_last_due(self, last: datetime, now: datetime) -> datetime:
         """A time before the last due time and before a takeover, near them: a gap may be of a year."""

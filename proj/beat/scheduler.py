@@ -116,8 +116,9 @@ class Scheduler(beat.Scheduler):
                 return _LOOK
             self._last[entry.name] = due
             self._history.write(entry.name, due)
-        next_one = entry.due_after(self._last[entry.name])
-        return float((next_one - self.app.now()).total_seconds())
+        last = self._last[entry.name]
+        next_one = entry.due_after(last)
+        return float((next_one - self.app.now()).total_seconds()) if next_one > last else _LOOK
 
     def _enqueue(self, entry: entries.Entry, due: datetime) -> bool:
         """Whether the run needs no further attempt. Raises `BrokerUnreachable`."""
