@@ -7,6 +7,7 @@ from proj import queues
 from proj.rabbitmq import topology
 from tests.lib.bundle import MANAGEMENT_OFF, Bundle
 from tests.lib.findings import about, doctor, finds, follow
+from tests.lib.waiting import eventually
 
 
 def test_drifted_queue_and_exchange(bundle: Bundle) -> None:
@@ -40,6 +41,21 @@ def test_drifted_queue_with_messages_is_not_to_be_deleted(bundle: Bundle) -> Non
 
     finding = about(doctor(bundle), "queues", "proj.dead", "x-queue-type is classic, not quorum")
     assert finding["fix"] == "move its 1 messages and declare it again, as in docs/migration.md"
+
+
+def test_drifted_queue_whose_messages_are_held_is_not_to_be_deleted(bundle: Bundle) -> None:
+    """The broker's count is of those that are ready: a consumer may hold some, or who fetched one."""
+    with bundle.channel() as channel:
+        channel.queue_declare("proj.dead", durable=True, auto_delete=False)
+        bundle.publish({}, routing_key="proj.dead")
+        assert channel.basic_get("proj.dead")
+        eventually("it is held", lambda: bundle.unacknowledged("proj.dead") == 1)
+        fetched = about(doctor(bundle), "queues", "proj.dead")
+        channel.basic_consume("proj.dead")
+        consumed = about(doctor(bundle, env=MANAGEMENT_OFF), "queues", "proj.dead")
+
+    assert "stop them, and look again" in fetched["fix"]
+    assert fetched["fix"] == consumed["fix"]
 
 
 def test_what_is_unbound_or_gone_is_mended_by_a_worker(declared: Bundle) -> None:
