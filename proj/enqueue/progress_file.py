@@ -85,6 +85,7 @@ class ProgressFile:
 
     def remove(self) -> None:
         """Delete the file: the batch is complete, and the same input sent again is other work."""
+        os.ftruncate(self._file, 0)  # it may have another name; empty, it counts as new
         self._path.unlink(missing_ok=True)
 
     def _sync_folder(self) -> None:
