@@ -26,7 +26,7 @@ class Alive:
         self._writer = Writer(str(settings.state_dir), name, BEAT, STANDBY, log, failure)
 
     def beat(self, *, leads: bool) -> None:
-        """Write a beat, once a second or when the lead has changed."""
+        """Write a beat, once a second or when the lead has changed. Call it before each publish."""
         state = READY if leads else STANDBY
         if self._writer.is_due(state, _INTERVAL):
             self._writer.write(state, self._patience)

@@ -112,6 +112,7 @@ class Scheduler(beat.Scheduler):
         for due in entry.due_since(self._last[entry.name], self.app.now()):
             if not self._leader.leads:
                 return _LOOK
+            self._alive.beat(leads=True)  # each publish may take all of its time
             if not self._enqueue(entry, due):
                 return _LOOK
             self._last[entry.name] = due

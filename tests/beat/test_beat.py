@@ -166,6 +166,30 @@ def test_argument_that_cannot_be_computed_delays_its_entry_alone(ticking: tuple[
 
 
 @pytest.mark.used_vhost
+def test_beat_is_alive_however_many_entries_are_due(bundle: Bundle) -> None:
+    """It writes its heartbeat for each of them; here what takes long is to compute an argument."""
+    bundle.add_task("""
+        from celery.beat import BeatLazyFunc
+        from proj.health import heartbeat
+
+        def slow():
+            beats = heartbeat.read_all(str(app.settings.state_dir), heartbeat.BEAT)
+            with open("beats", "a") as file:
+                file.writelines(f"{each.beat}\\n" for each in beats)
+            time.sleep(1.1)
+            return ""
+
+        for name in "abc":
+            app.add_periodic_task(1.0, sleep_dots.s(BeatLazyFunc(slow)), name=name)
+    """)
+    beat, seen = bundle.beat(), bundle.folder / "beats"
+
+    eventually("entries are due", lambda: seen.exists() and seen.read_text().count("\n") > 3, seen=beat.text)
+    first = seen.read_text().split()[:4]
+    assert len(set(first)) == len(first)
+
+
+@pytest.mark.used_vhost
 def test_store_that_is_down_delays_and_does_not_skip(
     database: Database, ticking: tuple[Bundle, Worker]
 ) -> None:
