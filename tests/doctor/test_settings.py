@@ -65,6 +65,13 @@ def test_result_store_that_cannot_be_opened(bundle: Bundle, url: str, words: str
     assert "s3cret" not in json.dumps(found)
 
 
+def test_results_that_are_messages(declared: Bundle) -> None:
+    """With `rpc://` there is nothing to write, which is no error."""
+    finding = about(doctor(declared, env={"CELERY_RESULT_BACKEND": "rpc://"}), "result_store")
+
+    assert (finding["level"], "not stored" in finding["what"]) == ("info", True)
+
+
 def test_check_that_fails_hides_no_other(declared: Bundle) -> None:
     """It is an error, without the text of the exception, which may hold a password."""
     before = {each["check"] for each in doctor(declared)}
