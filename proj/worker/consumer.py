@@ -11,7 +11,7 @@ from celery.concurrency import solo
 from celery.exceptions import WorkerShutdown
 from celery.utils.log import get_logger
 from celery.worker import consumer
-from celery.worker.state import maybe_shutdown
+from celery.worker.state import maybe_shutdown, successful_requests
 
 from proj.dead_letters.reasons import Reason
 from proj.errors import ExitCode
@@ -143,7 +143,12 @@ class Consumer(consumer.Consumer):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         commands.install()
-        replies.install()  # before the pool forks
+        # Both before the pool forks.
+        replies.install()
+        # Celery skips a repeat of a success that it remembers, without a look into the store: when the task
+        # ignores its result, or when the result has expired, nothing is stored.
+        # upstream: not reported; remove when Celery looks into the result store for each repeat
+        successful_requests.add = lambda *_: None
         self.turns = Turns()
         super().__init__(*args, **options)
         self.delays = Delays(self.app, self)

@@ -35,19 +35,42 @@ def _handled(bundle: Bundle, worker: Worker) -> None:
 
 
 def test_message_that_is_published_twice_acts_once(bundle: Bundle) -> None:
-    """The caller repeats a publish with its id, after the first was executed: it is acknowledged, no more."""
+    """The caller repeats a publish with its id, after the first was executed: it is acknowledged, no more.
+
+    Once the result is forgotten, a repeat is executed.
+    """
     bundle.add_task(ACT)
     worker = bundle.worker()
     enqueue = ("enqueue", "task", "proj.tasks.act", "--id", "order-1")
     assert bundle.proj(*enqueue, "--wait").stdout == '"acted"\n'
 
-    # The process that has found it once remembers it.
     for _ in range(2):
         assert bundle.proj(*enqueue, "--wait").stdout == '"acted"\n'
 
     eventually("each is reported", lambda: len(worker.lines("is a duplicate")) == 2, seen=worker.text)
-    _handled(bundle, worker)
     assert _acts(bundle) == 1
+
+    # The process that has found it does not remember it.
+    bundle.python("from proj import app; app.AsyncResult('order-1').forget(); print(1)")
+    assert bundle.proj(*enqueue, "--wait").stdout == '"acted"\n'
+    _handled(bundle, worker)
+    assert _acts(bundle) == 2
+    assert bundle.depth("proj.dead") == 0
+
+
+# upstream: not reported; remove when Celery looks into the result store for each repeat
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_repeat_of_a_success_that_is_not_stored_is_executed(bundle: Bundle, pool: str) -> None:
+    """Such as when the acknowledgement of a task that ignores its result was lost."""
+    bundle.add_task(ACT.replace("pydantic=True", "ignore_result=True"))
+    worker = bundle.worker("-P", pool)
+
+    dead.publish_task(bundle, "it", task="proj.tasks.act")
+    worker.says("[it] succeeded")
+    dead.publish_task(bundle, "it", task="proj.tasks.act", headers={queues.REPEAT_HEADER: True})
+
+    eventually("it is executed again", lambda: _acts(bundle) == 2, seen=worker.text)
+    _handled(bundle, worker)
     assert bundle.depth("proj.dead") == 0
 
 
