@@ -1,8 +1,10 @@
 """The message of a task that a foreign message stands for."""
 
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import amqp
+from kombu.exceptions import EncodeError
 
 from proj import queues
 from proj.dead_letters import foreign
@@ -13,7 +15,7 @@ from proj.errors import BadInput
 from proj.ingest import ids
 from proj.ingest.routes import Route
 from proj.ingest.rubbish import Rubbish
-from proj.logs.printable import printable
+from proj.logs.printable import one_line, printable
 
 #: The highest priority of our messages; those of other programs go up to 255.
 _HIGHEST_PRIORITY: Final = 9
@@ -44,15 +46,17 @@ class Composer:
         properties = message.properties
         body = message.body or b""  # py-amqp makes a text of an empty one
         task_id, is_derived = ids.task_id(properties.get("message_id"), self._route.queue, body)
-        try:
-            args, kwargs = self._route.arguments(body)
-        except Rubbish as rubbish:
-            return self.bury(message, rubbish, task_id)
         repeat = is_derived or bool(message.delivery_info.get("redelivered"))
         try:
+            args, kwargs = self._route.arguments(body)
             made = self._made(task_id, args, kwargs, properties, repeat=repeat)
+        except Rubbish as rubbish:
+            return self.bury(message, rubbish, task_id)
         except BadInput as error:
             return self.bury(message, Rubbish(Reason.INVALID, error.message), task_id)
+        except Exception as error:  # an argument's own methods may raise anything
+            rubbish = Rubbish(Reason.INVALID, f"no message can be made of it: {one_line(repr(error))}")
+            return self.bury(message, rubbish, task_id)
         return Composed(*made, task_id, self._route.task.name, None)
 
     def _made(
@@ -70,8 +74,9 @@ class Composer:
         priority = None if priority is None else min(priority, _HIGHEST_PRIORITY)
         headers = _reply_headers(properties)
         if not headers and (template := self._app.templates.find(task, queue=queue, priority=priority)):
-            message = template.message(task_id, args, kwargs, repeat=repeat)
-            return message, template.exchange, template.routing_key
+            with suppress(EncodeError):  # of what only Celery itself can write, such as models of pydantic
+                message = template.message(task_id, args, kwargs, repeat=repeat)
+                return message, template.exchange, template.routing_key
         request = task.signature(args, kwargs, queue=queue, priority=priority, headers=headers)
         made = self._tasks.compose(request, task_id, repeat=repeat)
         return made.message, made.exchange, made.routing_key
