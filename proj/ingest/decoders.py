@@ -4,11 +4,12 @@ To add one, write such a function in any module, and name it in a route as `modu
 `ValueError` for a body that it does not understand, whose text is the reason that `proj dead show` prints.
 """
 
-import importlib
 import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
+
+from celery.utils.imports import import_from_cwd
 
 from proj.enqueue.parameters import Arguments
 from proj.errors import ConfigError, did_you_mean
@@ -70,7 +71,7 @@ def find(name: str, names: Mapping[str, str] | None = None) -> Decoder:
         hint = did_you_mean(name, NAMED, likeness=0.5)
         raise ConfigError(f"there is no decoder {name!r}", hint or f"known: {', '.join(NAMED)}")
     try:
-        found = getattr(importlib.import_module(module), function)
+        found = getattr(import_from_cwd(module), function)
     except Exception as error:  # the module may raise anything
         raise ConfigError(f"the decoder {name} cannot be imported: {one_line(error)}") from error
     if not callable(found):

@@ -23,6 +23,40 @@ decoder = "json-args"
 task = "proj.tasks.add"
 """
 
+#: Modules of a user, and routes to them. Celery writes models only for a task that is `pydantic`.
+SHOP = """
+from pydantic import BaseModel
+from proj.celery import app
+
+class Order(BaseModel):
+    number: int
+
+@app.task(name="shop.buy", pydantic=True)
+def buy(order: Order) -> None:
+    ...
+
+@app.task(name="shop.sell")
+def sell(order: Order) -> None:
+    ...
+"""
+DECODERS = """
+from shop import Order
+
+def order(body):
+    return (Order(number=int(body)),), {}
+"""
+ORDERS = """
+[[route]]
+queue = "buy"
+decoder = "decoders:order"
+task = "shop.buy"
+
+[[route]]
+queue = "sell"
+decoder = "decoders:order"
+task = "shop.sell"
+"""
+
 
 @pytest.mark.used_vhost
 def test_a_thousand_messages_become_a_thousand_tasks(bundle: Bundle) -> None:
@@ -175,6 +209,26 @@ def test_a_user_who_lacks_a_right_is_told_which(bundle: Bundle) -> None:
         ingest.says("Error: ")
         assert "'proj.direct'" in ingest.text().splitlines()[-1]
     assert bundle.kept("add") == 1
+
+
+@pytest.mark.used_vhost
+def test_a_decoder_of_ones_own_in_the_working_folder_returns_models(bundle: Bundle) -> None:
+    """What no message can carry is a dead letter, and stops no queue."""
+    (bundle.folder / "shop.py").write_text(SHOP)
+    (bundle.folder / "decoders.py").write_text(DECODERS)
+    (bundle.folder / "routes.toml").write_text(ORDERS)
+    bundle.env |= {"PROJ_TASKS": "shop", "PROJ_INGEST_ROUTES": "routes.toml"}
+    assert "as decoders:order decodes it" in bundle.proj("schema").stdout
+
+    ingest = foreign.start(bundle).consumes("buy", "sell")
+    foreign.publish(bundle, ["1"], "sell")
+    ingest.says("became a dead letter: invalid")
+    foreign.publish(bundle, ["2", "3"], "buy")
+    foreign.settle(bundle, ingest, queues=("buy", "sell"))
+    assert [argument for _, argument in foreign.tasks(bundle)] == [{"number": 2}, {"number": 3}]
+    [row] = dead.rows(bundle)
+    assert row["reason"].startswith("invalid: ")
+    assert "shop.sell: JSON cannot carry the arguments" in row["exception"]
 
 
 @pytest.mark.used_vhost
