@@ -55,8 +55,8 @@ class Composer:
         except BadInput as error:
             return self.bury(message, Rubbish(Reason.INVALID, error.message), task_id)
         except Exception as error:  # an argument's own methods may raise anything
-            rubbish = Rubbish(Reason.INVALID, f"no message can be made of it: {one_line(repr(error))}")
-            return self.bury(message, rubbish, task_id)
+            problem = f"no message can be made of it: {one_line(repr(error))}"
+            return self.bury(message, Rubbish(Reason.INVALID, problem), task_id)
         return Composed(*made, task_id, self._route.task.name, None)
 
     def _made(

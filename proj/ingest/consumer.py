@@ -38,6 +38,9 @@ TURN: Final = 0.5
 #: Most events of the broker that are read before what they lead to is written.
 READ_ON: Final = 100
 
+#: Bytes from which on what was put together is written.
+WRITE: Final = 2**16
+
 #: Seconds until a lost connection is tried again: first, twice as long each time, and at most.
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 16.0
@@ -138,20 +141,21 @@ class Consumer:
     # --- The loop
 
     def _consume(self) -> None:
-        next_turn = 0.0
+        next_turn, has_more = 0.0, False
         while not self._stopping.is_set():
-            now = time.monotonic()
-            if now >= next_turn:
-                next_turn = now + TURN
+            if time.monotonic() >= next_turn:
                 self._turn()
+                next_turn = time.monotonic() + TURN
             try:
-                if self._window.read(now + TURN):
+                # By itself: a broker that takes it in slowly is not one that has nothing to say.
+                self._window.flush(time.monotonic() + self._timeout)
+                if self._window.read(time.monotonic() + (0 if has_more else TURN)):
                     self._read_on()
             except ChannelError as error:
                 if error.method_sig != spec.Basic.Publish or isinstance(error, AccessRefused | NotFound):
                     raise
                 self._isolate(error)
-            self._forward()
+            has_more = self._forward()
         self._end()
 
     def _read_on(self) -> None:
@@ -167,13 +171,17 @@ class Consumer:
             source.open(self._broker)
         self._beat.turned(consumes=any(source.consumes for source in self._sources))
 
-    def _forward(self) -> None:
-        """Send what was delivered, and acknowledge what is confirmed."""
+    def _forward(self) -> bool:
+        """Acknowledge what is confirmed, and send what was delivered; whether there is more to be sent."""
+        for source in self._sources:
+            source.settle(self._done, self._renew)
         for source in self._sources:
             # During an alarm the broker reads nothing, and a write might block.
-            while source.unsent and not connection.is_blocked(self._broker):
-                self._send(source.unsent.popleft())
-            source.settle(self._done, self._renew)
+            while not connection.is_blocked(self._broker) and (delivery := source.next_to_send()):
+                self._send(delivery)
+                if self._window.unwritten >= WRITE:
+                    return True
+        return False
 
     def _send(self, delivery: Delivery) -> None:
         composed = delivery.composed
@@ -230,10 +238,12 @@ class Consumer:
         self._beat.stopping()
         for source in self._sources:
             source.stop()
-        self._forward()
         deadline = time.monotonic() + self._timeout
         try:
-            self._window.wait(deadline)
+            self._forward()
+            while len(self._window):
+                self._window.wait(deadline)
+                self._forward()
         except TimeoutError:
             log.warning(
                 "the broker does not confirm %d messages: they stay in their queues", len(self._window)

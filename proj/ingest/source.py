@@ -4,7 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import amqp
@@ -16,8 +16,12 @@ from proj.rabbitmq.publishing import Sent
 
 log = logging.getLogger(__name__)
 
-#: Most messages of one queue that are fetched and not acknowledged. A crash delivers so many again.
-PREFETCH: Final = 200
+#: Most messages of one queue that are fetched and not acknowledged. A crash delivers so many again, and all
+#: of them may be in memory, of 2 MiB each. More are not faster.
+PREFETCH: Final = 32
+
+#: Bytes of tasks made of one queue that are not confirmed, from which on no more are made.
+MAX_BYTES: Final = 4 * 2**20
 
 #: Seconds until a queue that cannot be consumed is tried again: first, twice as long each time, and at most.
 FIRST_PAUSE: Final = 1.0
@@ -34,8 +38,10 @@ class Delivery:
 
     message: amqp.Message
     tag: int
-    #: What is sent in its place.
-    composed: Composed
+    #: What is sent in its place. Made when it is sent, since it needs as much memory again.
+    composed: Composed = field(init=False)
+    #: Bytes of its body; None until then.
+    size: int | None = None
     #: None while it is still to be sent.
     sent: Sent | None = None
 
@@ -48,8 +54,10 @@ class Source:
         self.composer = composer
         #: In the order of their delivery.
         self.deliveries: deque[Delivery] = deque()
-        #: Those that are still to be sent.
-        self.unsent: deque[Delivery] = deque()
+        #: Those that are still to be sent, of which those come first that were sent before.
+        self._unsent: deque[Delivery] = deque()
+        #: Bytes of those that were sent, and are not acknowledged.
+        self._bytes = 0
         self._channel: Any = None
         self._tag: str | None = None
         self._again_at = 0.0
@@ -67,8 +75,7 @@ class Source:
 
     def forget(self) -> None:
         """Forget what was delivered over a connection that is lost; the broker delivers it again."""
-        self.deliveries.clear()
-        self.unsent.clear()
+        self._clear()
         self._channel = self._tag = None
         if not self._hangs:
             self._again_at = 0.0
@@ -125,15 +132,19 @@ class Source:
     def _close(self) -> None:
         """Close the channel; the broker delivers what is not acknowledged again."""
         channel, self._channel, self._tag = self._channel, None, None
-        self.deliveries.clear()
-        self.unsent.clear()
+        self._clear()
         if channel is not None:
             channel.close()
 
+    def _clear(self) -> None:
+        self.deliveries.clear()
+        self._unsent.clear()
+        self._bytes = 0
+
     def _on_message(self, message: amqp.Message) -> None:
-        delivery = Delivery(message, message.delivery_tag, self.composer.compose(message))
+        delivery = Delivery(message, message.delivery_tag)
         self.deliveries.append(delivery)
-        self.unsent.append(delivery)
+        self._unsent.append(delivery)
 
     def _on_cancel(self, _tag: str) -> None:
         """The broker has cancelled the consumer, for example since the queue was deleted."""
@@ -145,6 +156,17 @@ class Source:
         if self._tag is not None:
             self._channel.basic_cancel(self._tag)
         self._tag = None
+
+    def next_to_send(self) -> Delivery | None:
+        """The next message to be sent; None while there is none, or too much is on its way."""
+        if not self._unsent or (self._unsent[0].size is None and self._bytes >= MAX_BYTES):
+            return None
+        delivery = self._unsent.popleft()
+        if delivery.size is None:
+            delivery.composed = self.composer.compose(delivery.message)
+            delivery.size = len(delivery.composed.message.body)
+            self._bytes += delivery.size
+        return delivery
 
     def settle(self, on_done: Callable[[Delivery], None], renew: Callable[[Exception], None]) -> None:
         """Acknowledge what is confirmed, from the front.
@@ -158,6 +180,7 @@ class Source:
                     renew(sent.refusal)
                 break
             last = self.deliveries.popleft()
+            self._bytes -= last.size or 0
             on_done(last)
         if last:
             self._channel.basic_ack(last.tag, multiple=True)
@@ -181,7 +204,7 @@ class Source:
             return False
         self._refused_until = now + self._refusal_pause
         self._refusal_pause = min(2 * self._refusal_pause, LONGEST_REFUSAL_PAUSE)
-        for each in self._refused:
+        for each in reversed(self._refused):
             each.sent = None
-            self.unsent.append(each)
+            self._unsent.appendleft(each)
         return True

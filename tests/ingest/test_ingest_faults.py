@@ -2,6 +2,7 @@
 
 import signal
 from collections import Counter
+from pathlib import Path
 
 import psutil
 import pytest
@@ -11,10 +12,14 @@ from tests.lib import foreign
 from tests.lib.alarm import alarm
 from tests.lib.bundle import Bundle
 from tests.lib.one_node import start
+from tests.lib.proxy import Network, Proxy
 from tests.lib.publisher import limit
 from tests.lib.waiting import eventually
 
 COUNT = 1000
+
+#: Characters of a text, of which a hundred take longer to be written than a turn of ingest's loop.
+LARGE = 2**18
 
 #: A message that takes its worker five seconds.
 LONG = "message 50....."
@@ -29,7 +34,7 @@ DOES_NOT_ANSWER = (
 #: Lets ingest stand still in the middle of the messages, once: it takes a tenth of a second for all of them.
 STANDS_STILL = (
     "        self.deliveries.append(delivery)",
-    f"        if message.delivery_tag == {2 * PREFETCH}:\n"
+    f"        if message.delivery_tag == {COUNT // 2}:\n"
     "            import contextlib, os, signal\n"
     "            with contextlib.suppress(FileExistsError):\n"
     "                os.close(os.open('stood', os.O_CREAT | os.O_EXCL))\n"
@@ -113,8 +118,9 @@ def test_ingest_is_killed_between_confirm_and_acknowledgement(bundle: Bundle, me
 
 
 def test_without_the_wait_for_confirms_messages_are_lost(own: Bundle) -> None:
-    """The control: acknowledged as soon as it is sent, what a full queue refuses is gone."""
+    """The control: acknowledged whatever the answer is, what a full queue refuses is gone."""
     own.switch_off("ingest/source.py", "and sent.answered:", "and True:")
+    own.switch_off("ingest/source.py", "if sent.refusal:", "if False:")
     limit(own)
     ingest = foreign.start(own).consumes()
     _fill(own, ingest, 100)
@@ -195,6 +201,33 @@ def test_the_broker_is_killed(own: Bundle) -> None:
     made = foreign.tasks(own)
     assert {argument for _, argument in made} == {f"message {number}" for number in range(COUNT)}
     assert len({task_id for task_id, _ in made}) == COUNT
+
+
+@pytest.mark.used_vhost
+def test_a_broker_that_takes_a_burst_in_slowly(bundle: Bundle, proxy: Proxy) -> None:
+    """Seconds for what was delivered at once: each is sent once, and not all is composed meanwhile."""
+    texts = [f"{number:03}{'x' * LARGE}" for number in range(100)]
+    bundle.env["PROJ_PUBLISH_TIMEOUT"] = "30"
+    ingest = foreign.start(bundle).consumes()
+    before = _most_memory(ingest)
+    ingest.process.send_signal(signal.SIGSTOP)
+    foreign.publish(bundle, texts)
+    proxy.network, proxy.delay = Network.NARROW, 0.01
+    ingest.process.send_signal(signal.SIGCONT)
+    ingest.says("published", len(texts))
+    grown = _most_memory(ingest) - before
+    foreign.settle(bundle, ingest)
+
+    assert proxy.happened[Network.NARROW] > len(texts)
+    assert "trying again" not in ingest.text()
+    assert [text for _, text in foreign.tasks(bundle)] == texts
+    assert grown < len(texts) * LARGE
+
+
+def _most_memory(ingest: foreign.Ingest) -> int:
+    """The most bytes of memory that it has had."""
+    status = Path(f"/proc/{ingest.process.pid}/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 @pytest.mark.used_vhost

@@ -24,6 +24,7 @@ class Network(enum.Enum):
     ENDS_IN_A_FRAME = "of the next answer that is a `method` the beginning arrives, and nothing after it"
     SLOW = "each answer takes `delay` seconds"
     TRICKLES = "each byte of an answer takes `delay` seconds"
+    NARROW = "each piece that programs say takes `delay` seconds"
     UNSTEADY = "each piece, either way, takes up to `delay` seconds, so that connections overtake each other"
 
 
@@ -33,7 +34,7 @@ class Proxy:
     def __init__(self, broker_port: int, port: int = 0) -> None:
         self.network = Network.WORKS
         self.afterwards = Network.WORKS
-        #: Seconds, of `Network.SLOW` and `Network.TRICKLES`.
+        #: Seconds, of the networks that take some.
         self.delay = 0.0
         #: Its class and its number, of `Network.ENDS_IN_A_FRAME`.
         self.method = (0, 0)
@@ -112,7 +113,7 @@ class Proxy:
                             self.happened[network] += 1
                             self.network = Network.SWALLOWS_ANSWERS
                             data = before + method
-                    case Network.SLOW, True:
+                    case (Network.SLOW, True) | (Network.NARROW, False):
                         self.happened[network] += 1
                         time.sleep(self.delay)
                     case Network.UNSTEADY, _:
