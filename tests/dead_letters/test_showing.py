@@ -99,6 +99,7 @@ def test_failure_is_shown_with_type_and_text(shared: Bundle, how: str, error: st
     assert (done.returncode, done.stderr) == (1, f"Error: proj.tasks.fail[{how}] failed: {error}\n")
 
     assert json.loads(shared.proj("result", how, "--json").stdout)["error"] == error
+    dead.await_letter(shared, how)
     assert dead.show(shared, how)["exception"] == error
 
 
@@ -126,13 +127,13 @@ def test_compressed_dead_letter_is_unpacked_for_people_only(shared: Bundle, meth
     headers = {"id": method, "task": "proj.tasks.nobody", "compression": name}
     dead.publish(shared, packed, application_headers=headers, content_type="application/json")
 
-    eventually("the worker has rejected it", lambda: method in dead.ids(shared))
+    dead.await_letter(shared, method)
     shown = dead.show(shared, method)
     assert (shown["task"], shown["arguments"]) == ("proj.tasks.nobody", '"x"')
     assert shown["body"] == '[["x"], {}, {"chain": null}]'
 
     assert shared.proj("dead", "redrive", method).returncode == 0
-    eventually("it is dead again", lambda: dead.show(shared, method)["redrives"] == 1)
+    dead.await_letter(shared, method, redrives=1)
     assert packed in [message.body for message in dead.take(shared, "proj.dead")]
 
 
@@ -141,7 +142,7 @@ def test_bomb_does_not_fill_memory(shared: Bundle) -> None:
     packed, name = compression.compress(b"[[" + b" " * 100_000_000, "zlib")
     headers = {"id": "bomb", "task": "proj.tasks.add", "compression": name}
     dead.publish(shared, packed, queue=dead.OTHER, expiration="0", application_headers=headers)
-    eventually("it is dead", lambda: "bomb" in dead.ids(shared))
+    dead.await_letter(shared, "bomb")
 
     shown = dead.show(shared, "bomb")
     assert shown["task"] == "proj.tasks.add"

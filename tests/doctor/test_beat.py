@@ -3,7 +3,8 @@
 import pytest
 
 from tests.lib.bundle import Bundle
-from tests.lib.findings import about, doctor
+from tests.lib.findings import Findings, doctor
+from tests.lib.waiting import eventually
 
 pytestmark = pytest.mark.used_vhost
 
@@ -14,10 +15,15 @@ SCHEDULE = """
 
 def test_schedule_without_a_beat(declared: Bundle) -> None:
     """No word without entries; a warning with entries and no beat; all is well while one runs."""
-    assert not [each for each in doctor(declared) if each["check"] == "running_beat"]
+
+    def found(level: str = "") -> Findings:
+        checked = [each for each in doctor(declared) if each["check"] == "running_beat"]
+        return [each for each in checked if level in each["level"]]
+
+    assert not found()
     declared.add_task(SCHEDULE)
-    found = about(doctor(declared), "running_beat", "the schedule has entries and no beat runs")
-    assert "celery -A proj beat" in found["fix"]
+    (warning,) = eventually("no beat is found", lambda: found("warning"))
+    assert warning["what"] == "the schedule has entries and no beat runs"
+    assert "celery -A proj beat" in warning["fix"]
     declared.beat().says("this beat leads")
-    (found,) = (each for each in doctor(declared) if each["check"] == "running_beat")
-    assert found["level"] == "ok", found
+    eventually("a beat is found", lambda: found("ok"))

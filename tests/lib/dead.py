@@ -123,6 +123,14 @@ def ids(bundle: Bundle, *options: str) -> list[str]:
     return [row["id"] for row in rows(bundle, *options)]
 
 
+def await_letter(bundle: Bundle, task_id: str, redrives: int = 0) -> None:
+    """Wait until it is one: a worker logs and stores the end before it rejects the message."""
+    row = {"id": task_id, "redrives": redrives}
+    eventually(
+        f"{task_id} is a dead letter", lambda: any(row.items() <= each.items() for each in rows(bundle))
+    )
+
+
 def show(bundle: Bundle, task_id: str) -> dict[str, Any]:
     done = bundle.proj("dead", "show", task_id, "--json")
     assert done.returncode == 0, done.stderr

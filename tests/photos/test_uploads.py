@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from photos import measure
+from tests.lib import dead
 from tests.lib import photos as pictures
 from tests.lib.missing import missing
 from tests.lib.photos import Studio, plain
@@ -39,6 +40,7 @@ def test_what_is_no_photo_becomes_a_dead_letter(studio: Studio, name: str, data:
 
     photo = answer.body["id"]
     assert error in studio.becomes(photo, "failed")
+    dead.await_letter(studio.bundle, photo)
     dropped = studio.bundle.proj("dead", "drop", photo, "--yes")
     assert dropped.returncode == 0, dropped.stderr
 
@@ -195,6 +197,7 @@ def test_a_full_disk(studio: Studio) -> None:
         assert "No space left on device" in studio.becomes(photo, "failed")
         assert [path.name for path in folder.iterdir()] == [".filling"]
         filling.unlink()
+        dead.await_letter(studio.bundle, photo)
         assert studio.bundle.proj("dead", "redrive", photo).returncode == 0
         studio.becomes(photo, "done")
     finally:

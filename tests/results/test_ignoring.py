@@ -54,7 +54,7 @@ def _outcome(bundle: Bundle, task_id: str) -> dict[str, Any]:
 def test_who_waits_for_a_task_that_is_ignored_is_answered(bundle: Bundle) -> None:
     """It says so, with 1: the waiting command, the result, and Celery's own `.get()`; and a repeat runs."""
     bundle.add_task(TASKS)
-    worker = bundle.worker("--without-gossip")
+    worker = bundle.worker("--without-gossip").ready()
 
     wait = ("--wait", "--timeout", "60")
     done = bundle.proj("enqueue", "task", "proj.tasks.idle", '"no need"', "--id", "it", *wait)

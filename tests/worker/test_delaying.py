@@ -1,9 +1,11 @@
 """What must not be executed yet waits in the broker, in no slot of a worker."""
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 import amqp
@@ -95,6 +97,10 @@ def _is_free(bundle: Bundle, worker: Worker, task_id: str) -> None:
     worker.says(f"[{task_id}] succeeded")
 
 
+def _logged(worker: Worker, line: re.Pattern[str]) -> bool:
+    return bool(line.search(worker.text()))
+
+
 def test_message_with_an_eta_waits_in_the_broker(bundle: Bundle, worker: Worker) -> None:
     """The slots of those that wait are free, and the copy is the message, with what it must keep."""
     _publish(bundle, "eta-1", "eta-2", "eta-3", eta=_in(LATER), own="kept", deliveries=2)
@@ -112,9 +118,10 @@ def test_message_with_an_eta_waits_in_the_broker(bundle: Bundle, worker: Worker)
     assert bundle.depth("proj.tasks") == 0
 
 
+@pytest.mark.long
 def test_message_with_an_eta_is_executed_when_it_is_due(bundle: Bundle, worker: Worker) -> None:
-    due = time.time() + 2
-    _publish(bundle, "due", eta=_in(2))
+    due = time.time() + 10
+    _publish(bundle, "due", eta=_in(10))
 
     worker.says("[due] succeeded")
 
@@ -141,10 +148,13 @@ def test_rate_limit_gives_each_message_one_turn(bundle: Bundle, worker: Worker) 
     for task_id in ids:
         worker.says(f"[{task_id}] succeeded")
 
+    (begin,) = [line.at for line in worker.lines("received") if line.id == ids[0]]
     at = [line.at for line in worker.lines("succeeded") if line.id in ids]
-    assert at[-1] - at[0] > 5
-    delayed = [line.id for line in worker.lines("delayed for") if line.id in ids]
-    assert sorted(delayed) == ids[1:]
+    assert at[-1] - begin > 5
+    # One that a busy worker receives after its turn is not delayed.
+    delayed = {line.id for line in worker.lines("delayed for")} & {*ids}
+    assert ids[-1] in delayed
+    assert delayed <= {*ids[1:]}
 
 
 def test_backlog_under_a_rate_limit_holds_no_slot(bundle: Bundle, worker: Worker) -> None:
@@ -187,8 +197,9 @@ def test_rate_limit_of_a_running_worker(bundle: Bundle, worker: Worker) -> None:
     limit("1/h")
     _publish(bundle, "limited-1", "limited-2", "limited-3")
     worker.says("[limited-1] succeeded")
-    worker.says("[limited-2] delayed for 3600 s: rate limit")
-    worker.says("[limited-3] delayed for 7200 s: rate limit")
+    for task_id, seconds in {"limited-2": r"(3600|35\d\d)", "limited-3": r"(7200|71\d\d)"}.items():
+        line = re.compile(rf"\[{task_id}\] delayed for {seconds} s: rate limit")
+        eventually(line.pattern, partial(_logged, worker, line), seen=worker.text)
 
     limit("0")
     _is_free(bundle, worker, "after-limit")
@@ -224,8 +235,12 @@ def test_copy_keeps_the_count_of_its_deliveries(bundle: Bundle, worker: Worker) 
     worker.says("[killer] became a dead letter: delivery limit: given back 6 times")
 
     assert len([line for line in worker.lines("given back: worker lost") if line.id == "killer"]) == 1
-    result = json.loads(bundle.proj("result", "killer", "--json").stdout)
-    assert result["error"] == "NotExecuted: delivery limit: given back 6 times"
+
+    def result() -> str:
+        return bundle.proj("result", "killer", "--json").stdout
+
+    error = '"error": "NotExecuted: delivery limit: given back 6 times"'
+    eventually("its end is stored", lambda: error in result(), seen=result)
 
 
 def test_message_waits_in_its_slot_while_the_broker_confirms_nothing(own: Bundle) -> None:

@@ -196,7 +196,11 @@ def test_time_limit_is_refused_by_who_knows_what_the_broker_waits_for(bundle: Bu
     )
 
     worker.says("[too-long] became a dead letter: invalid: its time limit must be below")
-    assert "got 1800 and 1800" in _outcomes(bundle, "too-long")["too-long"]["error"]
+
+    def error() -> str:
+        return str(_outcomes(bundle, "too-long")["too-long"]["error"])
+
+    eventually("its end is stored", lambda: "got 1800 and 1800" in error(), seen=error)
 
 
 def test_worker_that_met_them_all_is_the_same_and_ends_in_time(
