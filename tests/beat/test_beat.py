@@ -57,7 +57,7 @@ def test_another_beat_takes_over(
         other = bundle.beat(log="other.log")
         other.says("this one stands by")
         eventually("some are executed", lambda: len(beats.executed(worker)) >= 3)
-        assert beats.repeats(worker) == 0
+        assert beats.repeats(worker) <= beats.takeovers(leader, other)
 
         fault(leader, proxy)
         other.says("this beat leads")
@@ -65,7 +65,7 @@ def test_another_beat_takes_over(
         eventually("more are executed", lambda: len(beats.executed(worker)) >= before + 5)
     other.terminate()
     all_are_executed(bundle, worker)
-    assert beats.repeats(worker) <= 1
+    assert beats.repeats(worker) <= beats.takeovers(leader, other)
 
 
 @pytest.mark.celery_docs("Periodic Tasks: more than one beat")
@@ -89,7 +89,7 @@ def test_only_the_leader_enqueues(ticking: tuple[Bundle, Worker]) -> None:
     other.says("this beat leads")
     done = len(beats.executed(worker))
     eventually("others are executed", lambda: len(beats.executed(worker)) >= done + 2)
-    assert beats.repeats(worker) == 0
+    assert beats.repeats(worker) <= beats.takeovers(first, second)
     other.terminate()
     assert bundle.proj("health", "--beat").returncode == 69
 

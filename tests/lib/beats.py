@@ -27,6 +27,11 @@ def repeats(worker: Worker) -> int:
     return sum(received.values()) - len(received)
 
 
+def takeovers(*beats: Worker) -> int:
+    """How often one has led after another, or again: who leads no more may not remember its last run."""
+    return sum(beat.text().count("this beat leads\n") for beat in beats) - 1
+
+
 def last_runs(bundle: Bundle, count: int, begin: int = 0) -> set[str]:
     """The ids of so many runs of `TICK`, up to the last one that the beat remembers, or to one beside it."""
     store = bundle.env.get("CELERY_RESULT_BACKEND", f"db+sqlite:///{stores.file(bundle)}").removeprefix("db+")

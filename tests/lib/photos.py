@@ -64,14 +64,14 @@ class Studio:
         }
         self.proxy = Proxy(bundle.node.info.port)
         self.proxy.__enter__()
-        self.page = self._start_page()
+        self.page = self._start_page("page.log")
         self._workers = 0
         self._worker: Worker | None = None
 
-    def _start_page(self) -> subprocess.Popen[Any]:
-        # Two seconds: some tests wait for it.
-        env = {"CELERY_BROKER_URL": self.bundle.url_at(self.proxy.port), "PROJ_PUBLISH_TIMEOUT": "2"}
-        with (self.bundle.folder / "page.log").open("ab") as log:
+    def _start_page(self, log_name: str, **env: str) -> subprocess.Popen[Any]:
+        self._log = self.bundle.folder / log_name
+        env["CELERY_BROKER_URL"] = self.bundle.url_at(self.proxy.port)
+        with self._log.open("ab") as log:
             return fork_server.popen(
                 ["python", "-c", _PAGE, "--port=0"],
                 cwd=self.bundle.folder,
@@ -83,7 +83,7 @@ class Studio:
 
     @property
     def log(self) -> str:
-        return (self.bundle.folder / "page.log").read_text()
+        return self._log.read_text()
 
     @property
     def url(self) -> str:
@@ -93,6 +93,18 @@ class Studio:
             return found[-1] if found else None
 
         return eventually("the page listens", printed) or ""
+
+    @contextmanager
+    def hasty_page(self) -> Iterator[None]:
+        """While the block runs, the page is another one, whose publishes take five seconds at most."""
+        page, log = self.page, self._log
+        self.page = self._start_page("hasty.log", PROJ_PUBLISH_TIMEOUT="5")
+        try:
+            yield
+        finally:
+            self.page.kill()
+            self.page.wait(PATIENCE)
+            self.page, self._log = page, log
 
     @contextmanager
     def broker_down(self) -> Iterator[None]:

@@ -165,10 +165,10 @@ def test_the_broker_is_down(studio: Studio) -> None:
 def test_a_confirm_that_is_lost(studio: Studio) -> None:
     """The page sends the same id again. The message is there twice, and one of them is not executed."""
     studio.worker  # noqa: B018  one works
-    assert studio.upload("before.jpg", plain("lime")).status == 202  # it is connected
-    studio.proxy.network = Network.SWALLOWS_ANSWERS
-    swallowed = studio.proxy.happened[Network.SWALLOWS_ANSWERS]
-    with ThreadPoolExecutor(1) as pool:
+    with studio.hasty_page(), ThreadPoolExecutor(1) as pool:
+        eventually("it is connected", lambda: studio.upload("before.jpg", plain("lime")).status == 202)
+        studio.proxy.network = Network.SWALLOWS_ANSWERS
+        swallowed = studio.proxy.happened[Network.SWALLOWS_ANSWERS]
         answer = pool.submit(studio.upload, "lost.jpg", plain("gold"))
         eventually("an answer is lost", lambda: studio.proxy.happened[Network.SWALLOWS_ANSWERS] > swallowed)
         studio.proxy.network = Network.WORKS
