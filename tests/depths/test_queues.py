@@ -138,7 +138,7 @@ def test_broker_that_stops_answering_is_given_up(bundle: Bundle) -> None:
         proxy.network = Network.SLOW
         proxy.delay = 0.4
         refuses(bundle, 69, "does not answer in time", command=("queues",), CELERY_BROKER_URL=url)
-        assert proxy.happened[Network.SLOW] > 3
+        assert proxy.happened[Network.SLOW]
 
 
 @pytest.mark.parametrize("name", ["nope", "", "n" * 300, "proj.task"])

@@ -19,6 +19,7 @@ from tests.lib.publisher import (
     ANSWERED,
     ID,
     REPEAT,
+    SLACK,
     TIMEOUT,
     Outcome,
     Publisher,
@@ -100,12 +101,14 @@ def test_name_server_that_does_not_answer(bundle: Bundle, protected: bool) -> No
         )
     url = bundle.url.replace("127.0.0.1", "no-answer.invalid")
     bundle.env |= {"CELERY_BROKER_URL": url, "PROJ_PUBLISH_TIMEOUT": str(TIMEOUT)}
+    # Protected, it is longer than any publish may take, and nothing waits for it.
+    sleep = TIMEOUT + SLACK if protected else 3 * TIMEOUT
     slow_resolver = f"""
 import socket
 look_up = socket.getaddrinfo
 def slow(host, *args, **options):
     if host == "no-answer.invalid":
-        time.sleep({3 * TIMEOUT})
+        time.sleep({sleep})
         host = "127.0.0.1"
     return look_up(host, *args, **options)
 socket.getaddrinfo = slow
@@ -113,9 +116,8 @@ socket.getaddrinfo = slow
     outcome = delay_after(bundle, slow_resolver)
     if protected:
         check(outcome, "BrokerUnreachable", "no-answer.invalid", "does not answer in time")
-        assert outcome.seconds < 3 * TIMEOUT
     else:
-        assert outcome.seconds > 3 * TIMEOUT
+        assert outcome.seconds > sleep
 
 
 def test_connections_that_are_all_in_use(bundle: Bundle) -> None:
@@ -192,9 +194,9 @@ def test_broker_that_answers_slowly(bundle: Bundle, proxy: Proxy, network: Netwo
 @pytest.mark.parametrize(
     ("file", "protection", "delay"),
     [
-        ("deadline.py", "            cut()\n", TIMEOUT / 4),
+        ("deadline.py", "            cut()\n", TIMEOUT / 8),
         # When this fails, kombu has learnt to show a connection before its handshake.
-        ("rabbitmq/connection.py", "        self.client._connection = self\n", TIMEOUT * 0.6),
+        ("rabbitmq/connection.py", "        self.client._connection = self\n", TIMEOUT * 0.4),
     ],
     ids=["none", "none while it connects"],
 )
@@ -204,14 +206,15 @@ def test_control_slow_broker_without_the_cut(
     """With timeouts of the socket alone, the same takes as long as it takes."""
     indent = protection[: -len(protection.lstrip())]
     bundle.switch_off(file, protection, f"{indent}pass\n")
-    assert _slow(bundle, proxy, Network.SLOW, delay).seconds > TIMEOUT + delay
+    assert _slow(bundle, proxy, Network.SLOW, delay).seconds > TIMEOUT * 1.1
 
 
 @pytest.mark.parametrize("protected", [True, False], ids=["", "control"])
 def test_name_with_addresses_that_do_not_answer(bundle: Bundle, protected: bool) -> None:
     """All addresses of a broker's name together have the time of a publish; cut once, each has it."""
     hurry(bundle)
-    timeout, addresses = 1, 6
+    # Protected, so many that they would take longer than any publish may.
+    timeout, addresses = 1, TIMEOUT + SLACK + 8 if protected else 6
     bundle.env["PROJ_PUBLISH_TIMEOUT"] = str(timeout)
     if not protected:
         bundle.switch_off("deadline.py", "block in self.blocks", "self.blocks.pop(block, None)")
@@ -232,7 +235,6 @@ socket.getaddrinfo = look_up_many
         outcome = delay_after(bundle, many_addresses)
     if protected:
         check(outcome, "BrokerUnreachable", "cluster.invalid", "does not answer in time")
-        assert outcome.seconds < (addresses - 2) * timeout
     else:
         # At least one more. When the cut comes after a socket is made and before it connects, Linux takes it
         # for connected: to write on it waits for the timeout, and then no address follows.

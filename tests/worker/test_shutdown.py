@@ -13,11 +13,15 @@ from tests.lib.worker import Worker
 
 pytestmark = pytest.mark.used_vhost
 
-#: A task of a fraction of a second, which leaves its number in a file each time it is executed.
+#: A task of a fraction of a second, which leaves its number in a file each time it is executed; none ends
+#: while the file `held` is there.
 NAP = """
     @app.task(name="proj.tasks.nap", pydantic=True)
     def nap(number: int) -> int:
+        from pathlib import Path
         time.sleep(0.6)
+        while Path("held").exists():
+            time.sleep(0.05)
         with open("naps", "a") as file:
             file.write(f"{number} ")
         return number
@@ -82,7 +86,8 @@ def test_task_that_catches_the_signal_is_killed(bundle: Bundle) -> None:
                 except BaseException as error:
                     log.info("Caught %r", error)
     """)
-    bundle.switch_off("worker/ending.py", "_PROCESS_PATIENCE: Final = 10", "_PROCESS_PATIENCE: Final = 1")
+    bundle.switch_off("worker/ending.py", "_PROCESS_PATIENCE: Final = 10", "_PROCESS_PATIENCE: Final = 5")
+    bundle.switch_off("worker/ending.py", "_WORKER_PATIENCE: Final = 3", "_WORKER_PATIENCE: Final = 60")
     worker = bundle.worker("--concurrency=2", env={"PROJ_SHUTDOWN_GRACE": "0.2"})
     bundle.enqueue("task", "proj.tasks.stubborn", "--id", "it")
     worker.started("it")
@@ -107,6 +112,7 @@ def test_shutdown_that_hangs_is_ended_by_force(bundle: Bundle) -> None:
     """)
     bundle.switch_off("worker/ending.py", "_PROCESS_PATIENCE: Final = 10", "_PROCESS_PATIENCE: Final = 1")
     bundle.switch_off("worker/ending.py", "_WORKER_PATIENCE: Final = 3", "_WORKER_PATIENCE: Final = 0")
+    bundle.switch_off("worker/ending.py", "_EXIT_PATIENCE: Final = 1", "_EXIT_PATIENCE: Final = 60")
     worker = bundle.worker("--pidfile=pid", env={"PROJ_SHUTDOWN_GRACE": "0.2"})
     bundle.enqueue("sleep-dots", "600", "--id", "long")
     worker.started("long")
@@ -121,7 +127,7 @@ def test_shutdown_that_hangs_is_ended_by_force(bundle: Bundle) -> None:
 
 def test_program_that_ran_a_worker_goes_on(bundle: Bundle) -> None:
     """The end of the grace period concerns it no more, once the worker has ended."""
-    bundle.env["PROJ_SHUTDOWN_GRACE"] = "3"
+    bundle.env["PROJ_SHUTDOWN_GRACE"] = "60"
     timers, quits = bundle.python("""
 import os, signal, sys, threading
 from celery.signals import worker_ready
@@ -139,7 +145,8 @@ quits = []
 signal.signal(signal.SIGQUIT, lambda number, _: quits.append(number))
 timers = [each for each in threading.enumerate() if isinstance(each, threading.Timer)]
 for timer in timers:
-    timer.join()
+    timer.cancel()
+    timer.function()
 print([len(timers), quits], file=sys.__stdout__)
 """)
     assert timers == 1
@@ -153,9 +160,10 @@ def test_rolling_restart_under_load_loses_nothing_and_repeats_nothing(bundle: Bu
     workers = [bundle.worker(log=f"old{n}.log").ready() for n in range(2)]
     new: list[Worker] = []
     total, part = 30, 15
-    naps = bundle.folder / "naps"
+    naps, held = bundle.folder / "naps", bundle.folder / "held"
 
     for n, worker in enumerate(workers):
+        held.touch()
         bundle.python(f"""
 from proj.tasks import nap
 for number in range({n * part}, {(n + 1) * part}): nap.delay(number)
@@ -163,7 +171,10 @@ print(0)
 """)
         eventually("it is at work", partial(worker.lines, "received"))
         assert bundle.depth("proj.tasks"), "no task waits"
-        assert worker.terminate() == 0
+        worker.process.terminate()
+        worker.says("Warm shutdown")
+        held.unlink()
+        assert worker.ends() == 0
         new.append(bundle.worker(log=f"new{n}.log").ready())
 
     def executed() -> collections.Counter[str]:
