@@ -116,23 +116,15 @@ def test_no_url_weakens_tls(monkeypatch: pytest.MonkeyPatch, url: str, reason: s
 
 
 @pytest.mark.parametrize(
-    ("query", "named"),
-    [
-        ("heartbeat=30&connection_attempts=3", ", got heartbeat: "),
-        ("heartbeat", ": "),
-        ("=30", ": "),
-        ("s3cret=s3cret@host/v", ": "),
-    ],
+    "query", ["heartbeat=30&connection_attempts=3", "heartbeat", "=30", "s3cret=s3cret@host/v"]
 )
-def test_options_of_other_libraries_are_refused(
-    monkeypatch: pytest.MonkeyPatch, query: str, named: str
-) -> None:
+def test_options_of_other_libraries_are_refused(monkeypatch: pytest.MonkeyPatch, query: str) -> None:
     """Such as pika's, of which kombu would make an argument that it does not take."""
     monkeypatch.setenv("CELERY_BROKER_URL", f"amqp://u:s3cret@one/v;amqp://u:s3cret@two/v?{query}")
 
     with pytest.raises(ConfigError) as caught:
         config.load()
-    assert f"CELERY_BROKER_URL cannot be used: expected no options after '?'{named}" in str(caught.value)
+    assert "CELERY_BROKER_URL cannot be used: expected no options after '?': " in str(caught.value)
     assert "s3cret" not in str(caught.value)
 
 
