@@ -80,6 +80,7 @@ class WatchersStep(bootsteps.StartStopStep):
         self.enabled = c.hub is not None and not task_events
         self._exchange = c.app.conf.event_exchange
         self._watched = False
+        #: None while there is no connection for events, as with `--without-gossip --without-heartbeat`.
         self._channel: Any = None
         self._unanswered = self._returned = False
         c.watchers = self
@@ -98,8 +99,9 @@ class WatchersStep(bootsteps.StartStopStep):
 
     def register_with_event_loop(self, c: Any, hub: Any) -> None:
         """Called for each connection; the loop cancels the timer when the connection is lost."""
-        hub.call_soon(self._probe, c)
-        hub.call_repeatedly(INTERVAL, self._probe, c)
+        if self._channel:
+            hub.call_soon(self._probe, c)
+            hub.call_repeatedly(INTERVAL, self._probe, c)
 
     def _probe(self, c: Any) -> None:
         if self._unanswered:

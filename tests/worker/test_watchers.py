@@ -46,6 +46,15 @@ def test_events_that_nobody_receives_end(bundle: Bundle) -> None:
     worker.says("Events about tasks are off")
 
 
+def test_worker_without_events_works(bundle: Bundle) -> None:
+    """It has no connection for them, and asks for no watchers."""
+    worker = bundle.worker("--without-gossip", "--without-heartbeat")
+
+    assert bundle.proj("enqueue", "add", "1", "2", "--wait", "--timeout", "60").stdout == "3\n"
+
+    assert worker.terminate() == 0
+
+
 def test_a_worker_that_reconnects_is_seen(bundle: Bundle) -> None:
     """With its events about tasks, since the watcher is still there."""
     with Proxy(bundle.node.info.port) as proxy, ExitStack() as stack:
