@@ -4,6 +4,7 @@ They cost a worker a quarter of its rate or more. Flower enables them by remote 
 them when it has gone, and Celery's own `celery events` does not enable them at all.
 """
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -77,7 +78,7 @@ class WatchersStep(bootsteps.StartStopStep):
     def __init__(self, c: Any, *, task_events: bool = False, **options: Any) -> None:
         super().__init__(c, **options)
         # With -E they stay on. Without Celery's event loop (gevent, eventlet), nobody reads the answers.
-        self.enabled = c.hub is not None and not task_events
+        self._probes = c.hub is not None and not task_events
         self._exchange = c.app.conf.event_exchange
         self._watched = False
         #: None while there is no connection for events, as with `--without-gossip --without-heartbeat`.
@@ -85,12 +86,21 @@ class WatchersStep(bootsteps.StartStopStep):
         self._unanswered = self._returned = False
         c.watchers = self
 
+    def start(self, c: Any) -> None:
+        """Let the event loop alone flush events, since it reads from their connection, which has no lock.
+
+        Celery flushes a full buffer in the thread that fills it, such as one of a pool. Before each publish,
+        py-amqp reads too, and changes the timeout of the socket.
+        """
+        if c.event_dispatcher:
+            c.event_dispatcher.buffer_limit = math.inf
+
     def open(self, conn: Any) -> None:
         """Open a channel on a new connection for events.
 
         Before anything is published on it: in an alarm the broker reads no further from such a connection.
         """
-        if self.enabled:
+        if self._probes:
             self._unanswered = False
             self._channel = conn.channel()
             self._channel.confirm_select()

@@ -3,8 +3,10 @@
 from contextlib import ExitStack
 from types import SimpleNamespace
 
+import kombu
 import pytest
 
+from proj import app
 from proj.worker.watchers import WatchersStep
 from tests.lib.bundle import Bundle
 from tests.lib.proxy import Proxy
@@ -93,4 +95,28 @@ def test_watcher_that_has_enabled_them_itself_is_noticed(caplog: pytest.LogCaptu
 def test_events_that_are_not_switched(hub: object, task_events: bool) -> None:
     """With -E they stay on; without Celery's event loop nobody reads the broker's answers."""
     consumer = SimpleNamespace(hub=hub, app=SimpleNamespace(conf=SimpleNamespace(event_exchange="celeryev")))
-    assert not WatchersStep(consumer, task_events=task_events).include_if(consumer)
+    step = WatchersStep(consumer, task_events=task_events)
+
+    # Neither the connection nor the loop is asked for anything.
+    step.open(None)
+    step.register_with_event_loop(consumer, None)
+
+
+def test_full_buffer_of_events_is_left_to_the_event_loop() -> None:
+    """The threads of a pool fill it, and none of them uses the connection."""
+    asked: list[int] = []
+    published: list[int] = []
+    with kombu.Connection("memory://") as connection:
+        dispatcher = app.events.Dispatcher(
+            connection, buffer_group=["task"], on_send_buffered=lambda: asked.append(1)
+        )
+        dispatcher.publisher = SimpleNamespace(publish=lambda events, **_: published.append(len(events)))
+        consumer = SimpleNamespace(hub=object(), app=app, event_dispatcher=dispatcher)
+        WatchersStep(consumer, task_events=True).start(consumer)
+
+        for _ in range(100):
+            dispatcher.send("task-started", uuid="it")
+        assert (len(asked), published) == (100, [])
+
+        dispatcher.flush()
+        assert published == [100]
