@@ -86,7 +86,9 @@ class Ageing:
             .on_conflict_do_update(index_elements=["name"], set_={"until": now + INTERVAL}, where=is_over)
         )
         with self._kept.use() as connection:
-            connection.execute(CreateTable(_turns, if_not_exists=True))
+            # PostgreSQL refuses the statement to a user who may create no table, also where there is one.
+            if not connection.dialect.has_table(connection, _turns.name):
+                connection.execute(CreateTable(_turns, if_not_exists=True))
             # Without the option, SQLAlchemy counts no inserted rows.
             counted = connection.execution_options(preserve_rowcount=True)
             return bool(counted.execute(mine).rowcount == 1)

@@ -85,6 +85,32 @@ print(json.dumps(found))
     ]
 
 
+def test_user_who_may_create_no_table_deletes_old_results(bundle: Bundle, database: stores.Database) -> None:
+    """As long as somebody has made them; PostgreSQL refuses `IF NOT EXISTS` too."""
+    bundle.python(_AGEING + "print(sweep())")
+    database.execute("ALTER SCHEMA public OWNER TO admin")
+    database.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+
+    refused, deleted = bundle.python(
+        _AGEING
+        + """
+from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.schema import CreateTable
+try:
+    with kept.use() as connection:
+        connection.execute(CreateTable(ageing._turns, if_not_exists=True))
+except ProgrammingError as error:
+    refused = str(error.orig)
+write("old", "SUCCESS")
+age(8)
+print(json.dumps([refused, sweep()]))
+"""
+    )
+
+    assert "permission denied for schema public" in refused
+    assert deleted == 1
+
+
 def test_one_worker_at_a_time(stored: Bundle) -> None:
     """Of many that look at once one deletes, in steps, and no other does within a minute."""
     found: Any = stored.python(
