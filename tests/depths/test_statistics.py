@@ -53,8 +53,8 @@ def in_alarm(bundle: Bundle, flag: str) -> bool:
     return bool(bundle.management("GET", "nodes")[0].get(flag))
 
 
-def is_said(bundle: Bundle, problem: str) -> bool:
-    return problem in bundle.proj("queues", "proj.tasks").stderr
+def is_said(bundle: Bundle, words: str, env: dict[str, str] | None = None) -> bool:
+    return words in bundle.proj("queues", "proj.tasks", env=env).stderr
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def test_message_that_a_worker_holds_is_unacknowledged(counted: Bundle) -> None:
     ):
         # A worker that stalls for a second is not waited for.
         eventually("it is told", partial(counts_are, bundle, (2, 1, 1), source, env))
-        assert words in bundle.proj("queues", env=env).stderr
+        eventually("people are told", partial(is_said, bundle, words, env))
     assert number(bundle, "proj.dead", "unacknowledged", env=MANAGEMENT_OFF) is None
 
 

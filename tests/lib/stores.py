@@ -37,8 +37,8 @@ def worker(bundle: Bundle, *options: str, log: str = "worker.log") -> Worker:
 
 
 def outcome(bundle: Bundle, task_id: str) -> dict[str, Any]:
-    """What is stored of the task, as `proj result` prints it."""
-    found: dict[str, Any] = json.loads(bundle.proj("result", task_id, "--json").stdout)
+    """What is stored of the task, as `proj result` prints it; no state while the store does not answer."""
+    found: dict[str, Any] = json.loads(bundle.proj("result", task_id, "--json").stdout or '{"state": null}')
     return found
 
 

@@ -26,7 +26,11 @@ def test_shutdown_ends_tasks_and_is_no_error(bundle: Bundle) -> None:
 
     assert "OK" in bundle.control(worker, "shutdown")
     eventually("the worker shuts down", lambda: "Got shutdown from remote" in worker.text())
-    assert bundle.proj("health", "--ready").stdout.endswith(" is stopping\n")
+
+    def health() -> str:
+        return bundle.proj("health", "--ready").stdout
+
+    eventually("it says so", lambda: health().endswith(" is stopping\n"), seen=health)
     assert bundle.proj("health", "--live").returncode == 0
     gate.touch()
     assert worker.ends() == 0
@@ -39,7 +43,8 @@ def test_commands_that_one_queue_does_not_take(bundle: Bundle) -> None:
 
     worker = bundle.worker(mingle=True).ready()
 
-    assert "pong" in bundle.celery("inspect", "ping").stdout
+    # One that stalls for a second is not waited for.
+    eventually("it answers", lambda: "pong" in bundle.celery("inspect", "ping").stdout)
     assert "OK" in bundle.control(worker, "cancel_consumer", "proj.tasks")
 
 
