@@ -201,14 +201,15 @@ def test_result_of_an_id_that_nothing_is_stored_for_is_75(bundle: Bundle) -> Non
 
 def test_reader_that_has_had_enough_keeps_no_message_back(bundle: Bundle) -> None:
     """Of `--count`, all are enqueued, also when nobody reads their ids to the end."""
-    process = bundle.start("enqueue", "add", "1", "2", "--count", "100")
+    count = 2_500  # whose ids are more than a pipe holds
+    process = bundle.start("enqueue", "add", "1", "2", "--count", str(count))
     assert process.stdout
     assert process.stderr
     process.stdout.readline()
     process.stdout.close()
 
     assert process.wait(COMMAND_TIMEOUT) == 0, process.stderr.read()
-    assert bundle.depth("proj.tasks") == 100
+    assert bundle.depth("proj.tasks") == count
 
 
 def test_ctrl_c_while_waiting_is_130(bundle: Bundle) -> None:

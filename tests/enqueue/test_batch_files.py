@@ -201,14 +201,15 @@ def test_pipe_that_pauses_or_closes_early(bundle: Bundle) -> None:
 
 def test_stdout_that_is_closed_or_full(bundle: Bundle) -> None:
     """Without a reader the others are enqueued all the same; on a full disk it stops."""
-    name = write(bundle, *[line(number) for number in range(300)])
+    count = 2_500  # whose ids are more than a pipe holds
+    name = write(bundle, *[line(number) for number in range(count)])
     process = bundle.start("enqueue", "batch", name)
     assert process.stdout is not None
     assert process.stdout.readline()
     process.stdout.close()
     assert process.wait(COMMAND_TIMEOUT) == 0
     bundle.proj("enqueue", "batch", name, closed={1})
-    assert bundle.depth("proj.tasks") == 600
+    assert bundle.depth("proj.tasks") == 2 * count
     with Path("/dev/full").open("w") as full:
         done = bundle.proj("enqueue", "batch", name, stdout=full)
     assert done.returncode == 1
