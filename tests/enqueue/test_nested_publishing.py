@@ -118,9 +118,9 @@ def test_signal_handler_that_publishes(bundle: Bundle, proxy: Proxy, network: Ne
 def test_signal_handler_that_publishes_in_an_alarm(own: Bundle) -> None:
     """Both outcomes are unknown, each in its own time."""
     # The signal comes when the message is sent, also on a busy machine, and not while the program connects.
-    own.env["PROJ_PUBLISH_TIMEOUT"] = "6"
+    own.env["PROJ_PUBLISH_TIMEOUT"] = "12"
     with alarm(own.node, "memory"):
-        ended = _ended(own, "by_signal", "signal.setitimer(signal.ITIMER_REAL, 3)")
+        ended = _ended(own, "by_signal", "signal.setitimer(signal.ITIMER_REAL, 8)")
 
     for kind, text, _ in ended.values():
         assert (kind, "did not confirm message" in text) == ("OutcomeUnknown", True)

@@ -10,7 +10,7 @@ import pytest
 
 from proj.errors import ExitCode
 from tests.lib.bundle import Bundle
-from tests.lib.flower import SAVE_INTERVAL, Flower
+from tests.lib.flower import Flower
 from tests.lib.proxy import Proxy
 from tests.lib.waiting import PATIENCE, eventually
 
@@ -109,7 +109,7 @@ def test_a_state_that_cannot_be_read_is_kept_beside(bundle: Bundle, flower: Star
     for path in folder.iterdir():
         path.write_bytes(b"\xff no state")
 
-    monitor = flower(f"--state-save-interval={SAVE_INTERVAL}")
+    monitor = flower("--state-save-interval=2000")  # milliseconds
     monitor.says("moving it aside and starting fresh")
     assert {path.read_bytes() for path in folder.glob("*.corrupt")} == {b"\xff no state"}
     eventually("a new state is saved", lambda: readable(folder / "state"))

@@ -89,7 +89,7 @@ def test_without_the_gate_the_smallest_message_is_found(
     bundle: Bundle, protections: list[tuple[str, str, str]], wrong: tuple[str, object], seen: str
 ) -> None:
     """The control: acknowledged by an error of Celery's own, or the end of the worker."""
-    fuzzing = Fuzzing(bundle, slots=2, silence=2)
+    fuzzing = Fuzzing(bundle, slots=2, silence=5)
     for protection in protections:
         bundle.switch_off(*protection)
     others = [Message(0, (("header.lang", "php"),))] * 20
