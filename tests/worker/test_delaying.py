@@ -216,8 +216,10 @@ def test_queue_of_a_delivery_is_known(bundle: Bundle) -> None:
         channel.basic_publish_confirm(amqp.Message("it"), "mine", "any key")
         with Consumer(channel, consumed, on_message=lambda message: found.append(_queue_of(message))) as its:
             # Nothing that comes after the broker's answer to the last `basic_consume` is read yet.
-            for name in names:
-                eventually("delivered", lambda name=name: not topology.look(looking, name).message_count)
+            eventually(
+                "all are delivered",
+                lambda: not any(topology.look(looking, name).message_count for name in names),
+            )
             assert "cancelled" not in found
 
             its.cancel_by_queue("cancelled")

@@ -11,7 +11,7 @@ from proj.results import stored_exception
 from proj.results.patience import Patient
 
 
-class _Store(Patient, Backend):  # type: ignore[misc]
+class _Store(Patient, Backend):
     """Celery's way to read a state, without a store."""
 
 

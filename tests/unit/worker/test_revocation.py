@@ -28,7 +28,7 @@ class _Store:
 
 def _revocations(store: _Store) -> Revocations:
     settings = SimpleNamespace(safe_result_backend="db+sqlite://")
-    return Revocations(SimpleNamespace(backend=store, settings=settings))  # type: ignore[arg-type]
+    return Revocations(SimpleNamespace(backend=store, settings=settings))
 
 
 @pytest.mark.parametrize(
