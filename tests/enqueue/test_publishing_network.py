@@ -16,7 +16,6 @@ from proj.rabbitmq import connection
 from tests.lib.bundle import COMMAND_TIMEOUT, Bundle
 from tests.lib.proxy import Network, Proxy
 from tests.lib.publisher import (
-    ANSWERED,
     ID,
     REPEAT,
     SLACK,
@@ -41,7 +40,7 @@ _HALF_A_HEARTBEAT = bytes([8, 0, 0, 0, 0, 0, 0])
 def test_confirm_that_is_lost(bundle: Bundle, proxy: Proxy, by_celery: bool) -> None:
     """The network swallows the answers: the outcome is unknown, and the message is in the queue."""
     with Publisher(bundle) as publisher:
-        check(publisher.publish(task_id="before", by_celery=by_celery), "confirmed")
+        publisher.succeeds(task_id="before", by_celery=by_celery)
         proxy.network = Network.SWALLOWS_ANSWERS
         check(publisher.publish(task_id="mine", by_celery=by_celery), "OutcomeUnknown", "message mine")
     assert proxy.happened[Network.SWALLOWS_ANSWERS]
@@ -51,7 +50,7 @@ def test_confirm_that_is_lost(bundle: Bundle, proxy: Proxy, by_celery: bool) -> 
 def test_message_that_is_lost(bundle: Bundle, proxy: Proxy) -> None:
     """The network swallows all: the publisher sees the same, and the message is not in the queue."""
     with Publisher(bundle) as publisher:
-        check(publisher.publish(task_id="before"), "confirmed")
+        publisher.succeeds(task_id="before")
         proxy.network = Network.SWALLOWS_ALL
         check(publisher.publish(task_id="mine"), "OutcomeUnknown", "message mine")
     assert proxy.happened[Network.SWALLOWS_ALL]
@@ -135,7 +134,7 @@ held = [app.pool.acquire() for _ in range(app.conf.broker_pool_limit)]
 def test_network_that_swallows_a_declaration(bundle: Bundle, proxy: Proxy) -> None:
     """A delayed message on a used connection declares first: when that is swallowed, nothing was sent."""
     with Publisher(bundle) as publisher:
-        check(publisher.publish(task_id="before"), "confirmed")
+        publisher.succeeds(task_id="before")
         proxy.network = Network.SWALLOWS_ALL
         check(publisher.publish(task_id="mine", countdown=1), "BrokerUnreachable", "does not answer in time")
     assert proxy.happened[Network.SWALLOWS_ALL]
@@ -145,12 +144,10 @@ def test_network_that_swallows_a_declaration(bundle: Bundle, proxy: Proxy) -> No
 @pytest.mark.parametrize("by_celery", [False, True], ids=["from a template", "by Celery"])
 def test_connection_cut_before_the_confirm(bundle: Bundle, proxy: Proxy, by_celery: bool) -> None:
     """It is published again on a new connection, with the same id, and marked as a repeat."""
-    hurry(bundle, ANSWERED)
     with Publisher(bundle) as publisher:
-        check(publisher.publish(), "confirmed")
+        publisher.succeeds()
         proxy.network = Network.CUTS_AT_ANSWER
-        outcome = publisher.publish(by_celery=by_celery)
-    check(outcome, "confirmed")
+        outcome = publisher.succeeds(by_celery=by_celery)
     assert proxy.happened[Network.CUTS_AT_ANSWER] == 1
     _, first, second = headers(bundle)
     assert first[ID] == second[ID] == outcome.text
@@ -163,7 +160,7 @@ def test_connection_cut_before_the_confirm_and_nobody_answers_then(
 ) -> None:
     """That the second attempt did not even connect says nothing of the first: the outcome is unknown."""
     with Publisher(bundle) as publisher:
-        check(publisher.publish(task_id="before", by_celery=by_celery), "confirmed")
+        publisher.succeeds(task_id="before", by_celery=by_celery)
         proxy.network, proxy.afterwards = Network.CUTS_AT_ANSWER, Network.SWALLOWS_ALL
         check(publisher.publish(task_id="mine", by_celery=by_celery), "OutcomeUnknown", "message mine")
     assert proxy.happened[Network.CUTS_AT_ANSWER] == 1

@@ -20,6 +20,9 @@ TIMEOUT = 2
 #: hundreds take longer than `TIMEOUT`.
 ANSWERED = 6
 
+#: Seconds of one that must succeed, before a fault and after it.
+_PATIENT = 30
+
 #: Seconds that it may take beyond: a busy machine is slow, and what is not bounded never ends.
 SLACK = 20
 
@@ -32,7 +35,7 @@ MAX_SIZE = 1_000_000
 #: Reads one publish a line, and answers with one line.
 _PROGRAM = """
 import json, sys, time
-from proj import errors
+from proj import app, errors
 from proj.enqueue import checks, enqueue
 from proj.enqueue.app import App
 from proj.enqueue.composing import Recorder
@@ -41,7 +44,7 @@ def make_template(app, *args, producer=None, **options):
     assert isinstance(producer, Recorder), "the message is not made from a template"
     return send_task(app, *args, producer=producer, **options)
 for line in sys.stdin:
-    task, args, size, options, from_template = json.loads(line)
+    task, args, size, options, from_template, app.settings.proj_publish_timeout = json.loads(line)
     if from_template:
         task_id = options.pop("task_id", None)
         checks.uuid = lambda: task_id or make_id()
@@ -91,23 +94,33 @@ class Publisher:
         task: str = "proj.tasks.sleep_dots",
         size: int = 1,
         by_celery: bool = False,
+        limit: float | None = None,
         **options: Any,
     ) -> Outcome:
         """Publish the task with these arguments, or with one text of `size` letters.
 
         The message is made from a template if it has no options. The id alone is no option, unless Celery is
-        to make the message: it is that of a new message, which is no repeat.
+        to make the message: it is that of a new message, which is no repeat. `limit` is another timeout than
+        the bundle's.
         """
+        limit = limit or self._limit
         options = {name: value for name, value in options.items() if value is not None}
         from_template = not by_celery and options.keys() <= {"task_id"}
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([task, args, size, options, from_template]) + "\n")
+        line = json.dumps([task, args, size, options, from_template, limit])
+        self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         assert answer, "the publisher died; its last words are above"
         kind, text, seconds = json.loads(answer)
-        return Outcome(kind, text, seconds, self._limit)
+        return Outcome(kind, text, seconds, limit)
+
+    def succeeds(self, *args: Any, **options: Any) -> Outcome:
+        """Publish what nothing keeps from its queue, in the time that a busy machine takes."""
+        outcome = self.publish(*args, limit=_PATIENT, **options)
+        check(outcome, "confirmed")
+        return outcome
 
 
 def delay_after(bundle: Bundle, before: str) -> Outcome:
