@@ -123,9 +123,9 @@ def _split_all(url: str, schemes: set[str], example: str) -> list[SplitResult]:
 
 def _check_broker_url(url: str) -> str:
     parts = _split_all(url, {"amqp", "amqps", "pyamqp"}, "amqp://user:password@host:5672/vhost")
-    if any(part.query for part in parts):
-        # Kombu would take them for its own arguments. They may be the end of a password that has a `?`.
-        raise ValueError("expected no options after '?': TLS is amqps:// and PROJ_BROKER_CA, not in the URL")
+    if query := "".join(part.query for part in parts):  # kombu would take it for arguments of its own
+        name = "" if "@" in query else query.partition("=")[0]  # with an @, it may be the end of a password
+        raise ValueError(f"leave out ?{name}: TLS is set with amqps://, timeouts with PROJ_PUBLISH_TIMEOUT")
     if len({part.scheme == "amqps" for part in parts}) > 1:
         raise ValueError("expected amqps:// for all nodes or for none: a failover must not switch TLS off")
     return url
@@ -138,7 +138,7 @@ def _check_management_url(url: str) -> str:
 
 def _check_backend(url: str) -> str:
     """Check the URL of a result backend, of any kind that Celery knows. Raises `ValueError`."""
-    with suppress(ValueError):  # whose text may hold the password
+    with suppress(ValueError):  # of `urlsplit`, which may hold the password
         if "://" in url and urlsplit(url):
             return url
     raise ValueError(f"expected a URL such as db+postgresql://user:password@host/database, {_ENCODING}")

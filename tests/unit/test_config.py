@@ -102,8 +102,8 @@ def test_any_user_password_and_vhost_survive_the_url(user: str, password: str, v
     ("url", "reason"),
     [
         ("amqps://u:s3cret@a;amqp://u:s3cret@b", "a failover must not switch TLS off"),
-        ("amqps://u:s3cret@a/?ssl_cert_reqs=CERT_NONE", "not in the URL"),
-        ("amqp://u:s3cret@a//?ssl=1", "not in the URL"),
+        ("amqps://u:s3cret@a/?ssl_cert_reqs=CERT_NONE", "TLS is set with amqps://"),
+        ("amqp://u:s3cret@a//?ssl=1", "TLS is set with amqps://"),
     ],
 )
 def test_no_url_weakens_tls(monkeypatch: pytest.MonkeyPatch, url: str, reason: str) -> None:
@@ -116,15 +116,22 @@ def test_no_url_weakens_tls(monkeypatch: pytest.MonkeyPatch, url: str, reason: s
 
 
 @pytest.mark.parametrize(
-    "query", ["heartbeat=30&connection_attempts=3", "heartbeat", "=30", "s3cret=s3cret@host/v"]
+    ("query", "named"),
+    [
+        ("heartbeat=30&connection_attempts=3", "?heartbeat: "),
+        ("heartbeat", "?heartbeat: "),
+        ("s3cret=s3cret@host/v", "?: "),
+    ],
 )
-def test_options_of_other_libraries_are_refused(monkeypatch: pytest.MonkeyPatch, query: str) -> None:
+def test_options_of_other_libraries_are_refused(
+    monkeypatch: pytest.MonkeyPatch, query: str, named: str
+) -> None:
     """Such as pika's, of which kombu would make an argument that it does not take."""
     monkeypatch.setenv("CELERY_BROKER_URL", f"amqp://u:s3cret@one/v;amqp://u:s3cret@two/v?{query}")
 
     with pytest.raises(ConfigError) as caught:
         config.load()
-    assert "CELERY_BROKER_URL cannot be used: expected no options after '?': " in str(caught.value)
+    assert f"CELERY_BROKER_URL cannot be used: leave out {named}" in str(caught.value)
     assert "s3cret" not in str(caught.value)
 
 
