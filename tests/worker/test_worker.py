@@ -238,10 +238,12 @@ def test_handler_that_raises_when_the_connection_was_lost(bundle: Bundle) -> Non
             def on_retry(self, exc, task_id, args, kwargs, einfo):
                 return einfo.traceback
 
-        @app.task(name="proj.tasks.told", base=Told, bind=True)
-        def told(self):
-            log.info("Received")
-            if not self.request.delivery_info["redelivered"]:
+        @app.task(name="proj.tasks.told", base=Told)
+        def told():
+            from pathlib import Path
+            if not Path("begun").exists():
+                Path("begun").touch()
+                log.info("Received")
                 time.sleep(600)
     """)
     with Proxy(bundle.node.info.port) as proxy:
