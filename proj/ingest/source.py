@@ -17,7 +17,7 @@ from proj.rabbitmq.publishing import Sent
 log = logging.getLogger(__name__)
 
 #: Most messages of one queue that are fetched and not acknowledged. A crash delivers so many again, and all
-#: of them may be in memory, of 2 MiB each. More are not faster.
+#: of them may be in memory, of 2 MiB each.
 PREFETCH: Final = 32
 
 #: Bytes of tasks made of one queue that are not confirmed, from which on no more are made.
