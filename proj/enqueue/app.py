@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, overload
 
 import celery
 from celery.app.registry import TaskRegistry
+from celery.utils.imports import symbol_by_name
 from kombu import Producer
 
 from proj import queues
@@ -239,8 +240,9 @@ class _CheckedTasks(TaskRegistry):
         self._app = app
 
     def __setitem__(self, name: str, task: Any) -> None:
+        ours = symbol_by_name(App.task_cls)  # an application may have another
         # upstream: not reported; remove when Celery registers shared tasks with the application's base
-        task.__class__ = self._app.Task.guarded(type(task))
+        task.__class__ = ours.guarded(type(task), self._app.Task)
         super().__setitem__(name, task)
 
 

@@ -38,11 +38,14 @@ class Task(task.Task):
     retry_backoff_max = LONGEST_BACKOFF
 
     @classmethod
-    def guarded(cls, kind: type[celery.Task]) -> type[celery.Task]:
-        """The class for tasks of this kind, which guards how they are executed, whatever their base does."""
+    def guarded(cls, kind: type[celery.Task], base: type[celery.Task]) -> type[celery.Task]:
+        """The class for tasks of this kind, of an application whose tasks have this base.
+
+        It guards how they are executed, whatever both do.
+        """
         if issubclass(kind, _Guard):
             return kind
-        bases = (_Guard, kind) if issubclass(kind, cls) else (_Guard, kind, cls)
+        bases = (_Guard, kind, *(each for each in (base, cls) if not issubclass(kind, each)))
         return type(kind.__name__, bases, {"__module__": kind.__module__, "__doc__": kind.__doc__})
 
     def apply_async(
@@ -120,7 +123,7 @@ class Task(task.Task):
         celery.Task.backend.fset(self, backend)
 
 
-class _Guard(Task):
+class _Guard(celery.Task):
     """What is done around a task of any base, which may have a `__call__` or `before_start` of its own."""
 
     def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:

@@ -7,6 +7,7 @@ import celery
 import pytest
 
 from proj import app, enqueue
+from proj.enqueue.app import App
 from proj.errors import BadArguments
 from proj.worker.task import TRANSIENT
 
@@ -61,6 +62,20 @@ def test_base_without_our_checks(tasks: list[Any]) -> None:
         with pytest.raises(BadArguments, match=r"argument x is missing"):
             task()
         assert task(1) == 1
+
+
+def test_base_of_all_tasks_of_an_application() -> None:
+    """Whoever replaces `app.Task`, as Flask's documentation has it, keeps the checks."""
+    other = App("other", set_as_current=False)
+    other.Task = Called
+
+    @other.task(name="test.of_another", shared=False)
+    def function(x: int) -> int:
+        return x
+
+    with pytest.raises(BadArguments, match=r"argument x"):
+        function("one")  # type: ignore[arg-type]
+    assert function(1) == 1
 
 
 def test_what_a_base_says_comes_first(tasks: list[Any]) -> None:
