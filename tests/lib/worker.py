@@ -91,8 +91,10 @@ class Worker:
         return self.ends()
 
     def ends(self) -> int:
-        """Its exit code, once it has ended by itself."""
-        return self.process.wait(PATIENCE)
+        """Its exit code, once it has ended by itself. What it said is shown if the test fails."""
+        if code := self.process.wait(PATIENCE):
+            print(self.text())  # noqa: T201
+        return code
 
     def stop(self) -> None:
         if self.process.poll() is None:
