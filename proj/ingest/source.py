@@ -17,8 +17,8 @@ from proj.rabbitmq.publishing import Sent
 log = logging.getLogger(__name__)
 
 #: Most messages of one queue that are fetched and not acknowledged. A crash delivers so many again, and all
-#: of them may be in memory, of 2 MiB each.
-PREFETCH: Final = 32
+#: of them may be in memory, of 2 MiB each. More are hardly faster, and half as many a fifth slower.
+PREFETCH: Final = 64
 
 #: Bytes of tasks made of one queue that are not confirmed, from which on no more are made.
 MAX_BYTES: Final = 4 * 2**20

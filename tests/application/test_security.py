@@ -95,9 +95,14 @@ def test_the_monitor_sees_the_broker_and_the_workers(bundle: Bundle, users: User
     management = Management.from_settings(
         Settings(celery_broker_url=users.url("proj-monitor"), proj_management_url=bundle.node.management_url)
     )
-    assert management.get("overview")["rabbitmq_version"]
-    assert management.get("nodes")
-    assert management.of_vhost("queues", DEAD)["name"] == DEAD
+
+    def told(ask: Callable[[], Any]) -> Any:
+        with suppress(ManagementUnavailable):  # one that stalls does not answer in time
+            return ask()
+
+    assert eventually("it answers", lambda: told(lambda: management.get("overview")))["rabbitmq_version"]
+    assert eventually("it answers", lambda: told(lambda: management.get("nodes")))
+    assert eventually("it answers", lambda: told(lambda: management.of_vhost("queues", DEAD)))["name"] == DEAD
 
     def answer() -> str:
         return bundle.run(
