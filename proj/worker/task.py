@@ -88,21 +88,6 @@ class Task(task.Task):
             self.request.end_is_stored = True
             raise
 
-    def store_ignored(self, error: Ignore) -> None:
-        """Store `REVOKED` as the end of the task, unless it has stored an end itself."""
-        request = self.request
-        if request.called_directly or getattr(request, "end_is_stored", False):
-            return
-        words = f"the task raised Ignore: {error}" if error.args else "the task raised Ignore"
-        self.backend.mark_as_failure(
-            request.id, Ignored(words), request=request, call_errbacks=False, state=states.REVOKED
-        )
-
-    def refuse_unpublished(self, error: Retry) -> None:
-        """Fail a task that raised `Retry` by itself: Celery would acknowledge the message and so lose it."""
-        if error.sig is None and not self.request.called_directly:
-            raise RuntimeError("the task raised Retry, which publishes nothing: call self.retry()") from error
-
     def _store_retry(self) -> None:
         """Store that the task is retried, before the next attempt can store its end."""
         request = self.request
@@ -141,10 +126,10 @@ class _Guard(celery.Task):
         try:
             return step(*args, **kwargs)
         except Ignore as error:
-            self.store_ignored(error)
+            self._store_ignored(error)
             raise
         except Retry as error:
-            self.refuse_unpublished(error)
+            self._refuse_unpublished(error)
             raise
         except Exception:
             raise
@@ -163,3 +148,18 @@ class _Guard(celery.Task):
         if request.called_directly or request.is_eager or isinstance(error, WorkerShutdown | WorkerTerminate):
             return True
         return isinstance(error, SystemExit | KeyboardInterrupt) and current_process().name != _MAIN_PROCESS
+
+    def _store_ignored(self, error: Ignore) -> None:
+        """Store `REVOKED` as the end of the task, unless it has stored an end itself."""
+        request = self.request
+        if request.called_directly or getattr(request, "end_is_stored", False):
+            return
+        words = f"the task raised Ignore: {error}" if error.args else "the task raised Ignore"
+        self.backend.mark_as_failure(
+            request.id, Ignored(words), request=request, call_errbacks=False, state=states.REVOKED
+        )
+
+    def _refuse_unpublished(self, error: Retry) -> None:
+        """Fail a task that raised `Retry` by itself: Celery would acknowledge the message and so lose it."""
+        if error.sig is None and not self.request.called_directly:
+            raise RuntimeError("the task raised Retry, which publishes nothing: call self.retry()") from error
