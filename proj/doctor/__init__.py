@@ -63,18 +63,21 @@ def examine(app: App, *, debug: bool = False) -> Iterator[Finding]:
         for area, checks in AREAS.items():
             for check in checks:
                 name = check.__name__.strip("_")
-                try:
-                    for finding in check(subject):
-                        yield replace(finding, area=area, check=name)
-                except ProjError as why:
-                    finding = skipped(f"{name.replace('_', ' ')}: not checked", why.message, why.hint)
+                for finding in _findings(check, name.replace("_", " "), subject, debug):
                     yield replace(finding, area=area, check=name)
-                except Exception as why:  # whose text may hold a password
-                    if debug:
-                        raise
-                    finding = error(
-                        f"{name.replace('_', ' ')}: the check failed with {type(why).__name__}",
-                        "what it checks is unknown",
-                        "show where it failed with: proj --debug doctor",
-                    )
-                    yield replace(finding, area=area, check=name)
+
+
+def _findings(check: Check, name: str, subject: Subject, debug: bool) -> Iterator[Finding]:
+    """What a check finds, and then why it could not go on."""
+    try:
+        yield from check(subject)
+    except ProjError as why:
+        yield skipped(f"{name}: not checked", why.message, why.hint)
+    except Exception as why:  # whose text may hold a password
+        if debug:
+            raise
+        yield error(
+            f"{name}: the check failed with {type(why).__name__}",
+            "what it checks is unknown",
+            "show where it failed with: proj --debug doctor",
+        )
