@@ -167,6 +167,7 @@ class Consumer(consumer.Consumer):
     def on_close(self) -> None:
         super().on_close()
         self.delays.forget()
+        self.turns.drop()
 
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
         """The function that is called with each delivery.

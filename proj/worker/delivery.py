@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
+from weakref import WeakSet
 
 from celery import signals
 from celery.app.task import Task
 from celery.utils.collections import LimitedSet
 from celery.worker.state import REVOKE_EXPIRES, REVOKES_MAX, revoked, revoked_stamps, task_reserved
 from celery.worker.strategy import hybrid_to_proto2, proto1_to_proto2
+from kombu.asynchronous.timer import Entry
 
 from proj import queues
 from proj.dead_letters.reasons import Reason
@@ -19,8 +21,7 @@ from proj.worker import watchers
 from proj.worker.request import Request
 
 #: Messages a second: up to this rate limit, messages wait for their turns in delay queues, which count whole
-#: seconds. Above it, turns are less than a second apart, and messages wait for Celery's token bucket in their
-#: slots.
+#: seconds. Above it, turns are less than a second apart, and messages wait for them in their slots.
 MAX_TURNS: Final = 1.0
 
 #: Messages that have come since they were redriven: the id, and how often.
@@ -82,16 +83,18 @@ def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
             bucket = None
         if request.eta and (seconds := _seconds_until(request.eta)) > 0:
             consumer.delays.send(request, seconds, "eta")
-        elif bucket and bucket.fill_rate > MAX_TURNS:
-            # upstream: not reported; remove when a strategy has a public way to wait for a token
-            consumer._limit_task(request, bucket, 1)
-        elif bucket and (seconds := consumer.turns.next(task.name, bucket.fill_rate)):
-            consumer.delays.send(request, seconds, "rate limit", is_turn=True)
+        elif not bucket or not (wait := consumer.turns.next(task.name, bucket.fill_rate)):
+            execute(request, callbacks)
+        elif bucket.fill_rate > MAX_TURNS:
+            consumer.turns.wait(consumer.timer, wait, execute, request, callbacks)
         else:
-            task_reserved(request)
-            for callback in callbacks:
-                callback(request)
-            consumer.on_task_request(request)
+            consumer.delays.send(request, math.ceil(wait), "rate limit", is_turn=True)
+
+    def execute(request: Request, callbacks: Any) -> None:
+        task_reserved(request)
+        for callback in callbacks:
+            callback(request)
+        consumer.on_task_request(request)
 
     return receive
 
@@ -101,17 +104,27 @@ class Turns:
 
     def __init__(self) -> None:
         self._next: dict[str, float] = {}
+        self._waiting: WeakSet[Entry] = WeakSet()
 
-    def next(self, task_name: str, rate: float) -> int:
+    def next(self, task_name: str, rate: float) -> float:
         """Assign the next turn of a task with `rate` messages a second. Returns the seconds until then."""
         now = time.time()
         turn = max(now, self._next.get(task_name, now))
         self._next[task_name] = turn + 1 / rate
-        return min(math.ceil(turn - now), checks.MAX_DELAY)
+        return min(turn - now, checks.MAX_DELAY)
+
+    def wait(self, timer: Any, seconds: float, execute: Callable[..., None], *args: Any) -> None:
+        """Call `execute` after `seconds`; until then the message holds its slot."""
+        self._waiting.add(timer.call_after(seconds, execute, args))
 
     def forget(self) -> None:
         """Forget all turns, such as when a limit changes."""
         self._next.clear()
+
+    def drop(self) -> None:
+        """Drop what waits in slots: its connection is lost, and the broker delivers it again."""
+        for entry in self._waiting:
+            entry.cancel()
 
 
 def _forget_revocation(task_id: str, redrives: object) -> None:

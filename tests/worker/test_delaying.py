@@ -173,7 +173,6 @@ def test_backlog_under_a_rate_limit_holds_no_slot(bundle: Bundle, worker: Worker
     assert [round(each / 7200) for each in seconds] == list(range(1, 20))
 
 
-# upstream: not reported; remove when a strategy has a public way to wait for a token
 def test_rate_limit_above_one_a_second_waits_in_the_slot(bundle: Bundle, worker: Worker) -> None:
     """A delay queue counts whole seconds."""
     ids = [f"quick-{n}" for n in range(4)]
