@@ -17,7 +17,7 @@ from kombu.asynchronous.timer import Entry
 from proj import queues
 from proj.dead_letters.reasons import Reason
 from proj.enqueue import checks
-from proj.worker import watchers
+from proj.worker import pools, watchers
 from proj.worker.request import Request
 
 #: Messages a second: up to this rate limit, messages wait for their turns in delay queues, which count whole
@@ -95,6 +95,7 @@ def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
         for callback in callbacks:
             callback(request)
         consumer.on_task_request(request)
+        pools.send_at_once(consumer)
 
     return receive
 

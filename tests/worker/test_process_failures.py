@@ -1,5 +1,8 @@
 """A task that ends its process, or that is ended with it, and where its message is afterwards."""
 
+import os
+import signal
+
 import pytest
 
 from tests.lib import failing, stores
@@ -78,6 +81,22 @@ def test_killer_of_its_process_is_told_apart_from_an_exception(bundle: Bundle) -
         assert end["error"].startswith("DeadLettered: delivery limit: WorkerLostError: ")
         assert error in end["error"]
         assert f"proj dead show {action}" in end["error"]
+
+
+@pytest.mark.used_vhost
+def test_task_for_a_process_that_has_just_gone_is_executed_by_the_next(bundle: Bundle) -> None:
+    """The worker gets the message before it notices that the free process was killed."""
+    worker = bundle.worker().ready()
+    (free,) = worker.children()
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    bundle.enqueue("add", "1", "2", "--id", "late")
+    eventually("the message is delivered", lambda: not bundle.depth("proj.tasks"))
+    free.kill()
+    os.kill(worker.process.pid, signal.SIGCONT)
+
+    worker.says("[late] succeeded")
+
+    assert [line.id for line in worker.lines("received")] == ["late"]
 
 
 # --- Controls: without its protection, the same fault loses the message

@@ -1,6 +1,8 @@
-"""What a pool of processes could not be sent."""
+"""What a pool of processes could not be sent, and when it writes what it is sent."""
 
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -35,3 +37,33 @@ def test_what_is_sent_without_a_look_can_be_pickled() -> None:
     pools.check_sendable(
         POOL, {"args": _nested(pools._FEW), "x": _nested(64)}, memoryview(b"of no known type")
     )
+
+
+# upstream: not reported; remove when the pool writes a task as it is handed over
+def test_task_is_written_before_the_loop_s_next_turn() -> None:
+    """Celery's pool keeps it until then. The first task shows that the process has started."""
+    code = """
+from types import SimpleNamespace
+from celery.concurrency.asynpool import AsynPool
+from celery.concurrency.prefork import TaskPool
+from kombu.asynchronous import Hub
+from proj.worker import pools
+
+hub, pool, done = Hub(), TaskPool.__new__(TaskPool), []
+pool._pool = AsynPool(processes=1, threads=False)
+pool._pool.register_with_event_loop(hub)
+for step in (lambda consumer: None, pools.send_at_once):
+    pool._pool.apply_async(abs, (-1,), callback=done.append)
+    while not done:
+        hub.run_once()
+    pool._pool.apply_async(abs, (-1,), callback=done.append)
+    step(SimpleNamespace(pool=pool, hub=hub))
+    print(len(pool._pool.outbound_buffer))
+    while len(done) < 2:
+        hub.run_once()
+    done.clear()
+pool._pool.terminate()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == ["1", "0"], done.stderr
