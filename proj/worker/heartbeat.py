@@ -58,10 +58,6 @@ class HeartbeatStep(bootsteps.StartStopStep):
         self._failing = False
         c.heartbeat = self
 
-    def include_if(self, c: Any) -> bool:
-        # gevent and eventlet run without Celery's event loop, from which to beat.
-        return c.hub is not None
-
     def create(self, c: Any) -> None:
         heartbeat.clear_leftovers(self._state_dir)
         atexit.register(self.remove)

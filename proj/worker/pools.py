@@ -56,7 +56,7 @@ def send_at_once(consumer: Any) -> None:
 
     Celery does so in the next turn of its event loop, which costs a tenth of the time of a trivial task.
     """
-    if isinstance(consumer.pool, prefork.TaskPool) and consumer.hub:
+    if isinstance(consumer.pool, prefork.TaskPool):
         # upstream: not reported; remove when the pool writes a task as it is handed over
         pool = consumer.pool._pool
         consumer.hub.consolidate_callback(list(pool._all_inqueues - pool._busy_workers))

@@ -20,9 +20,6 @@ FEW: Final = 500
 class TimersStep(bootsteps.StartStopStep):
     """Clears the timers of a worker's event loop."""
 
-    def include_if(self, c: Any) -> bool:
-        return c.hub is not None
-
     def register_with_event_loop(self, c: Any, hub: Any) -> None:
         """Called for each connection; the loop cancels the timer when the connection is lost."""
         hub.call_repeatedly(INTERVAL, clear, hub.timer)

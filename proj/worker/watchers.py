@@ -77,8 +77,7 @@ class WatchersStep(bootsteps.StartStopStep):
 
     def __init__(self, c: Any, *, task_events: bool = False, **options: Any) -> None:
         super().__init__(c, **options)
-        # With -E they stay on. Without Celery's event loop (gevent, eventlet), nobody reads the answers.
-        self._probes = c.hub is not None and not task_events
+        self._probes = not task_events  # with -E they stay on
         self._exchange = c.app.conf.event_exchange
         self._watched = False
         #: None while there is no connection for events, as with `--without-gossip --without-heartbeat`.
