@@ -11,7 +11,7 @@ from typing import Final
 import pika
 
 from proj import queues
-from proj.dead_letters import CHUNK
+from proj.dead_letters import publisher
 from proj.enqueue.batch import WINDOW
 from proj.ingest.source import PREFETCH
 from tests.chaos import bounds, ledger
@@ -57,7 +57,8 @@ def _kill(process: subprocess.Popen[str]) -> None:
     Fault.REDRIVE_KILLED,
     private=True,
     duplicates=Bound(
-        CHUNK, f"copies of a chunk of {CHUNK} may be sent, and the dead letters not acknowledged"
+        publisher.WINDOW,
+        f"the copies of {publisher.WINDOW} may be sent, and the dead letters not acknowledged",
     ),
 )
 @contextmanager
