@@ -132,6 +132,16 @@ class MonitorError(ProjError):
     exit_code = ExitCode.UNREACHABLE
 
 
+#: Errors that are likely to be temporary.
+TRANSIENT: Final = (ConnectionError, TimeoutError, BrokerUnreachable)
+
+
+def with_transient(retried: Iterable[type[Exception]]) -> tuple[type[Exception], ...]:
+    """The errors that a task is retried for: beside its own the transient ones, or none if it has none."""
+    given = tuple(retried)
+    return tuple(dict.fromkeys((*TRANSIENT, *given))) if given else ()
+
+
 # --- Stored as the exception of a message whose task raised none
 
 

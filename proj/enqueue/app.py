@@ -27,7 +27,7 @@ from proj.enqueue.loader import Loader
 from proj.enqueue.options import check_name, check_options
 from proj.enqueue.template import Template, Templates
 from proj.enqueue.typed import P, R
-from proj.errors import BadTask, OutcomeUnknown, ProjError
+from proj.errors import BadTask, OutcomeUnknown, ProjError, with_transient
 from proj.logs import events, spans
 from proj.rabbitmq import encoded
 
@@ -87,6 +87,8 @@ class App(celery.Celery):
             if name:
                 self._refuse_another(name, function)
 
+        if "autoretry_for" in options:
+            options["autoretry_for"] = with_transient(options["autoretry_for"])
         if len(args) == 1 and callable(args[0]):
             check(args[0])
             return super().task(*args, **options)
@@ -97,6 +99,18 @@ class App(celery.Celery):
             return decorate(function)
 
         return checked
+
+    def register_task(self, task: Any, **options: Any) -> Any:
+        """Register a task that is a class, as Celery does."""
+        task = task() if isinstance(task, type) else task
+        self.guard(task)  # before Celery reads which errors it is retried for
+        return super().register_task(task, **options)
+
+    def guard(self, task: Any) -> None:
+        """Let the task check its arguments, and store its end, whatever base it was made with."""
+        ours = symbol_by_name(self.task_cls)  # an application may have another
+        # upstream: not reported; remove when Celery registers shared tasks with the application's base
+        task.__class__ = ours.guarded(type(task), self.Task)
 
     def _refuse_another(self, name: str, function: Any) -> None:
         """Raise `BadTask` for a name that another module has given: Celery would keep the first function."""
@@ -240,9 +254,7 @@ class _CheckedTasks(TaskRegistry):
         self._app = app
 
     def __setitem__(self, name: str, task: Any) -> None:
-        ours = symbol_by_name(App.task_cls)  # an application may have another
-        # upstream: not reported; remove when Celery registers shared tasks with the application's base
-        task.__class__ = ours.guarded(type(task), self._app.Task)
+        self._app.guard(task)
         super().__setitem__(name, task)
 
 

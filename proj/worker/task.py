@@ -14,11 +14,8 @@ from celery.exceptions import Ignore, Retry, WorkerShutdown, WorkerTerminate
 
 from proj.enqueue import task
 from proj.enqueue.definition import result_of
-from proj.errors import BrokerUnreachable, Ignored
+from proj.errors import TRANSIENT, Ignored, with_transient
 from proj.worker import revocation
-
-#: Errors that are likely to be temporary.
-TRANSIENT: Final = (ConnectionError, TimeoutError, BrokerUnreachable)
 
 #: The longest back-off between two attempts, in seconds.
 LONGEST_BACKOFF: Final = 600
@@ -33,7 +30,11 @@ class Task(task.Task):
     Request = "proj.worker.request:Request"
 
     #: Errors that are retried, with a back-off of 1, 2, 4 … seconds and jitter; a task may add to them.
-    autoretry_for = TRANSIENT
+    autoretry_for: Sequence[type[Exception]] = TRANSIENT
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.autoretry_for = with_transient(cls.autoretry_for)
+
     retry_backoff = 1
     retry_backoff_max = LONGEST_BACKOFF
 

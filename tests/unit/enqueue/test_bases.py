@@ -8,8 +8,8 @@ import pytest
 
 from proj import app, enqueue
 from proj.enqueue.app import App
-from proj.errors import BadArguments
-from proj.worker.task import TRANSIENT
+from proj.errors import TRANSIENT, BadArguments
+from proj.worker.task import Task
 
 
 class Base(celery.Task):
@@ -81,7 +81,7 @@ def test_base_of_all_tasks_of_an_application() -> None:
 def test_what_a_base_says_comes_first(tasks: list[Any]) -> None:
     """Its attributes and methods are kept; what it does not say is as for any other task."""
     plain, derived, by_class, called = tasks
-    assert (derived.max_retries, derived.autoretry_for, derived.greeting()) == (7, (LookupError,), "hello")
+    assert (derived.max_retries, derived.greeting()) == (7, "hello")
     for task in (plain, by_class, called):
         assert (task.max_retries, task.autoretry_for) == (5, TRANSIENT)
     assert {task.Request for task in tasks} == {"proj.worker.request:Request"}
@@ -94,3 +94,48 @@ def test_task_that_is_sent_by_its_name_is_checked() -> None:
         app.send_task("proj.tasks.add", ("2", 3))
     with pytest.raises(BadArguments, match="a list or a tuple, got '23'"):
         app.send_task("proj.tasks.add", "23")
+
+
+def _by_class(base: type[celery.Task], run: Any) -> Any:
+    return app.register_task(type("Retried", (base,), {"name": "test.retried", "run": run}))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda run: app.task(run, name="test.retried", bind=True, autoretry_for=[LookupError], shared=False),
+        lambda run: app.task(run, name="test.retried", bind=True, base=Base, shared=False),
+        lambda run: _by_class(Base, run),
+        lambda run: _by_class(type("Ours", (Task,), {"autoretry_for": [LookupError]}), run),
+    ],
+    ids=["option", "base", "class", "class of ours"],
+)
+@pytest.mark.parametrize("error", [LookupError, ConnectionError, TimeoutError])
+def test_task_adds_to_the_errors_that_are_retried(make: Any, error: type[Exception]) -> None:
+    """Transient ones are retried beside its own."""
+    attempts: list[int] = []
+
+    def run(self: Any) -> str:
+        attempts.append(self.request.retries)
+        if not self.request.retries:
+            raise error
+        return "done"
+
+    task = make(run)
+    try:
+        assert task.apply().get() == "done"
+    finally:
+        app.tasks.pop("test.retried")
+
+    assert attempts == [0, 1]
+
+
+def test_task_may_be_retried_for_nothing() -> None:
+    def run() -> None:
+        raise ConnectionError
+
+    task = app.task(run, name="test.retried", autoretry_for=(), shared=False)
+    try:
+        assert task.apply().state == "FAILURE"
+    finally:
+        app.tasks.pop("test.retried")
