@@ -64,6 +64,9 @@ DEAD_READER: Final = "proj.dead.reader"
 #: Header: how often the message was redriven.
 REDRIVES_HEADER: Final = "x-proj-redrives"
 
+#: Header: when the message was redriven last, in seconds since 1970.
+REDRIVEN_HEADER: Final = "x-proj-redriven"
+
 #: Header of a message that may be a repeat: published twice, retried, or redriven. Only for these does a
 #: worker query the result store for a success before it executes the task.
 REPEAT_HEADER: Final = "x-proj-repeat"

@@ -145,6 +145,7 @@ class DeadLetter:
         if _is_over(headers.get("expires")):
             headers["expires"] = None  # or the worker would dead-letter it as expired
         headers |= {queues.REDRIVES_HEADER: self.redrives + 1, queues.REPEAT_HEADER: True}
+        headers[queues.REDRIVEN_HEADER] = time.time()
         if queues.DUE_HEADER in headers:
             headers[queues.DUE_HEADER] = time.time()
         if {"task", "retries"} <= headers.keys():

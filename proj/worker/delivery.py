@@ -131,7 +131,7 @@ class Turns:
 def _forget_revocation(task_id: str, redrives: object) -> None:
     """Forget that the message was revoked before it was redriven, when its first delivery since then comes.
 
-    A revocation between two deliveries, such as while it waits for a retry, counts.
+    A revocation since then is in the result store, by which `proj.worker.revocation` finds it.
     """
     life = f"{task_id} {redrives}"
     if life not in _redriven:

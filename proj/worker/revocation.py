@@ -2,11 +2,13 @@
 
 import queue
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import celery
+from billiard import current_process
 from celery import states
 from celery.exceptions import BackendGetMetaError, BackendStoreError, Ignore
 from celery.utils.log import get_logger
@@ -16,6 +18,9 @@ from proj.errors import Ignored
 from proj.results.store import store_error
 
 log = get_logger(__name__)
+
+#: Billiard's name for a process that no pool has started.
+MAIN_PROCESS: Final = "MainProcess"
 
 #: States of a task that has not begun, as far as is known. One that has begun is its worker's.
 _NOT_BEGUN: Final = states.UNREADY_STATES - {states.STARTED}
@@ -40,7 +45,9 @@ class Revocations:
         while True:
             try:
                 for task_id in self._waiting.get():
-                    if self._app.backend.get_task_meta(task_id)["status"] in _NOT_BEGUN:
+                    meta = self._app.backend.get_task_meta(task_id)
+                    # One that is revoked already may have been redriven since.
+                    if meta["status"] in _NOT_BEGUN or _is_revoked(meta):
                         self._app.backend.mark_as_revoked(task_id, "revoked")
             except Exception as error:  # of any kind of store; each further id would take as long to fail
                 problem = store_error(self._app, error, "written")
@@ -48,18 +55,23 @@ class Revocations:
 
 
 def check(task: celery.Task) -> None:
-    """Raise `Ignore` when the message was revoked while the broker held it.
+    """Raise `Ignore` when the message was revoked while the broker held it, or this worker's pool did.
 
-    The store is queried only for messages that were delayed or may be repeats. A redriven message is
-    executed without a query. While the store is down the task is executed, as Celery does with repeats. A
-    repeat of a task that ended with `Ignore`, which also stores `REVOKED`, is executed.
+    The store is queried only for messages that were delayed, redriven, or may be repeats. While it is down
+    the task is executed, as Celery does with repeats. A repeat of a task that ended with `Ignore`, which also
+    stores `REVOKED`, is executed.
     """
     request = task.request
-    if request.called_directly or not _has_waited(request):
+    if request.called_directly or request.is_eager:
+        return
+    if current_process().name == MAIN_PROCESS:
+        _check_memory(task)
+    since = _revocable_since(request)
+    if since is None:
         return
     try:
         meta = task.backend.get_task_meta(request.id)
-        revoked = meta["status"] == states.REVOKED and not isinstance(meta["result"], Ignored)
+        revoked = _is_revoked(meta) and _done(meta) >= since
     except BackendGetMetaError as error:
         log.warning("Cannot check whether %s[%s] is revoked: %s", task.name, request.id, error)
         return
@@ -70,13 +82,37 @@ def check(task: celery.Task) -> None:
         raise Ignore("revoked")
 
 
-def _has_waited(request: Any) -> bool:
+def _check_memory(task: celery.Task) -> None:
+    """Raise `Ignore` when the message was revoked while it waited in this worker's pool for a thread."""
+    from celery.worker.state import revoked  # only in a worker: others need not import it
+
+    if task.request.id in revoked:
+        with suppress(BackendStoreError):
+            task.backend.mark_as_revoked(task.request.id, "revoked", request=task.request)
+        raise Ignore("revoked")
+
+
+def _is_revoked(meta: Mapping[str, Any]) -> bool:
+    return meta["status"] == states.REVOKED and not isinstance(meta["result"], Ignored)
+
+
+def _revocable_since(request: Any) -> float | None:
+    """From when on, in seconds since 1970, stored revocations count; None if there can be none."""
     headers = vars(request)
     if headers.get(queues.REDRIVES_HEADER):
-        return False
+        redriven = headers.get(queues.REDRIVEN_HEADER)
+        return redriven if isinstance(redriven, float) else None
     if (request.delivery_info or {}).get("redelivered"):  # also set for a message that is marked as a repeat
-        return True
+        return 0
     deaths = headers.get("x-death")
-    return isinstance(deaths, list) and any(
+    was_delayed = isinstance(deaths, list) and any(
         isinstance(death, dict) and death.get("queue") in queues.DELAY_QUEUES for death in deaths
     )
+    return 0 if was_delayed else None
+
+
+def _done(meta: Mapping[str, Any]) -> float:
+    """When the end was stored, in seconds since 1970."""
+    done = meta.get("date_done")
+    moment = datetime.fromisoformat(done) if isinstance(done, str) else done
+    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() if moment else 0

@@ -20,9 +20,6 @@ from proj.worker import revocation
 #: The longest back-off between two attempts, in seconds.
 LONGEST_BACKOFF: Final = 600
 
-#: Billiard's name for a process that no pool has started.
-_MAIN_PROCESS: Final = "MainProcess"
-
 
 class Task(task.Task):
     """A task with checked arguments that is retried with back-off, and whose end is always stored."""
@@ -31,12 +28,12 @@ class Task(task.Task):
 
     #: Errors that are retried, with a back-off of 1, 2, 4 … seconds and jitter; a task may add to them.
     autoretry_for: Sequence[type[Exception]] = TRANSIENT
+    retry_backoff = 1
+    retry_backoff_max = LONGEST_BACKOFF
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         cls.autoretry_for = with_transient(cls.autoretry_for)
-
-    retry_backoff = 1
-    retry_backoff_max = LONGEST_BACKOFF
 
     @classmethod
     def guarded(cls, kind: type[celery.Task], base: type[celery.Task]) -> type[celery.Task]:
@@ -148,7 +145,8 @@ class _Guard(celery.Task):
         request = self.request
         if request.called_directly or request.is_eager or isinstance(error, WorkerShutdown | WorkerTerminate):
             return True
-        return isinstance(error, SystemExit | KeyboardInterrupt) and current_process().name != _MAIN_PROCESS
+        in_pool = current_process().name != revocation.MAIN_PROCESS
+        return in_pool and isinstance(error, SystemExit | KeyboardInterrupt)
 
     def _store_ignored(self, error: Ignore) -> None:
         """Store `REVOKED` as the end of the task, unless it has stored an end itself."""
