@@ -71,14 +71,15 @@ def connect(connection: Connection, deadline: float) -> None:
                 raise
             connection.maybe_switch_next()
         else:
-            _listen_for_alarms(connection)
+            listen_for_alarms(connection)
             return
 
 
 def is_blocked(connection: Connection) -> bool:
     """Whether an alarm of the broker blocks this connection, so that nothing published is read.
 
-    Known only for connections made by `connect`. RabbitMQ reports it at the first publish during an alarm.
+    Known only for connections made by `connect`, or passed to `listen_for_alarms`. RabbitMQ reports it at the
+    first publish during an alarm.
     """
     return connection in _blocked
 
@@ -188,7 +189,8 @@ def _has_input(sock: Any) -> bool:
     return bool(look.poll(0))
 
 
-def _listen_for_alarms(connection: Connection) -> None:
+def listen_for_alarms(connection: Connection) -> None:
+    """Let `is_blocked` know of this connection, which is open."""
     live = connection.connection
     _blocked.discard(connection)
     # Py-amqp 5.4 does not pass on the broker's reason, which alarm is on.

@@ -10,13 +10,14 @@ from contextlib import suppress
 from typing import Any, Final
 
 import amqp
+import kombu
 from celery import bootsteps
 from celery.utils.log import get_logger
 
 from proj.enqueue import checks
 from proj.logs import formats, spans
 from proj.logs.printable import shortened
-from proj.rabbitmq import failures
+from proj.rabbitmq import connection, failures
 
 log = get_logger(__name__)
 
@@ -66,6 +67,18 @@ def cut(text: str) -> str:
     return shortened(text, formats.LONGEST_TEXT)
 
 
+class Producer(kombu.Producer):
+    """Publishes events, and drops them while an alarm of the broker blocks their connection.
+
+    The broker does not read them then. Once all buffers are full, the system gives the connection up, and
+    Celery then ends all running tasks.
+    """
+
+    def publish(self, *args: Any, **options: Any) -> None:
+        if not connection.is_blocked(self.connection):
+            super().publish(*args, **options)
+
+
 class WatchersStep(bootsteps.StartStopStep):
     """Asks the broker again and again whether a queue is bound to the exchange of events.
 
@@ -91,14 +104,22 @@ class WatchersStep(bootsteps.StartStopStep):
         Celery flushes a full buffer in the thread that fills it, such as one of a pool. Before each publish,
         py-amqp reads too, and changes the timeout of the socket.
         """
-        if c.event_dispatcher:
-            c.event_dispatcher.buffer_limit = math.inf
+        if dispatcher := c.event_dispatcher:
+            dispatcher.buffer_limit = math.inf
+        if dispatcher and dispatcher.enabled:
+            dispatcher.producer = Producer(
+                dispatcher.connection,
+                exchange=dispatcher.exchange,
+                serializer=dispatcher.serializer,
+                auto_declare=False,
+            )
 
     def open(self, conn: Any) -> None:
         """Open a channel on a new connection for events.
 
         Before anything is published on it: in an alarm the broker reads no further from such a connection.
         """
+        connection.listen_for_alarms(conn)
         if self._probes:
             self._unanswered = False
             self._channel = conn.channel()

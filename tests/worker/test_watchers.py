@@ -1,16 +1,18 @@
 """When a worker sends events about tasks: while somebody receives them."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import SimpleNamespace
 
 import kombu
 import pytest
 
 from proj import app
-from proj.worker.watchers import WatchersStep
+from proj.rabbitmq import connection
+from proj.worker.watchers import Producer, WatchersStep
+from tests.lib.alarm import alarm
 from tests.lib.bundle import Bundle
 from tests.lib.proxy import Proxy
-from tests.lib.waiting import eventually
+from tests.lib.waiting import PATIENCE, eventually
 from tests.lib.watcher import watching
 
 pytestmark = pytest.mark.used_vhost
@@ -91,15 +93,36 @@ def test_watcher_that_has_enabled_them_itself_is_noticed(caplog: pytest.LogCaptu
 
 
 @pytest.mark.celery_docs("Workers: -E")
-@pytest.mark.parametrize(("hub", "task_events"), [(object(), True), (None, False)])
-def test_events_that_are_not_switched(hub: object, task_events: bool) -> None:
-    """With -E they stay on; without Celery's event loop nobody reads the broker's answers."""
-    consumer = SimpleNamespace(hub=hub, app=SimpleNamespace(conf=SimpleNamespace(event_exchange="celeryev")))
-    step = WatchersStep(consumer, task_events=task_events)
+def test_events_that_are_not_switched() -> None:
+    """With -E they stay on: neither the connection nor the loop is asked for anything."""
+    consumer = SimpleNamespace(app=SimpleNamespace(conf=SimpleNamespace(event_exchange="celeryev")))
+    step = WatchersStep(consumer, task_events=True)
 
-    # Neither the connection nor the loop is asked for anything.
-    step.open(None)
+    with kombu.Connection("memory://") as conn:
+        step.open(conn)
     step.register_with_event_loop(consumer, None)
+
+
+def test_events_of_an_alarm_are_dropped(own: Bundle) -> None:
+    """The broker does not read them: else the buffers would be full, and the connection be given up."""
+    with own.channel() as channel, kombu.Connection(own.url) as conn:
+        queue = channel.queue_declare("", exclusive=True).queue
+        conn.connect()
+        connection.listen_for_alarms(conn)
+        producer = Producer(conn, auto_declare=False)
+        producer.publish("before", routing_key=queue)
+        with alarm(own.node, "memory"):
+            producer.publish("first", routing_key=queue)
+            with suppress(TimeoutError):
+                conn.drain_events(timeout=PATIENCE)
+            assert connection.is_blocked(conn)
+            for _ in range(20_000):
+                producer.publish("x" * 1000, routing_key=queue)
+        with suppress(TimeoutError):
+            conn.drain_events(timeout=PATIENCE)
+        producer.publish("after", routing_key=queue)
+
+        eventually("they come", lambda: channel.queue_declare(queue, passive=True).message_count == 3)
 
 
 def test_full_buffer_of_events_is_left_to_the_event_loop() -> None:
@@ -111,8 +134,9 @@ def test_full_buffer_of_events_is_left_to_the_event_loop() -> None:
             connection, buffer_group=["task"], on_send_buffered=lambda: asked.append(1)
         )
         dispatcher.publisher = SimpleNamespace(publish=lambda events, **_: published.append(len(events)))
-        consumer = SimpleNamespace(hub=object(), app=app, event_dispatcher=dispatcher)
+        consumer = SimpleNamespace(app=app, event_dispatcher=dispatcher)
         WatchersStep(consumer, task_events=True).start(consumer)
+        dispatcher.publisher = SimpleNamespace(publish=lambda events, **_: published.append(len(events)))
 
         for _ in range(100):
             dispatcher.send("task-started", uuid="it")
