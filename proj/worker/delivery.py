@@ -83,17 +83,20 @@ def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
             bucket = None
         if request.eta and (seconds := _seconds_until(request.eta)) > 0:
             consumer.delays.send(request, seconds, "eta")
-        elif not bucket or not (wait := consumer.turns.next(task.name, bucket.fill_rate)):
-            execute(request, callbacks)
-        elif bucket.fill_rate > MAX_TURNS:
-            consumer.turns.wait(consumer.timer, wait, execute, request, callbacks)
-        else:
+            return
+        wait = consumer.turns.next(task.name, bucket.fill_rate) if bucket else 0
+        if wait and bucket.fill_rate <= MAX_TURNS:
             consumer.delays.send(request, math.ceil(wait), "rate limit", is_turn=True)
-
-    def execute(request: Request, callbacks: Any) -> None:
+            return
         task_reserved(request)
         for callback in callbacks:
             callback(request)
+        if wait:
+            consumer.turns.wait(consumer.timer, wait, execute, request)
+        else:
+            execute(request)
+
+    def execute(request: Request) -> None:
         consumer.on_task_request(request)
         pools.send_at_once(consumer)
 

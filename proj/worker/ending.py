@@ -32,7 +32,28 @@ _EXIT_PATIENCE: Final = 1
 
 
 class Worker(apps_worker.Worker):
-    """Celery's worker, whose cold shutdown is bounded."""
+    """Celery's worker, whose shutdown is bounded: the warm one by the grace period, and then the cold one."""
+
+    _grace: threading.Timer | None = None
+
+    def begin_grace(self) -> None:
+        """Begin the cold shutdown, as SIGQUIT does, when the grace period is over.
+
+        It ends the running tasks, and their messages go to other workers.
+        """
+        if not self._grace:
+            self._grace = threading.Timer(self.app.settings.proj_shutdown_grace, self._end)
+            self._grace.daemon = True
+            self._grace.start()
+
+    def _end(self) -> None:
+        if not _has_ended(self):
+            os.kill(os.getpid(), signal.SIGQUIT)
+
+    def stop(self, in_sighandler: bool = False, exitcode: int | None = None) -> None:
+        """The warm shutdown, as Celery's; also that of SIGHUP, which sends no signal of Celery."""
+        self.begin_grace()
+        super().stop(in_sighandler, exitcode)
 
     def wait_for_soft_shutdown(self) -> None:
         """The first step of the cold shutdown, as Celery's; what follows has its time."""
@@ -43,23 +64,13 @@ class Worker(apps_worker.Worker):
 
 
 def bound_shutdown(instance: Any, **_: Any) -> None:
-    """Begin the cold shutdown, SIGQUIT, when the grace period after SIGTERM is over.
+    """Begin the grace period at SIGTERM, also while a task blocks the worker's loop (`-P solo`)."""
 
-    It ends the running tasks, and their messages go to other workers.
-    """
-    grace = instance.app.settings.proj_shutdown_grace
-
-    def start_timer(how: str, **_: Any) -> None:
+    def begin(how: str, **_: Any) -> None:
         if how == "Warm":
-            timer = threading.Timer(grace, end)
-            timer.daemon = True
-            timer.start()
+            instance.begin_grace()
 
-    def end() -> None:
-        if not _has_ended(instance):
-            os.kill(os.getpid(), signal.SIGQUIT)
-
-    worker_shutting_down.connect(start_timer, weak=False)
+    worker_shutting_down.connect(begin, weak=False)
 
 
 def _has_ended(worker: Any) -> bool:

@@ -1,6 +1,7 @@
 """What workers do when they are told to: `celery control`, and what becomes of messages then."""
 
 import json
+import signal
 from collections.abc import Iterator
 
 import amqp
@@ -13,6 +14,13 @@ from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
 
 pytestmark = pytest.mark.used_vhost
+
+TWICE = """
+    @app.task(name="proj.tasks.twice", bind=True, retry_backoff=8, retry_jitter=False)
+    def twice(self):
+        if not self.request.retries:
+            raise ConnectionError("come again")
+"""
 
 
 @pytest.mark.celery_docs("Workers: control shutdown")
@@ -86,6 +94,51 @@ def test_shutdown_is_bounded(bundle: Bundle) -> None:
     assert bundle.kept("proj.tasks") == 1
 
 
+def test_restart_is_bounded(bundle: Bundle) -> None:
+    """The next worker of this process executes the task that outlived the grace period."""
+    worker = bundle.worker(env={"PROJ_SHUTDOWN_GRACE": "0.2"})
+    bundle.enqueue("sleep-dots", "600", "--id", "long")
+    worker.started("long")
+
+    worker.process.send_signal(signal.SIGHUP)
+
+    eventually("it starts again", lambda: len(worker.lines("Received ")) == 2, seen=worker.text)
+
+
+def test_message_that_waits_for_a_thread_may_be_revoked(bundle: Bundle) -> None:
+    """A pool of threads takes all that the worker fetches."""
+    bundle.add_task(GATED_TASK)
+    worker = bundle.worker("--pool=threads", "--prefetch-multiplier=2")
+    gate = bundle.folder / "gate"
+    bundle.enqueue("task", "proj.tasks.gated", f'"{gate}"', "--id", "first")
+    # Its id is not given: else it might be a repeat, for which the store is asked.
+    waits = bundle.proj("enqueue", "add", "1", "2").stdout.strip()
+    worker.says(f"[{waits}] received")
+    bundle.control(worker, "revoke", waits)
+    gate.touch()
+
+    worker.says(f"[{waits}] ignored")
+
+    _are_revoked(bundle, waits)
+
+
+def test_message_that_waits_for_its_turn_in_a_slot_is_reserved(bundle: Bundle) -> None:
+    bundle.add_task("""
+        @app.task(name="proj.tasks.quick", rate_limit="61/m")
+        def quick():
+            pass
+    """)
+    worker = bundle.worker("--concurrency=20")
+    last = "19"
+    for number in range(20):
+        bundle.enqueue("task", "proj.tasks.quick", "--id", str(number))
+    worker.says(f"[{last}] received")
+
+    answer = bundle.celery("inspect", "reserved", "--json", f"--destination={worker.name}").stdout
+
+    assert last in {message["id"] for messages in json.loads(answer).values() for message in messages}
+
+
 def _are_revoked(bundle: Bundle, *task_ids: str) -> None:
     """The worker answers before it has stored this."""
     revoked = dict.fromkeys(task_ids, "REVOKED")
@@ -127,26 +180,25 @@ def test_revocation_outlives_workers(bundle: Bundle) -> None:
     assert "[delayed] succeeded" not in worker.text()
 
 
-@pytest.mark.long
-def test_redrive_overrides_what_workers_remember(bundle: Bundle) -> None:
-    """A worker that heard of the revocation executes the message all the same. A later revocation counts."""
-    bundle.add_task("""
-        @app.task(name="proj.tasks.twice", bind=True, retry_backoff=8, retry_jitter=False)
-        def twice(self):
-            if not self.request.retries:
-                raise ConnectionError("come again")
-    """)
-    # Else the end of the dead letter may be stored before it is revoked.
-    bundle.switch_off("worker/lookout.py", "INTERVAL: Final = 5.0", "INTERVAL: Final = 3600.0")
-    headers = {"id": "it", "task": "proj.tasks.twice", "lang": "py", "retries": 0}
+def _publish_twice(bundle: Bundle, task_id: str) -> None:
+    """Publish a message that is a dead letter at once."""
     dead.publish(
         bundle,
         [[], {}, {}],
-        application_headers=headers,
+        application_headers={"id": task_id, "task": "proj.tasks.twice", "lang": "py", "retries": 0},
         content_type="application/json",
         content_encoding="utf-8",
         expiration="0",
     )
+
+
+@pytest.mark.long
+def test_redrive_overrides_what_workers_remember(bundle: Bundle) -> None:
+    """A worker that heard of the revocation executes the message all the same. A later revocation counts."""
+    bundle.add_task(TWICE)
+    # Else the end of the dead letter may be stored before it is revoked.
+    bundle.switch_off("worker/lookout.py", "INTERVAL: Final = 5.0", "INTERVAL: Final = 3600.0")
+    _publish_twice(bundle, "it")
     worker = bundle.worker().ready()
     dead.await_count(bundle, 1)
     bundle.control(worker, "revoke", "it")
@@ -156,6 +208,32 @@ def test_redrive_overrides_what_workers_remember(bundle: Bundle) -> None:
     worker.says("Retry in 8s")
     bundle.control(worker, "revoke", "it")
     worker.says("[it] revoked")
+
+
+@pytest.mark.long
+def test_revocation_since_a_redrive_counts_for_all_workers(bundle: Bundle) -> None:
+    """Also for one that never had the message, whether or not that was revoked before."""
+    bundle.add_task(TWICE)
+    bundle.switch_off("worker/lookout.py", "INTERVAL: Final = 5.0", "INTERVAL: Final = 3600.0")
+    ids = {"before", "never"}
+    for task_id in ids:
+        _publish_twice(bundle, task_id)
+    worker = bundle.worker("--concurrency=2").ready()
+    dead.await_count(bundle, 2)
+    bundle.control(worker, "revoke", "before")
+    _are_revoked(bundle, "before")
+    assert bundle.proj("dead", "redrive", *ids).returncode == 0
+    eventually("both wait", lambda: {line.id for line in worker.lines("Retry in 8s")} == ids)
+
+    bundle.control(worker, "revoke", *ids)
+    _are_revoked(bundle, *ids)
+    worker.kill()
+    other = bundle.worker("--concurrency=2", log="other.log")
+
+    eventually(
+        "both are revoked", lambda: {line.id for line in other.lines("ignored")} == ids, seen=other.text
+    )
+    assert not other.lines("succeeded")
 
 
 def test_revocation_that_nobody_looks_for(bundle: Bundle) -> None:
