@@ -7,6 +7,7 @@ import sys
 from typing import Any, Final
 
 import click
+from billiard import set_start_method
 from celery import concurrency
 from celery.concurrency import prefork, solo
 from celery.signals import (
@@ -37,6 +38,7 @@ def install() -> None:
     """Connect this module to Celery's signals, for all workers of this process."""
     celeryd_init.connect(give_unique_name)
     celeryd_init.connect(refuse_options)
+    celeryd_init.connect(fork_processes)
     celeryd_init.connect(select_queues)
     worker_init.connect(count_slots)
     celeryd_init.connect(ending.bound_shutdown)
@@ -76,9 +78,20 @@ def refuse_options(instance: Any, conf: Any, options: dict[str, Any], **_: Any) 
     elif options.get("autoscale") and not issubclass(pool, prefork.TaskPool):
         # Other pools raise when they have to grow.
         words = "--autoscale needs the pool prefork (leave out --pool, or use --concurrency)"
+    elif options.get("time_limit") or options.get("soft_time_limit"):
+        # Each message has the limits of its task or of the settings, so that Celery would look at no others.
+        words = "time limits are no options (set PROJ_TASK_TIME_LIMIT and PROJ_TASK_SOFT_TIME_LIMIT)"
+    elif "spawn" in {options.get("pool_start_method"), conf.worker_pool_start_method}:
+        # What a worker sets up before its processes start would be missing in them.
+        words = "processes are forked (leave out --pool-start-method)"
     else:
         return
     raise _refusal(instance, options, words)
+
+
+def fork_processes(**_: Any) -> None:
+    """Let the pool fork its processes on macOS too, where billiard's default differs from Celery's."""
+    set_start_method("fork", force=True)
 
 
 def count_slots(sender: Any, **_: Any) -> None:

@@ -342,3 +342,15 @@ def test_worker_puts_a_topology_in_place_that_is_gone(bundle: Bundle) -> None:
 
     worker.says("Connection to broker lost")
     eventually("the queues are there", lambda: bundle.has("proj.tasks") and bundle.has("proj.dead"))
+
+
+@pytest.mark.used_vhost
+def test_processes_are_forked(bundle: Bundle) -> None:
+    """Also where billiard would start new programs, as on macOS."""
+    bundle.add_task("""
+        import billiard
+        billiard.set_start_method("spawn", force=True)
+    """)
+    bundle.worker()
+
+    assert bundle.proj("enqueue", "add", "1", "2", "--wait").stdout == "3\n"

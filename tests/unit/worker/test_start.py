@@ -39,6 +39,20 @@ def test_pool_of_green_threads_is_refused(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err.endswith("not supported: they stall (use --pool=threads)\n")
 
 
+@pytest.mark.celery_docs("Workers: --time-limit, --soft-time-limit", "Workers: --pool-start-method=spawn")
+@pytest.mark.parametrize(
+    "option", [{"time_limit": 9.0}, {"soft_time_limit": 9.0}, {"pool_start_method": "spawn"}], ids=str
+)
+def test_option_that_would_not_hold_is_refused(
+    option: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        start.refuse_options(None, app.conf, option)
+
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 @pytest.mark.celery_docs("Routing: -X")
 @pytest.mark.parametrize(
     ("options", "consumed"),
