@@ -9,7 +9,6 @@ from proj.logs import celery_command
 celery_command.install()
 with celery_command.one_line_errors():
     settings = config.load()
-
 app = App("proj", include=settings.task_modules)
 app.config_from_object(celeryconfig.configuration(settings))
 worker.install(app, settings)
@@ -20,3 +19,7 @@ if celery_command.is_running("flower"):
     from proj import flower  # here, since a worker needs no web server
 
     flower.install(settings)
+
+if celery_command.is_running("call"):
+    with celery_command.one_line_errors():
+        app.loader.import_default_modules()  # the options of a task, such as its queue, hold for its messages

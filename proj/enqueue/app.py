@@ -24,7 +24,7 @@ from proj.enqueue.arguments import check_call, given_arguments
 from proj.enqueue.composing import Recorder
 from proj.enqueue.definition import check_function
 from proj.enqueue.loader import Loader
-from proj.enqueue.options import check_name, check_options
+from proj.enqueue.options import check_name, check_options, given_options
 from proj.enqueue.template import Template, Templates
 from proj.enqueue.typed import P, R
 from proj.errors import BadTask, OutcomeUnknown, ProjError, with_transient
@@ -129,9 +129,10 @@ class App(celery.Celery):
     ) -> Any:
         """Publish a request to execute the task of this name, and return once the broker has confirmed it.
 
-        The options are those of `celery.Task.apply_async`. The broker delays by `countdown` (seconds) or
-        until `eta` (a `datetime`, UTC without a zone), rounded up to whole seconds. A message with a given
-        `task_id` is marked as a possible repeat. Raises the errors that `proj.enqueue.publish` lists.
+        The options are those of `celery.Task.apply_async`. Those that are missing or None are the task's own,
+        if this program knows the task. The broker delays by `countdown` (seconds) or until `eta` (a
+        `datetime`, UTC without a zone), rounded up to whole seconds. A message with a given `task_id` is
+        marked as a possible repeat. Raises the errors that `proj.enqueue.publish` lists.
         """
         check_name(name)
         args, kwargs = given_arguments(name, args, kwargs)
@@ -214,15 +215,19 @@ class App(celery.Celery):
         task = self.tasks.get(name)
         serializer = options.get("serializer") or getattr(task, "serializer", self.conf.task_serializer)
         checks.check_serializer(name, serializer, self.conf.accept_content)
-        options = dict(options)
-        # The name only: Celery refuses an unknown name, but would declare an unknown `kombu.Queue`.
-        options["queue"] = getattr(options.get("queue"), "name", options.get("queue"))
+        options = given_options(options)
+        if queue := options.get("queue"):
+            # The name only: Celery refuses an unknown name, but would declare an unknown `kombu.Queue`.
+            options["queue"] = getattr(queue, "name", queue)
         options["countdown"] = checks.delay(
             options.pop("countdown", None), options.pop("eta", None), is_retry=bool(options.get("retries"))
         )
         if options["countdown"] and not options.get("retries"):
             checks.check_delayed_route(name, options)
-        options["expires"] = checks.lifetime(options.get("expires", getattr(task, "expires", None)))
+        expires = options.get("expires")
+        if expires is None and options.get("task_type") is None:  # else Celery has asked the task
+            expires = getattr(task, "expires", None)
+        options["expires"] = checks.lifetime(expires)
         for limit in ("time_limit", "soft_time_limit"):
             # Celery puts the task's own limit, as this publisher has it, into the message, where it would
             # override the worker's.

@@ -21,6 +21,14 @@ from proj.rabbitmq import decoding
 #: RabbitMQ agree on 131,072 bytes for a frame; Celery's own headers have the rest.
 MAX_HEADERS: Final = 112 * 1024
 
+#: What a task may say for all of its messages. `expires` is not among these: None stands for never.
+_OF_TASK: Final = frozenset(
+    {
+        *("queue", "exchange", "routing_key", "priority"),
+        *("serializer", "compression", "delivery_mode", "ignore_result"),
+    }
+)
+
 #: Bytes of AMQP's short string.
 _SHORT: Final = 255
 
@@ -32,6 +40,11 @@ def check_name(name: str) -> None:
     """Refuse a name that no task can have. Raises `BadInput`."""
     if not name or not _is_short(name):
         raise BadInput(f"the name of a task is a text of at most {_SHORT} bytes, got {shown(name)}")
+
+
+def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without each None that would replace what the task says; `celery call` gives many."""
+    return {option: value for option, value in options.items() if value is not None or option not in _OF_TASK}
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:

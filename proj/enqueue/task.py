@@ -13,6 +13,7 @@ from proj.enqueue import checks
 from proj.enqueue.app import App, is_unchecked
 from proj.enqueue.arguments import check_call, given_arguments
 from proj.enqueue.definition import refuse_coroutine
+from proj.enqueue.options import given_options
 from proj.enqueue.parameters import Parameters
 from proj.errors import BadTask, UnknownTask, did_you_mean
 from proj.logs.printable import shown
@@ -47,10 +48,12 @@ class Task(celery.Task):
     ) -> Any:
         """Enqueue the task, and return once the broker has confirmed it.
 
-        The options are those of `App.send_task`. Raises `BadArguments`, and the errors of `App.send_task`.
-        With Celery's `task_always_eager`, the task is executed in this call instead.
+        The options are those of `App.send_task`, except that `expires=None` stands for never. Raises
+        `BadArguments`, and the errors of `App.send_task`. With Celery's `task_always_eager`, the task is
+        executed in this call instead.
         """
         args, kwargs = given_arguments(self.name, args, kwargs)
+        options = given_options(options)
         if not is_unchecked(options):
             check_call(self.name, args, kwargs, self.parameters)
         if self.soft_time_limit and self.time_limit and self.soft_time_limit > self.time_limit:

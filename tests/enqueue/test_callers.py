@@ -234,9 +234,13 @@ def test_celery_call(ends: Ends) -> None:
         assert done.stderr == ""
 
 
-def test_celery_call_of_arguments_that_json_cannot_carry(shared: Bundle) -> None:
-    """What is wrong with the message itself is one line too."""
-    done = shared.celery("call", "proj.tasks.add", "--args=[NaN, 2]")
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [("proj.tasks.add", "argument x: expected a number"), ("elsewhere.task", "JSON cannot carry argument 0")],
+)
+def test_celery_call_of_arguments_that_cannot_be_sent(shared: Bundle, task: str, words: str) -> None:
+    """What is wrong with the message itself is one line too, whether or not the task is known here."""
+    done = shared.celery("call", task, "--args=[NaN, 2]")
     assert (done.returncode, done.stdout) == (65, "")
-    assert done.stderr.startswith("Error: proj.tasks.add: JSON cannot carry argument 0")
+    assert done.stderr.startswith(f"Error: {task}: {words}")
     assert done.stderr.count("\n") == 1

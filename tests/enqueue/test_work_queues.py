@@ -93,6 +93,13 @@ def test_the_queue_of_a_message(
     assert workers["slow"].process.poll() is None
 
 
+def test_celery_call_sends_to_the_queue_of_the_task(shared: Bundle, workers: dict[str, Worker]) -> None:
+    """The command gives None for each option that it was not given."""
+    done = shared.celery("call", "proj.tasks.where")
+    assert done.returncode == 0, done.stderr
+    workers["slow"].says(f"[{done.stdout.strip()}] received")
+
+
 @pytest.mark.celery_docs("Routing: task_routes")
 def test_routes_of_celery(shared: Bundle, workers: dict[str, Worker]) -> None:
     """`task_routes` sends tasks to a queue, by their names."""

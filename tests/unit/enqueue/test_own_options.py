@@ -1,0 +1,77 @@
+"""What a task says for its messages holds for each call that does not say otherwise; None says nothing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from proj import config, worker
+from proj.celeryconfig import configuration
+from proj.enqueue.app import App
+from proj.enqueue.composing import Composed, Composer, Recorder
+
+#: What `celery call` gives for each of its options that it was not given.
+NONE = dict.fromkeys(("countdown", "eta", "expires", "queue", "exchange", "routing_key"))
+
+
+@pytest.fixture(scope="module")
+def app() -> App:
+    app = App("own", set_as_current=False)
+    settings = config.Settings(proj_queues="slow")
+    app.config_from_object(configuration(settings))
+    worker.install(app, settings)
+
+    @app.task(shared=False, name="owner", queue="slow", priority=7, expires=60, compression="gzip")
+    def owner() -> None: ...
+
+    return app
+
+
+def _by_name(app: App, **options: Any) -> Recorder:
+    recorder = Recorder(app.connection_for_write())
+    app.send_task("owner", producer=recorder, **options)
+    return recorder
+
+
+def _by_task(app: App, **options: Any) -> Recorder:
+    recorder = Recorder(app.connection_for_write())
+    app.tasks["owner"].apply_async(producer=recorder, declare=[], **options)
+    return recorder
+
+
+CALLERS = pytest.mark.parametrize("call", [_by_name, _by_task])
+
+
+def _said(recorder: Recorder) -> tuple[Any, ...]:
+    """The queue of the one message, its priority, its lifetime in ms, and its compression."""
+    [(message, address)] = recorder.recorded
+    properties = message.properties
+    compression = properties["application_headers"].get("compression")
+    return address["routing_key"], properties.get("priority"), properties.get("expiration"), compression
+
+
+@CALLERS
+@pytest.mark.parametrize("options", [{}, {"priority": None, "compression": None, "queue": None}], ids=str)
+def test_call_that_says_nothing(call: Callable[..., Recorder], app: App, options: dict[str, Any]) -> None:
+    """By the name of the task as by the task itself."""
+    assert _said(call(app, **options)) == ("slow", 7, "60000", "application/x-gzip")
+
+
+def test_celery_call_says_nothing(app: App) -> None:
+    """The command sends by name, with None for each option that it was not given."""
+    assert _said(_by_name(app, serializer="json", **NONE)) == ("slow", 7, "60000", "application/x-gzip")
+
+
+@CALLERS
+def test_call_that_says_otherwise(call: Callable[..., Recorder], app: App) -> None:
+    """The call comes before the task."""
+    options = {"queue": "proj.tasks", "priority": 0, "expires": 5, "compression": "bzip2"}
+    assert _said(call(app, **options)) == ("proj.tasks", 0, "5000", "application/x-bz2")
+
+
+@pytest.mark.parametrize("more", [{}, {"headers": {"x": 1}}], ids=["template", "celery"])
+def test_signature_that_says_nothing(app: App, more: dict[str, Any]) -> None:
+    """Whether its message is made of a template or by Celery."""
+    request = app.tasks["owner"].signature((), {}, queue=None, priority=None, **more)
+    composed: Composed = Composer(app).compose(request)
+    assert (composed.routing_key, composed.priority) == ("slow", 7)
