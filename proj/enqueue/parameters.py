@@ -71,8 +71,10 @@ class Parameters:
     def _problem(self, error: ValidationError) -> str:
         """The first problem of the arguments, for people."""
         first = error.errors(include_url=False)[0]
-        where, *inside = first["loc"]
         got = shown(first["input"])
+        if not first["loc"]:  # pydantic reports a keyword that UTF-8 cannot encode before any argument
+            return f"the name of an argument is not Unicode: {got}"
+        where, *inside = first["loc"]
         match first["type"]:
             case "missing_argument" | "missing_positional_only_argument" | "missing_keyword_only_argument":
                 return f"argument {self.name_of(where)} is missing"

@@ -258,6 +258,7 @@ def test_annotations_turn_back_what_json_does_not_have() -> None:
     ("function", "args", "kwargs", "words"),
     [
         (_any, (), {}, "argument x is missing"),
+        (_any, (1,), {"\ud800": 1}, r"the name of an argument is not Unicode: '\\ud800'"),
         (_any, (1, 2), {}, "too many arguments, 2 is left over"),
         (_any, (1,), {"x": 2}, "argument x is given twice"),
         (_any, (1,), {"y": 2}, "there is no argument y"),
