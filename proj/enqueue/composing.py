@@ -3,6 +3,7 @@
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import amqp
@@ -91,13 +92,19 @@ class Recorder(kombu.Producer):
 class Composer:
     """Composes the messages of one application."""
 
-    def __init__(self, app: "App") -> None:
+    def __init__(self, app: "App", *, awaits_results: bool = True) -> None:
+        """`awaits_results` says whether this program has a use for the results of its messages."""
         self._app = app
+        self._awaits_results = awaits_results
         self._tasks = app.tasks
         self._templates = app.templates
         self._recorder = Recorder(app.connection_for_write())
         self._new_ids = checks.new_ids()
-        self._has_results: bool | None = None
+
+    @cached_property
+    def _has_results(self) -> bool:
+        """Whether results are kept; else they travel as messages to a queue of whoever has published."""
+        return bool(self._app.backend.persistent)
 
     def compose(self, request: Signature, task_id: str | None = None, *, repeat: bool = False) -> Composed:
         """The message for this signature.
@@ -114,9 +121,7 @@ class Composer:
         if not self._is_own(request, task):
             raise BadInput(f"{name}: the request belongs to another application")
         options = request["options"]
-        if self._has_results is None:
-            self._has_results = bool(self._app.backend.persistent)
-        if not self._has_results and not options.get("ignore_result"):
+        if self._awaits_results and not self._has_results and not _ignores_result(task, options):
             raise BadInput(
                 f"{name}: many messages at once have no results over {self._app.backend.as_uri()}",
                 "keep results in a database, or give ignore_result=True",
@@ -176,16 +181,23 @@ class Composer:
             options = {**options, "task_id": task_id}
         self._recorder.recorded.clear()
         options = {**options, "producer": self._recorder, "declare": [], "add_to_parent": False}
+        task = self._tasks.get(name)
+        result_travels = not self._has_results and not _ignores_result(task, options)
+        if result_travels:
+            options["ignore_result"] = True  # else Celery would declare the queue that it travels to
         try:
-            if task := self._tasks.get(name):
+            if task:
                 published = task.apply_async(args, kwargs, **options)
             else:
                 published = self._app.send_task(name, args, kwargs, **options)
         except UNSENDABLE as error:
             raise unsendable(self._app, name, error) from error
         [(message, address), *_] = self._recorder.recorded
+        headers = message.properties.get("application_headers") or {}
+        if result_travels:
+            headers["ignore_result"] = False
         if not repeat:
-            (message.properties.get("application_headers") or {}).pop(queues.REPEAT_HEADER, None)
+            headers.pop(queues.REPEAT_HEADER, None)
         exchange, routing_key = address["exchange"], address["routing_key"]
         return Composed(
             name,
@@ -197,6 +209,11 @@ class Composer:
             _delay(exchange, routing_key),
             message.properties.get("priority") or 0,
         )
+
+
+def _ignores_result(task: celery.Task | None, options: dict[str, Any]) -> bool:
+    given = options.get("ignore_result")
+    return bool(getattr(task, "ignore_result", False) if given is None else given)
 
 
 def _delay(exchange: str, routing_key: str) -> int | None:

@@ -39,7 +39,7 @@ class Composer:
     def __init__(self, app: App, route: Route) -> None:
         self._app = app
         self._route = route
-        self._tasks = composing.Composer(app)
+        self._tasks = composing.Composer(app, awaits_results=False)
 
     def compose(self, message: amqp.Message) -> Composed:
         """The task's message, or a dead letter when no task can be made of it."""

@@ -128,3 +128,13 @@ def test_a_reply_that_nobody_waits_for_is_dropped(served: tuple[Bundle, Worker])
     foreign.publish(bundle, ["[5, 5]"], "add")
     worker.says("Result of 5 + 5 is 10")
     assert "Result of 4 + 4 is 8" in worker.text()
+
+
+def test_a_reply_needs_no_database(bundle: Bundle) -> None:
+    """With results over `rpc://`, which nobody waits for, the asker gets its own."""
+    bundle.env["CELERY_RESULT_BACKEND"] = "rpc://"
+    foreign.start(bundle).consumes("add")
+    bundle.worker().ready()
+    with asker(bundle) as program:
+        end = program.ask("add", '{"Number1": 221, "Number2": 345}', "c")
+    assert end == {"status": "SUCCESS", "result": 566}

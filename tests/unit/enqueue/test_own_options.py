@@ -9,22 +9,30 @@ from proj import config, worker
 from proj.celeryconfig import configuration
 from proj.enqueue.app import App
 from proj.enqueue.composing import Composed, Composer, Recorder
+from proj.errors import BadInput
 
 #: What `celery call` gives for each of its options that it was not given.
 NONE = dict.fromkeys(("countdown", "eta", "expires", "queue", "exchange", "routing_key"))
 
 
-@pytest.fixture(scope="module")
-def app() -> App:
+def application(**given: Any) -> App:
     app = App("own", set_as_current=False)
-    settings = config.Settings(proj_queues="slow")
+    settings = config.Settings(proj_queues="slow", **given)
     app.config_from_object(configuration(settings))
     worker.install(app, settings)
 
     @app.task(shared=False, name="owner", queue="slow", priority=7, expires=60, compression="gzip")
     def owner() -> None: ...
 
+    @app.task(shared=False, name="silent", ignore_result=True)
+    def silent() -> None: ...
+
     return app
+
+
+@pytest.fixture(scope="module")
+def app() -> App:
+    return application()
 
 
 def _by_name(app: App, **options: Any) -> Recorder:
@@ -75,3 +83,17 @@ def test_signature_that_says_nothing(app: App, more: dict[str, Any]) -> None:
     request = app.tasks["owner"].signature((), {}, queue=None, priority=None, **more)
     composed: Composed = Composer(app).compose(request)
     assert (composed.routing_key, composed.priority) == ("slow", 7)
+
+
+@pytest.mark.parametrize("more", [{}, {"headers": {"x": 1}}], ids=["template", "celery"])
+def test_batch_over_rpc_takes_what_has_no_result(more: dict[str, Any]) -> None:
+    """Whether the task says so or the call; the results of others would be received by nobody."""
+    app = application(celery_result_backend="rpc://")
+    owner, silent = app.tasks["owner"], app.tasks["silent"]
+    composer = Composer(app)
+
+    for request in (silent.s(), silent.s().set(ignore_result=None), owner.s().set(ignore_result=True)):
+        composer.compose(request.set(**more))
+    for request in (owner.s(), silent.s().set(ignore_result=False), app.signature("other.program")):
+        with pytest.raises(BadInput, match="many messages at once have no results over rpc://"):
+            composer.compose(request.set(**more))

@@ -9,7 +9,26 @@ from proj.celeryconfig import configuration
 from proj.dead_letters.reasons import Reason
 from proj.enqueue.app import App
 from proj.ingest import routes
-from proj.ingest.composing import Composer
+from proj.ingest.composing import Composed, Composer
+
+
+def application(**settings: Any) -> App:
+    app = App("composing", set_as_current=False)
+    given = config.Settings(**settings)
+    app.config_from_object(configuration(given))
+    worker.install(app, given)
+
+    @app.task(shared=False, name="print", priority=7)
+    def print_(text: str) -> None: ...
+
+    return app
+
+
+def composed(app: App, **properties: Any) -> Composed:
+    [route] = routes.parse(app, {"route": [{"queue": "q", "decoder": "text", "task": "print"}]})
+    message = amqp.Message(b"First message.", **properties)
+    message.delivery_info = {}
+    return Composer(app, route).compose(message)
 
 
 def test_an_error_of_others_makes_a_dead_letter_of_the_message() -> None:
@@ -19,21 +38,21 @@ def test_an_error_of_others_makes_a_dead_letter_of_the_message() -> None:
         if args:
             raise RuntimeError("no way")
 
-    app = App("composing", set_as_current=False)
-    settings = config.Settings()
-    app.config_from_object(configuration(settings))
-    worker.install(app, settings)
+    app = application()
     app.conf.task_routes = (router,)
 
-    @app.task(shared=False, name="print")
-    def print_(text: str) -> None: ...
+    found = composed(app)
 
-    [route] = routes.parse(app, {"route": [{"queue": "q", "decoder": "text", "task": "print"}]})
-    message = amqp.Message(b"First message.")
-    message.delivery_info = {}
-    composed = Composer(app, route).compose(message)
-    assert composed.rubbish
-    assert composed.rubbish.reason == Reason.INVALID
-    assert "RuntimeError('no way')" in composed.rubbish.problem
-    assert (composed.exchange, composed.routing_key) == ("proj.dead", "q")
-    assert composed.message.body == b"First message."
+    assert found.rubbish
+    assert found.rubbish.reason == Reason.INVALID
+    assert "RuntimeError('no way')" in found.rubbish.problem
+    assert (found.exchange, found.routing_key) == ("proj.dead", "q")
+    assert found.message.body == b"First message."
+
+
+def test_results_that_travel_as_messages_are_no_reason_to_refuse() -> None:
+    """Over `rpc://` the task has a result all the same: the reply is sent when the worker has stored it."""
+    found = composed(application(celery_result_backend="rpc://"), reply_to="theirs")
+
+    assert found.rubbish is None
+    assert found.message.properties["application_headers"]["ignore_result"] is False
