@@ -3,6 +3,7 @@
 from typing import Any
 
 import amqp
+import pytest
 
 from proj import config, worker
 from proj.celeryconfig import configuration
@@ -56,3 +57,14 @@ def test_results_that_travel_as_messages_are_no_reason_to_refuse() -> None:
 
     assert found.rubbish is None
     assert found.message.properties["application_headers"]["ignore_result"] is False
+
+
+@pytest.mark.parametrize("reply_to", [None, "theirs"])
+@pytest.mark.parametrize(("given", "priority"), [(None, 7), (0, 0), (255, 9)])
+def test_priority_of_the_task_holds_unless_the_message_has_one(
+    reply_to: str | None, given: int | None, priority: int
+) -> None:
+    """Also for a message that asks for a reply, which Celery itself composes."""
+    found = composed(application(), priority=given, reply_to=reply_to)
+
+    assert found.message.properties["priority"] == priority
