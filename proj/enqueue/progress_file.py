@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import uuid
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -84,9 +85,13 @@ class ProgressFile:
             raise BadInput(f"the progress file {self._path} cannot be written: {error.strerror}") from error
 
     def remove(self) -> None:
-        """Delete the file: the batch is complete, and the same input sent again is other work."""
-        os.ftruncate(self._file, 0)  # it may have another name; empty, it counts as new
-        self._path.unlink(missing_ok=True)
+        """Delete the file: the batch is complete, and the same input sent again is other work.
+
+        A file that cannot be deleted, as in a folder that is not writable, stays and is empty.
+        """
+        os.ftruncate(self._file, 0)  # it may stay, or have another name; empty, it counts as new
+        with suppress(OSError):
+            self._path.unlink()
 
     def _sync_folder(self) -> None:
         folder = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)

@@ -277,6 +277,21 @@ def test_marks_of_a_run_that_goes_on(bundle: Bundle) -> None:
     assert batch(bundle, *command).lines == second.lines
 
 
+def test_progress_file_that_cannot_be_deleted(bundle: Bundle) -> None:
+    """The batch is complete all the same, and the same input sent again is other work."""
+    kept = bundle.folder / "progress"
+    batch(bundle, write(bundle, line(1), "nonsense"), "--progress", "progress", code=65)
+    name = write(bundle, line(1), line(2))
+
+    with kept.open() as held:  # nobody may delete the link to it
+        done = bundle.proj("enqueue", "batch", name, "--progress", "/proc/self/fd/0", stdin=held)
+
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+    assert done.stderr.startswith("1 lines were done before; 1 confirmed in ")
+    assert kept.read_bytes() == b""
+    assert len(batch(bundle, name, "--progress", "progress").lines) == 2
+
+
 def test_progress_file_that_is_of_another_input_or_damaged(bundle: Bundle) -> None:
     """Nothing is enqueued, and the file stays as it is."""
     lines = [line(number) for number in range(20)]
