@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -79,7 +80,7 @@ def _publish_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--timeout",
                 type=click.FloatRange(min=0, min_open=True),
                 metavar="S",
-                help="Seconds that --wait waits; unlimited by default.",
+                help="Seconds that --wait waits for all messages; unlimited by default.",
             ),
             click.option("--json", "as_json", is_flag=True, help="Print one JSON object per message."),
         ]
@@ -247,6 +248,7 @@ def _print_results(
     from proj import results
 
     failed = False
+    began = time.monotonic()
     try:
         with deferred_interrupt() as deliver, progress_bar("waiting for results", len(ids)) as advance:
 
@@ -255,7 +257,7 @@ def _print_results(
                 watch()
 
             for task_id in ids:
-                ended = results.wait(proj.app, task_id, timeout, on_interval, failed_before)
+                ended = results.wait(proj.app, task_id, timeout, on_interval, failed_before, began)
                 failed = failed or ended.error is not None
                 if as_json:
                     click.echo(to_json(asdict(ended)))

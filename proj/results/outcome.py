@@ -1,6 +1,7 @@
 """The outcome of a task: read from the result store, or waited for."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,27 +97,32 @@ def wait(
     timeout: float | None = None,
     on_interval: Callable[[], None] | None = None,
     failed_before: object = None,
+    began: float | None = None,
 ) -> Outcome:
     """Wait until the task has ended, and return its outcome; `on_interval` is called between two queries.
 
     `failed_before` is the `failure` that was stored before the message was published; it is ignored. Raises
-    `NoResultYet` when the task has not ended within `timeout` seconds, and `ResultStoreError`.
+    `NoResultYet` when the task has not ended within `timeout` seconds after `began` (`time.monotonic`), by
+    default the time of the call, and `ResultStoreError`. An end that is stored by then is returned.
     """
-    began = time.monotonic()
+    until = (time.monotonic() if began is None else began) + (math.inf if timeout is None else timeout)
+
+    def left() -> float | None:
+        return None if timeout is None else max(0, until - time.monotonic())
+
     if failed_before is not None:
-        for _ in polling.turns(timeout):
+        for _ in polling.turns(left()):
             if failure(app, task_id) != failed_before:
                 break
             if on_interval:
                 on_interval()
         else:
             raise _not_yet(task_id, timeout)
-    left = None if timeout is None else max(0, timeout - (time.monotonic() - began))
     result = app.AsyncResult(task_id)
     try:
         # As `AsyncResult.get` does, which would call `on_interval` only once, as the callback of a promise.
         app.backend.add_pending_result(result)
-        app.backend.wait_for_pending(result, timeout=left, on_interval=on_interval, propagate=False)
+        app.backend.wait_for_pending(result, timeout=left(), on_interval=on_interval, propagate=False)
         fields = ("result", "traceback", "name", "worker", "date_done")
         found = {name: getattr(result, name) for name in fields}
         return _outcome(task_id, {"status": result.state, **found})

@@ -177,6 +177,16 @@ def test_wait_that_runs_out_is_75(bundle: Bundle) -> None:
     assert _ids(bundle) == ["later"]
 
 
+def test_timeout_of_a_wait_is_for_all_messages(bundle: Bundle) -> None:
+    """One worker needs 3 s for them, and less for each than `--timeout` has."""
+    bundle.worker().ready()
+
+    done = bundle.proj("enqueue", "sleep-dots", ".", "--count", "3", "--wait", "--timeout", "1.9")
+
+    assert done.returncode == 75, done.stdout
+    assert "has no result after 1.9 s" in done.stderr
+
+
 def test_wait_says_once_that_no_worker_consumes_the_queue(bundle: Bundle) -> None:
     """On stderr, and goes on waiting."""
     bundle.switch_off("cli/unconsumed.py", "PATIENCE: Final = 5.0", "PATIENCE: Final = 0.0")
