@@ -124,7 +124,10 @@ _REPR: Final[_Expected] = _text_of(_LONGEST_REPR), f"a text of at most {_LONGEST
 
 #: For each option its check, and what the error reports as expected.
 _EXPECTED: Final[dict[str, _Expected]] = {
-    "queue": (lambda value: isinstance(value, kombu.Queue) or _is_short(value), "the name of a queue"),
+    "queue": (
+        lambda value: isinstance(value, kombu.Queue) or (value != "" and _is_short(value)),
+        "the name of a queue",
+    ),
     "exchange": (
         lambda value: isinstance(value, kombu.Exchange) or _is_short(value),
         "the name of an exchange",

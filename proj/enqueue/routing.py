@@ -33,7 +33,8 @@ def queue_of(
 
     None when a route has an exchange and no queue.
     """
-    if named := given or getattr(task, "queue", None):
+    named = getattr(task, "queue", None) if given is None else given
+    if named is not None:
         return str(getattr(named, "name", named))
     route = task.app.amqp.router.route({}, task.name, args, kwargs, task_type=task)
     return str(route["queue"].name) if "queue" in route else None

@@ -119,6 +119,7 @@ def test_queue_with_other_arguments(bundle: Bundle) -> None:
         (["add", "1", "2", "--timeout", "2"], 2, ["--timeout needs --wait"]),
         (["add", "1", "2", "--wait", "--timeout", "nan"], 2, ["--timeout needs a number"]),
         (["add", "1", "2", "--id", ""], 65, ["an id is 1 to 155 printable characters"]),
+        (["add", "1", "2", "--queue", ""], 65, ["queue must be the name of a queue, got ''"]),
         (["add", "1", "2", "--id", "x" * 156], 65, ["an id is 1 to 155 printable characters"]),
         (["sleep-dots", "--nope"], 2, ["--nope", "proj enqueue sleep-dots --help"]),
         (["nope"], 2, ["nope", "proj enqueue --help"]),

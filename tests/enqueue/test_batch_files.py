@@ -128,6 +128,7 @@ WRONG = {
     '{"task": "proj.tasks.add", "args": [1], "kwargs": {"\\ud800": 1}}': "an argument is not Unicode",
     '{"task": "proj.tasks.add", "args": ["x", 2]}': "argument x",
     '{"task": "proj.tasks.add", "args": [1, 2], "queue": "nowhere"}': "there is no queue 'nowhere'",
+    '{"task": "proj.tasks.add", "args": [1, 2], "queue": ""}': "queue must be the name of a queue, got ''",
     '{"task": "proj.tasks.add", "args": [1, 2], "priority": 11}': "priority must be",
     '{"task": "proj.tasks.add", "args": [1, 2], "countdown": "x"}': "a countdown is a number of seconds",
     '{"task": "proj.tasks.add", "args": [1, 2], "id": 5}': "an id is a text",

@@ -99,7 +99,7 @@ WRONG: dict[str, list[Any]] = {
     "eta": ["2999-01-01", date(2999, 1, 1), 5],
     "expires": [Decimal(5), "soon", timedelta(1)],
     "priority": [-1, 256, "5", 1.5, True, 10**30],
-    "queue": [5, b"proj.tasks", ["proj.tasks"], "x" * 256, HALF],
+    "queue": ["", 5, b"proj.tasks", ["proj.tasks"], "x" * 256, HALF],
     "exchange": [5, {}, HALF],
     "routing_key": [5, "x" * 256, HALF],
     "reply_to": [5, "x" * 256],

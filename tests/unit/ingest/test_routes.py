@@ -102,6 +102,7 @@ def test_messages_go_to_the_queue_of_their_task() -> None:
         ({"decoder": "text", "task": "named"}, "named does not take one text: too many positional arguments"),
         ({"decoder": "json-args", "task": "named"}, "named takes its arguments only by name"),
         ({"task": "placed"}, "placed takes x only by its position"),
+        ({"work_queue": ""}, "there is no work queue ''"),
         ({"work_queue": "slo"}, "there is no work queue 'slo' (did you mean slow?)"),
         ({"queue": ""}, "queue '' is longer than 255 bytes, or empty"),
         ({"queue": "proj.tasks"}, "queue 'proj.tasks' is no foreign queue and would come back to it"),
