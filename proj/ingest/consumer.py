@@ -8,6 +8,7 @@ has the same id if the foreign one had a `message_id`.
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -54,7 +55,8 @@ class Consumer:
 
     def __init__(self, app: App, routes: Sequence[Route]) -> None:
         self._app = app
-        self._sources = [Source(route.queue, Composer(app, route)) for route in routes]
+        #: The first is the next to be served.
+        self._sources = deque(Source(route.queue, Composer(app, route)) for route in routes)
         self._timeout = app.settings.proj_publish_timeout
         self._stopping = threading.Event()
         self._beat = Beat(app.settings)
@@ -175,11 +177,12 @@ class Consumer:
         """Acknowledge what is confirmed, and send what was delivered; whether there is more to be sent."""
         for source in self._sources:
             source.settle(self._done, self._renew)
-        for source in self._sources:
+        for place, source in enumerate(self._sources, 1):
             # During an alarm the broker reads nothing, and a write might block.
             while not connection.is_blocked(self._broker) and (delivery := source.next_to_send()):
                 self._send(delivery)
                 if self._window.unwritten >= WRITE:
+                    self._sources.rotate(-place)  # a backlog does not hold up the others
                     return True
         return False
 
