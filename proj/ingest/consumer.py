@@ -127,10 +127,12 @@ class Consumer:
         elif not len(self._window):
             # A channel that a full quorum queue has refused goes on refusing when the queue's limit is taken
             # away; tried on RabbitMQ 3.10.8.
-            self._window.channel.close()
             self._open_window()
 
     def _open_window(self) -> None:
+        """Open a window on a channel of its own, in place of the one before."""
+        if self._window is not None:
+            self._window.channel.close()  # py-amqp has opened it again if the broker has closed it
         self._window = Window(self._broker.channel())
 
     def _drop(self) -> None:

@@ -90,7 +90,8 @@ class Source:
             return
         self._close()  # after the broker has cancelled the consumer
         try:
-            self._channel = self._declared(broker)
+            self._channel = broker.channel()
+            self._declare()
             self._channel.auto_decode = False  # a body is bytes
             self._channel.basic_qos(0, PREFETCH, a_global=False)
             self._tag = self._channel.basic_consume(
@@ -98,7 +99,7 @@ class Source:
             )
         except ChannelError as error:
             self._hangs = False
-            self._close()
+            self._close()  # py-amqp has opened the channel again
             self._wait(failures.words(error))
         except TimeoutError:
             # In a cluster, RabbitMQ 4 says nothing of a classic queue whose node is down. The next connection
@@ -110,17 +111,15 @@ class Source:
             log.info("consuming queue %s", self.queue)
             self._hangs, self._pause, self._problem = False, FIRST_PAUSE, ""
 
-    def _declared(self, broker: Any) -> Any:
-        """A channel on which the queue is known to be there, whatever its arguments."""
-        channel = broker.channel()
+    def _declare(self) -> None:
+        """Declare the queue if it is missing; one that is there may have any arguments."""
         try:
-            channel.queue_declare(self.queue, passive=True)
+            self._channel.queue_declare(self.queue, passive=True)
         except NotFound:
             # As the classic programs declare it. When another program is faster, with other arguments, the
             # next attempt finds its queue.
-            channel.queue_declare(self.queue, durable=True, auto_delete=False)
+            self._channel.queue_declare(self.queue, durable=True, auto_delete=False)
             log.info("declared queue %s", self.queue)
-        return channel
 
     def _wait(self, problem: str) -> None:
         self._again_at = time.monotonic() + self._pause

@@ -26,9 +26,9 @@ LONG = "message 50....."
 
 #: What RabbitMQ 4 does in a cluster while the node is down that has the queue.
 DOES_NOT_ANSWER = (
-    "            channel.queue_declare(self.queue, passive=True)",
+    "            self._channel.queue_declare(self.queue, passive=True)",
     "            if self.queue == 'task_queue':\n                raise TimeoutError('timed out')\n"
-    "            channel.queue_declare(self.queue, passive=True)",
+    "            self._channel.queue_declare(self.queue, passive=True)",
 )
 
 #: Lets ingest stand still in the middle of the messages, once: it takes a tenth of a second for all of them.
