@@ -25,7 +25,7 @@ from proj.ingest.routes import Route
 from proj.ingest.rubbish import Rubbish
 from proj.ingest.source import Delivery, Source
 from proj.logs import events
-from proj.rabbitmq import connection, failures, topology
+from proj.rabbitmq import connection, encoded, failures, topology
 from proj.rabbitmq.publishing import Sent, Window
 
 log = logging.getLogger(__name__)
@@ -211,6 +211,8 @@ class Consumer:
             self._bury(*waiting[0], error)
         self._open_window()
         for source, delivery in waiting:
+            if not delivery.composed.rubbish:
+                encoded.mark_repeat(delivery.composed.message)  # the broker may have routed it before
             try:
                 self._send_alone(delivery)
             except ChannelError as its_own:

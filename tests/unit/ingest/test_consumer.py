@@ -4,8 +4,11 @@ import json
 from types import SimpleNamespace
 
 import amqp
+import pytest
+from amqp import spec
+from amqp.exceptions import PreconditionFailed
 
-from proj import config, worker
+from proj import config, queues, worker
 from proj.celeryconfig import configuration
 from proj.enqueue.app import App
 from proj.ingest import routes
@@ -20,7 +23,7 @@ LARGE = WRITE // 10
 class _Window:
     """As much of a window as a consumer needs; all messages are confirmed when they are waited for."""
 
-    def __init__(self, channel: object = None) -> None:
+    def __init__(self, channel: object) -> None:
         self.channel = channel
         self.sent: list[Sent] = []
         self.unwritten = 0
@@ -46,7 +49,8 @@ def _consumer(*queues: str) -> Consumer:
 
     table = [{"queue": queue, "decoder": "text", "task": "print"} for queue in queues]
     consumer = Consumer(app, routes.parse(app, {"route": table}))
-    consumer._broker, consumer._window = SimpleNamespace(), _Window()
+    consumer._broker = SimpleNamespace(channel=lambda: SimpleNamespace(close=lambda: None))
+    consumer._window = _Window(consumer._broker.channel())
     return consumer
 
 
@@ -77,3 +81,26 @@ def test_a_backlog_of_large_messages_does_not_hold_up_the_other_queues() -> None
         _deliver(consumer, "backlog", *large)
 
     assert "last" in _texts(consumer)
+
+
+def test_what_is_sent_again_after_a_message_that_is_too_large_is_marked_as_a_repeat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The broker may have routed it before it closed the channel; rubbish is no task, and has no mark."""
+    monkeypatch.setattr("proj.ingest.consumer.Window", _Window)
+    consumer = _consumer("q")
+    _deliver(consumer, "q", b"task", b"\xff")
+    consumer._forward()
+    assert not any(map(_is_marked, consumer._window.sent))
+
+    consumer._isolate(PreconditionFailed(method_sig=spec.Basic.Publish))
+
+    task, rubbish = consumer._window.sent
+    assert (task.exchange, _is_marked(task)) == ("proj.direct", True)
+    assert (rubbish.exchange, _is_marked(rubbish)) == ("proj.dead", False)
+
+
+def _is_marked(sent: Sent) -> bool:
+    headers = sent.message.properties["application_headers"]
+    mark = queues.REPEAT_HEADER
+    return mark.encode() in headers if isinstance(headers, bytes) else mark in headers
