@@ -151,3 +151,7 @@ class NotExecuted(Exception):
 
 class Ignored(Exception):
     """The task raised Celery's `Ignore` and stored no state of its own."""
+
+
+class DeadLettered(Exception):
+    """The broker or `proj ingest` made the message a dead letter; the text begins with the reason."""

@@ -20,11 +20,12 @@ from amqp.exceptions import ResourceLocked
 
 from proj import queues, results
 from proj.dead_letters import publisher
+from proj.dead_letters.end import End, is_stored_later
 from proj.dead_letters.letter import DeadLetter, Wanted
 from proj.dead_letters.publisher import WINDOW
 from proj.enqueue import checks
 from proj.enqueue.app import App
-from proj.errors import BrokerRefused, OutcomeUnknown
+from proj.errors import BrokerRefused, OutcomeUnknown, ProjError
 from proj.logs import events
 from proj.rabbitmq import connection, failures, topology
 
@@ -147,16 +148,28 @@ class _Failures:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._is_up = True
+        self._is_up = app.settings.deletes_results
 
     def forget(self, letters: list[DeadLetter]) -> None:
-        """Delete those of these letters, but none that was stored after its letter died."""
-        ends: dict[str, datetime] = {}
-        for letter in letters:
-            if letter.last and checks.is_id(letter.id):
-                # The broker records whole seconds.
-                ends[letter.id] = datetime.fromisoformat(letter.last) + timedelta(seconds=1)
-        self._is_up = self._is_up and results.forget_failures(self._app, ends)
+        """Delete those of these letters, but none of a later life of a message."""
+        if not self._is_up:
+            return
+        known = [letter for letter in letters if checks.is_id(letter.id)]
+        try:
+            late = results.failures(self._app, {letter.id for letter in known if is_stored_later(letter)})
+            ends = {letter.id: _end(letter, *late.get(letter.id, (None, None))) for letter in known}
+            results.forget_failures(self._app, {each: end for each, end in ends.items() if end})
+        except ProjError as error:
+            self._is_up = False
+            log.warning("The failures of dropped dead letters are still stored: %s", error)
+
+
+def _end(letter: DeadLetter, stored: datetime | None, error: str | None) -> datetime | None:
+    """The time before which the letter's failure was stored; None when that is unknown."""
+    if stored and End(letter).has(error):
+        return stored + timedelta(seconds=1)
+    # The broker records whole seconds.
+    return datetime.fromisoformat(letter.last) + timedelta(seconds=1) if letter.last else None
 
 
 def _work(

@@ -5,7 +5,7 @@ dead letter: it goes when there is none any more.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from typing import Any, Final
@@ -15,6 +15,7 @@ from sqlalchemy import Column, Float, MetaData, String, Table, and_, bindparam, 
 from sqlalchemy.schema import CreateTable
 
 from proj import queues
+from proj.results import stored_exception
 from proj.results.database import UPSERTS, Database
 
 #: Seconds between two looks for old results, of all workers together.
@@ -114,6 +115,17 @@ class Ageing:
             if deleted == STEP:
                 time.sleep(pause)
         return total
+
+
+def failures(store: Any, ids: Collection[str]) -> dict[str, tuple[datetime, str]]:
+    """Of those of these ids under which a failure is stored: when (UTC, without a zone), and its error."""
+    table = store.task_cls.__table__
+    columns = select(table.c.task_id, table.c.date_done, table.c.result)
+    wanted = columns.where(table.c.status == states.FAILURE, table.c.task_id.in_(ids))
+    with store.kept().use() as connection:
+        rows = connection.execute(wanted).all()
+    errors = {row.task_id: store.exception_to_python(store.decode(row.result)) for row in rows}
+    return {row.task_id: (row.date_done, stored_exception.words(errors[row.task_id])) for row in rows}
 
 
 def forget_failures(store: Database, until: dict[str, datetime]) -> None:

@@ -1,9 +1,8 @@
 """The outcome of a task: read from the result store, or waited for."""
 
-import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,10 +12,7 @@ from celery import Celery, states
 
 from proj.errors import BadArguments, Ignored, NoResultYet, NotExecuted
 from proj.results import polling, stored_exception
-from proj.results.patience import reason_of
 from proj.results.store import store_error
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,22 +69,32 @@ def failure(app: Celery, task_id: str) -> object:
         raise store_error(app, error) from error
 
 
-def forget_failures(app: Celery, until: dict[str, datetime]) -> bool:
+def failures(app: Celery, ids: Collection[str]) -> dict[str, tuple[datetime, str]]:
+    """When SQLite or PostgreSQL stored the failures of these ids, and their errors, for those that have one.
+
+    Raises `ResultStoreError`.
+    """
+    from proj.results import ageing  # here, since it imports SQLAlchemy
+
+    try:
+        found = ageing.failures(app.backend, ids)
+        return {task_id: (done.replace(tzinfo=UTC), error) for task_id, (done, error) in found.items()}
+    except Exception as error:
+        raise store_error(app, error) from error
+
+
+def forget_failures(app: Celery, until: dict[str, datetime]) -> None:
     """Delete the failures of these ids that were stored before these times, in SQLite or PostgreSQL.
 
-    A store that is down keeps them until they are old; returns False then, after a warning.
+    Raises `ResultStoreError`.
     """
-    if not until or not app.settings.deletes_results:
-        return True
-    from proj.results import ageing  # here, since it imports SQLAlchemy
+    from proj.results import ageing
 
     times = {task_id: moment.astimezone(UTC).replace(tzinfo=None) for task_id, moment in until.items()}
     try:
         ageing.forget_failures(app.backend, times)
     except Exception as error:
-        log.warning("The failures of dropped dead letters are still stored: %s", reason_of(error))
-        return False
-    return True
+        raise store_error(app, error, "written") from error
 
 
 def wait(

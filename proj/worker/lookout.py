@@ -18,10 +18,10 @@ from celery.app.task import Context
 from celery.utils.log import get_logger
 
 from proj import dead_letters, queues
+from proj.dead_letters.end import End, is_stored_later
 from proj.dead_letters.letter import DeadLetter
-from proj.dead_letters.reasons import Reason
 from proj.enqueue import checks
-from proj.errors import BrokerUnreachable
+from proj.errors import BrokerUnreachable, DeadLettered
 from proj.rabbitmq import connection
 from proj.results import stored_exception
 from proj.worker import burial, watchers
@@ -49,14 +49,6 @@ MAX_STORED: Final = 100
 
 #: Seconds for that, in which other readers wait.
 STORE_TIME: Final = 2.0
-
-#: Reasons of dead letters that the broker makes by itself. For all others a worker has stored the end, except
-#: for those of `proj ingest`, which has no store.
-_BY_THE_BROKER: Final = (Reason.DELIVERY_LIMIT, Reason.EXPIRED, Reason.MAXLEN)
-
-
-class DeadLettered(Exception):
-    """Stored as the error of a message that the broker made a dead letter."""
 
 
 class LookoutStep(bootsteps.StartStopStep):
@@ -138,7 +130,7 @@ class Lookout:
         with dead_letters.survey(self._app, MAX_LETTERS, CHUNK) as letters:
             for letter in letters:
                 key = letter.id, letter.last
-                if not (letter.foreign or letter.reason in _BY_THE_BROKER) or not checks.is_id(letter.id):
+                if not is_stored_later(letter) or not checks.is_id(letter.id):
                     continue
                 if key in self._settled:
                     settled.add(key)
@@ -176,22 +168,21 @@ class Lookout:
         self._warned = count > MAX_LETTERS
 
 
-class _End:
-    """The end of the message of a dead letter, without its body."""
+class _End(End):
+    """An end that is stored if it is not yet."""
 
     #: The error of its last attempt, such as the signal that killed its process.
     _last_error = ""
 
     def __init__(self, letter: DeadLetter) -> None:
+        super().__init__(letter)
         self.key = letter.id, letter.last
         self._id = letter.id
-        known = letter.reason in list(Reason)
-        self._words = Reason(letter.reason).words if known else letter.reason
         if letter.foreign:
             self._last_error = f": {letter.foreign.problem}"
         # When that is unknown, any end that is stored is its own.
         self._died = datetime.fromisoformat(letter.last or "0001-01-01T00:00:00Z")
-        self.headers, self.reason = letter.headers, letter.reason
+        self.headers = letter.headers
         self._context = Context({**letter.embedded, **letter.headers, "id": letter.id})
 
     def is_stored(self, app: celery.Celery) -> bool:
@@ -206,11 +197,11 @@ class _End:
         done = datetime.fromisoformat(done) if isinstance(done, str) else done
         # The broker records whole seconds. A failure of the same second may be of before, unless it is what a
         # survey stores.
-        is_ours = isinstance(last, DeadLettered) and str(last).startswith(self._words)
-        return not done or done.replace(tzinfo=UTC) >= self._died + timedelta(seconds=0 if is_ours else 1)
+        margin = timedelta(seconds=0 if self.has(stored_exception.words(last)) else 1)
+        return not done or done.replace(tzinfo=UTC) >= self._died + margin
 
     def store(self, app: celery.Celery) -> Exception:
         """Store the end; returns its error."""
-        error = DeadLettered(f"{self._words}{self._last_error} (see: proj dead show {self._id})")
+        error = DeadLettered(f"{self.words}{self._last_error} (see: proj dead show {self._id})")
         app.backend.mark_as_failure(self._id, error, request=self._context)
         return error

@@ -3,9 +3,10 @@
 import pytest
 
 from proj import dead_letters
-from proj.dead_letters import publisher
-from tests.lib import dead
+from proj.dead_letters import foreign, publisher
+from tests.lib import dead, stores
 from tests.lib.bundle import Bundle
+from tests.lib.waiting import eventually
 
 pytestmark = pytest.mark.used_vhost
 
@@ -54,3 +55,41 @@ def test_dropping_many_leaves_none(bundle: Bundle) -> None:
     assert (done.returncode, done.stderr) == (0, f"{count} dropped\n")
     assert bundle.depth("proj.dead") == 0
     assert dead.take(bundle, "proj.dead") == []
+
+
+def test_drop_deletes_the_failure_that_a_worker_stored_for_the_broker_or_ingest(bundle: Bundle) -> None:
+    """It is stored seconds after the death. The failure of a later life of the message stays."""
+    expired, failed, killed = dead.expire(bundle, 3)
+    headers = {foreign.ORIGIN: "q", foreign.REASON: "invalid", foreign.PROBLEM: "odd", foreign.ORIGINAL: {}}
+    dead.publish(bundle, b"?", "proj.dead", message_id="foreign", application_headers=headers)
+    ids = (expired, failed, killed, "foreign")
+
+    def states() -> list[str]:
+        return [stores.outcome(bundle, each)["state"] for each in ids]
+
+    worker = bundle.worker()
+    eventually("their ends are stored", lambda: states() == ["FAILURE"] * 4, seen=worker.text)
+    worker.stop()
+    bundle.python(f"""
+from proj import app
+from proj.errors import DeadLettered
+app.backend.mark_as_failure({failed!r}, ValueError("later"))
+app.backend.mark_as_failure({killed!r}, DeadLettered("delivery limit (see: proj dead show {killed})"))
+print(1)
+""")
+
+    assert bundle.proj("dead", "drop", "--all", "--yes").stderr == "4 dropped\n"
+
+    assert states() == ["PENDING", "FAILURE", "FAILURE", "PENDING"]
+
+
+def test_drop_goes_on_while_the_result_store_is_down(bundle: Bundle) -> None:
+    """The failures stay, which is one line of the log."""
+    dead.expire(bundle, publisher.WINDOW + 1)
+    stores.file(bundle).parent.mkdir()
+    stores.garbage(bundle)
+
+    done = bundle.proj("dead", "drop", "--all", "--yes", env={"PROJ_LOG_FORMAT": "json"})
+
+    assert (done.returncode, bundle.depth("proj.dead")) == (0, 0)
+    assert done.stderr.count("The failures of dropped dead letters are still stored: ") == 1

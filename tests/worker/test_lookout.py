@@ -109,7 +109,7 @@ def test_whoever_waits_is_answered(bundle: Bundle) -> None:
     assert (
         bundle.python("""
 from proj import app
-from proj.worker.lookout import DeadLettered
+from proj.errors import DeadLettered
 try:
     app.AsyncResult("it").get(timeout=60)
 except DeadLettered as error:
@@ -158,7 +158,7 @@ import sqlite3
 from contextlib import closing
 from datetime import datetime, timedelta
 from proj import app
-from proj.worker.lookout import DeadLettered
+from proj.errors import DeadLettered
 app.backend.mark_as_failure("ours", DeadLettered({ours!r}))
 app.backend.mark_as_failure("theirs", ValueError({theirs!r}))
 with closing(sqlite3.connect({str(stores.file(bundle))!r})) as database, database:
