@@ -239,12 +239,23 @@ def _details(letter: "DeadLetter", outcome: "Outcome | None") -> dict[str, Any]:
     return _row(letter, outcome) | {
         "queue": letter.queue,
         "worker": outcome.worker if outcome else None,
-        "properties": {k: v for k, v in original.properties.items() if k != "application_headers"},
-        "headers": {str(k): v for k, v in original.headers.items() if k != "x-death"},
-        "x-death": letter.deaths,
+        "properties": _named({k: v for k, v in original.properties.items() if k != "application_headers"}),
+        "headers": _named({k: v for k, v in original.headers.items() if k != "x-death"}),
+        "x-death": _named(letter.deaths),
         "body": letter.text,
         "traceback": outcome.traceback if outcome else None,
     }
+
+
+def _named(value: Any) -> Any:
+    """The value with text for names that are not UTF-8: these are bytes, so that a redrive sends the same."""
+    if isinstance(value, dict):
+        return {_name(name): _named(each) for name, each in value.items()}
+    return [_named(each) for each in value] if isinstance(value, list) else value
+
+
+def _name(name: str | bytes) -> str:
+    return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

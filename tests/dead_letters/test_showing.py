@@ -137,6 +137,25 @@ def test_compressed_dead_letter_is_unpacked_for_people_only(shared: Bundle, meth
     assert packed in [message.body for message in dead.take(shared, "proj.dead")]
 
 
+def test_names_in_headers_that_are_no_text_are_escaped_for_people_only(shared: Bundle) -> None:
+    """RabbitMQ takes any bytes as a name; a redrive sends those that were published."""
+    table = {b"caf\xe9": [{b"th\xe9": 1}]}
+    headers = {b"\xe9t\xe9": 1, "table": table}
+    dead.publish_task(shared, "names", task="proj.tasks.nobody", headers=headers)
+    dead.await_letter(shared, "names")
+
+    shown = dead.show(shared, "names")["headers"]
+    assert shown["table"] == {"caf\\xe9": [{"th\\xe9": 1}]}
+    assert shown["\\xe9t\\xe9"] == 1
+    assert '{"caf\\\\xe9": [{"th\\\\xe9": 1}]}' in shared.proj("dead", "show", "names").stdout
+
+    assert shared.proj("dead", "redrive", "names").returncode == 0
+    dead.await_letter(shared, "names", redrives=1)
+    found = [message.properties["application_headers"] for message in dead.take(shared, "proj.dead")]
+    [again] = [each for each in found if each.get("id") == "names"]
+    assert headers.items() <= again.items()
+
+
 def test_bomb_does_not_fill_memory(shared: Bundle) -> None:
     """A dead letter of 100 KB that is 100 MB when unpacked is shown by its task, and why no more."""
     packed, name = compression.compress(b"[[" + b" " * 100_000_000, "zlib")
