@@ -23,6 +23,9 @@ _RUNS: Final = uuid.UUID("8b3f3b5e-2d0c-5c5e-9a54-6f1f0f2a7c11")
 #: The time that a takeover may take.
 TAKEOVER: Final = timedelta(seconds=10)
 
+#: How far a change of the clocks moves them, at most: at Troll station.
+_CHANGE: Final = timedelta(hours=2)
+
 
 class Missed(StrEnum):
     """Which of the runs that were missed, while no beat ran or its broker was down, are made up for."""
@@ -94,15 +97,16 @@ class Entry(ScheduleEntry):
         return str(uuid.uuid5(_RUNS, f"{self.name} {due.timestamp():.6f}"))
 
     def due_after(self, last: datetime) -> datetime:
-        """When it is due next, after it was due then; not later than then when it is never due again."""
+        """When it is due next, after it was due then, in UTC; not later than then when it is never due again.
+
+        In UTC, since Python adds and compares times of one zone by its wall clock.
+        """
+        last = last.astimezone(UTC)
         if type(self.schedule) is schedule:
             due: datetime = last + self.schedule.run_every
             return due
         if isinstance(self.schedule, crontab):
-            start, delta, _ = self.schedule.remaining_delta(last)
-            due = _in_zone_of(last, start + delta)
-            # In an hour that comes twice, the addition goes back to the first one.
-            return due if due > last else _in_zone_of(last, (start + delta).replace(fold=1))
+            return self._due_by_the_clock(last)
         # Such as `solar`, which only says how long it takes from now.
         now, clock = self.schedule.now(), self.schedule.nowfun
         self.schedule.nowfun = lambda: now  # or the time of a run would depend on how long this takes
@@ -111,13 +115,28 @@ class Entry(ScheduleEntry):
         finally:
             self.schedule.nowfun = clock
         # Rounded, since it may be computed; and up, or the next one would be the same again.
-        return _in_zone_of(last, due.replace(microsecond=0) + timedelta(seconds=bool(due.microsecond)))
+        return due.replace(microsecond=0) + timedelta(seconds=bool(due.microsecond))
+
+    def _due_by_the_clock(self, last: datetime) -> datetime:
+        """The next run of a crontab. A time that comes twice is the first one; one left out is as much later.
+
+        Celery computes as if the zone were UTC what the wall clock shows next, and so meets no change.
+        """
+        zone, due = self.schedule.tz, last
+        # By the clock as it was before a change: what is left out is still ahead of it then.
+        clock = min(last + zone.utcoffset(each.astimezone(zone)) for each in (last, last - _CHANGE))
+        while due <= last:
+            start, delta, _ = self.schedule.remaining_delta(clock, tz=UTC)
+            clock = start + delta
+            due = clock.replace(tzinfo=zone).astimezone(UTC)
+        return due
 
     def due_since(self, last: datetime, now: datetime) -> Iterator[datetime]:
-        """The due times of the runs to enqueue now, in their order.
+        """The due times of the runs to enqueue now, in their order and in UTC.
 
         Those of the last seconds are never skipped, since no beat may have led then; see `TAKEOVER`.
         """
+        last, now = last.astimezone(UTC), now.astimezone(UTC)
         if self.missed is Missed.ONCE:
             last = max(last, self._before_last_due(last, now))
         due = self.due_after(last)
@@ -142,7 +161,3 @@ class Entry(ScheduleEntry):
 
 def _now(value: Any) -> Any:
     return value() if isinstance(value, BeatLazyFunc) else value
-
-
-def _in_zone_of(last: datetime, due: datetime) -> datetime:
-    return due.astimezone(last.tzinfo)

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import celery
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from proj.beat.entry import TAKEOVER, Entry
 from proj.errors import BadInput
 
-MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
+SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 
 
 def entry(schedule: Any, zone: str = "Europe/Berlin", kind: type[Entry] = Entry, **settings: Any) -> Entry:
@@ -50,6 +51,86 @@ def test_the_next_run_is_later_even_in_an_hour_that_comes_twice(minutes: int) ->
     """Else beat would publish runs of the first such hour in the second."""
     last = datetime(2026, 10, 25, tzinfo=UTC) + minutes * MINUTE
     assert last < entry(crontab()).due_after(last) <= last + HOUR + MINUTE
+
+
+#: Zones, and a time (UTC) two to three hours before their clocks change.
+CHANGES = [
+    ("Europe/Berlin", datetime(2026, 3, 28, 22, tzinfo=UTC)),
+    ("Europe/Berlin", datetime(2026, 10, 24, 22, tzinfo=UTC)),
+    ("America/New_York", datetime(2026, 3, 8, 4, tzinfo=UTC)),
+    ("America/New_York", datetime(2026, 11, 1, 3, tzinfo=UTC)),
+    ("America/Santiago", datetime(2026, 9, 6, 1, tzinfo=UTC)),  # at midnight
+    ("Australia/Lord_Howe", datetime(2026, 4, 4, 12, tzinfo=UTC)),  # by half an hour
+]
+CHANGE = pytest.mark.parametrize(("name", "before"), CHANGES, ids=[f"{name} {at:%m}" for name, at in CHANGES])
+
+SCHEDULES = [
+    30.0,
+    3600.0,
+    crontab(),
+    crontab(minute="*/20"),
+    crontab(hour="*/2", minute=0),
+    crontab(hour="0-2", minute="0,30"),
+]
+
+
+@CHANGE
+@given(
+    st.sampled_from(SCHEDULES),
+    st.sampled_from(["once", "each"]),
+    st.timedeltas(timedelta(0), 6 * HOUR),
+    st.timedeltas(timedelta(0), 3 * HOUR),
+)
+def test_the_zone_of_a_time_does_not_matter(
+    name: str, before: datetime, schedule: Any, missed: str, after: timedelta, gap: timedelta
+) -> None:
+    """Python compares and adds times of one zone by its wall clock; no run may be lost or doubled by it."""
+    of, zone = entry(schedule, name, options={"missed": missed}), ZoneInfo(name)
+    last = before + after
+    now = last + gap
+    due = list(of.due_since(last, now))
+    assert due == sorted(set(due))
+    assert list(of.due_since(last.astimezone(zone), now.astimezone(zone))) == due
+    assert list(of.due_since(last, now.astimezone(zone))) == due
+
+
+@pytest.mark.parametrize("missed", ["once", "each"])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@CHANGE
+def test_a_beat_that_looks_often_runs_each(name: str, before: datetime, schedule: Any, missed: str) -> None:
+    """While the clocks change, too: which runs there are does not depend on when beat looks."""
+    of, zone = entry(schedule, name, options={"missed": missed}), ZoneInfo(name)
+    last = now = before
+    found: list[datetime] = []
+    while now < before + 6 * HOUR:
+        now += 29 * SECOND
+        found += of.due_since(last.astimezone(zone), now.astimezone(zone))
+        last = found[-1] if found else last
+    assert found == due_times(of, before, now)
+
+
+@pytest.mark.parametrize(
+    ("when", "begin", "hours"),
+    [
+        ({"hour": 2, "minute": 30}, (2026, 3, 29, 0), [1.5]),
+        ({"hour": 2, "minute": "0,30"}, (2026, 3, 29, 0), [1, 1.5]),
+        ({"hour": "2,3", "minute": 0}, (2026, 3, 29, 0), [1]),
+        ({"minute": "*/30"}, (2026, 3, 29, 0), [0.5, 1, 1.5, 2, 2.5, 3]),
+        ({"hour": 2, "minute": "0,30"}, (2026, 10, 24, 23), [1, 1.5]),
+        ({"minute": "*/30"}, (2026, 10, 24, 23), [0.5, 1, 1.5, 3]),
+    ],
+)
+def test_an_hour_that_is_left_out_or_comes_twice(
+    when: dict[str, Any], begin: tuple[int, int, int, int], hours: list[float]
+) -> None:
+    """A time that is left out is an hour later, and one that comes twice has one run, whenever beat looks."""
+    since = datetime(*begin, tzinfo=UTC)
+    each = [since + number * HOUR for number in hours]
+    of = entry(crontab(**when))
+    assert due_times(of, since, since + 3 * HOUR) == each
+    for minute in range(180):
+        looked = since + minute * MINUTE
+        assert due_times(of, looked, since + 3 * HOUR) == [due for due in each if due > looked]
 
 
 @pytest.mark.parametrize("schedule", [60.0, crontab()])
@@ -103,7 +184,6 @@ class At(BaseSchedule):
 
 
 BEGIN = datetime(2026, 10, 24, 12, tzinfo=UTC)  # with a change of the clocks in the next days
-SECOND = timedelta(seconds=1)
 
 
 @given(
