@@ -1,5 +1,6 @@
 """Which run of each entry was enqueued last, in the result store, so that all beats share it."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,6 +14,10 @@ from proj.results.patience import reason_of
 #: The table; a row for each entry of the schedule.
 TABLE: Final = "proj_beat"
 
+#: Seconds without a further attempt to write, for each second that the last one took to fail: a store that
+#: hangs delays runs for a fifth of the time.
+_PAUSE: Final = 4
+
 
 class History:
     """The due time of each entry's last run.
@@ -25,6 +30,9 @@ class History:
         self._is_ready = False
         #: Written, or to be written when the store is up again.
         self._unsaved: dict[str, datetime] = {}
+        #: Why the last attempt to write has failed, and when the next one may be made (`time.monotonic`).
+        self._failure = ""
+        self._resumes = 0.0
 
     @property
     def is_shared(self) -> bool:
@@ -40,15 +48,29 @@ class History:
             rows = session.execute(select(self._table.c.entry, self._table.c.due)).all()
         return {entry: datetime.fromtimestamp(due, UTC) for entry, due in rows}
 
-    def write(self, entry: str, due: datetime) -> None:
-        """Keep the time, and those that an error has left. A later one stays. Raises `ResultStoreError`."""
+    def keep(self, entry: str, due: datetime) -> None:
+        """Keep the time, to be written by `save`."""
         self._unsaved[entry] = due
-        if not self.is_shared:
+
+    def save(self) -> None:
+        """Write all times that are not written yet. A later one stays. Raises `ResultStoreError`.
+
+        After an attempt that has taken long to fail it raises the same for a while without another one.
+        """
+        if not self.is_shared or not self._unsaved:
             return
-        with self._session() as session:
-            for name, when in self._unsaved.items():
-                self._write(session, name, when.timestamp())
-            session.commit()
+        began = time.monotonic()
+        if began < self._resumes:
+            raise ResultStoreError(self._failure)
+        try:
+            with self._session() as session:
+                for name, when in self._unsaved.items():
+                    self._write(session, name, when.timestamp())
+                session.commit()
+        except ResultStoreError as error:
+            now = time.monotonic()
+            self._failure, self._resumes = error.message, now + _PAUSE * (now - began)
+            raise
         self._unsaved.clear()
 
     def _write(self, session: Any, entry: str, due: float) -> None:

@@ -26,6 +26,10 @@ log = logging.getLogger("proj.beat")
 #: Seconds between two looks at who leads, and between two attempts to enqueue a run.
 _LOOK: Final = 0.5
 
+#: What is late while the broker or the result store fails; an entry has words of its own.
+_ALL_LATER: Final = "what is due is enqueued later"
+_RECORDED_LATER: Final = "what ran last is recorded later"
+
 
 class Scheduler(beat.Scheduler):
     """Enqueues each due run, and repeats that until the broker has confirmed it, while it leads.
@@ -46,7 +50,7 @@ class Scheduler(beat.Scheduler):
         self._alive = Alive(app.settings)
         #: The due time of each entry's last run; None while it has to be read.
         self._last: dict[str, datetime] | None = None
-        #: What was said last of each entry that could not be enqueued; of all of them with an empty name.
+        #: The reason that was said last for each thing that is late.
         self._problems: dict[str, str] = {}
         super().__init__(app, *args, lazy=lazy, **options)
         if not lazy:
@@ -82,12 +86,13 @@ class Scheduler(beat.Scheduler):
             return _LOOK
         try:
             if self._last is None:
-                self._last = self._begin(self._history.read())
+                self._last = self._history.read()
             soonest = min((self._run_due(entry) for entry in list(self.schedule.values())), default=_LOOK)
         except (BrokerUnreachable, ResultStoreError) as error:
-            self._say("", error)
+            self._say(_ALL_LATER, error)
             return _LOOK
-        self._problems.pop("", None)
+        self._problems.pop(_ALL_LATER, None)
+        self._record()
         return max(0.0, min(soonest, _LOOK))
 
     def close(self) -> None:
@@ -98,17 +103,11 @@ class Scheduler(beat.Scheduler):
         if self._leader.refusal:
             raise SystemExit(int(self._leader.refusal.exit_code))
 
-    def _begin(self, last: dict[str, datetime]) -> dict[str, datetime]:
-        """An entry that is new begins now: its first run is due one interval later."""
-        now = self.app.now()
-        for name in self.schedule.keys() - last.keys():
-            self._history.write(name, now)
-            last[name] = now
-        return last
-
     def _run_due(self, entry: entries.Entry) -> float:
         """Enqueue the due runs of one entry. Returns the seconds until the next one is due."""
         assert self._last is not None
+        if entry.name not in self._last and not self._begin(entry):
+            return _LOOK
         for due in entry.due_since(self._last[entry.name], self.app.now()):
             if not self._leader.leads:
                 return _LOOK
@@ -116,13 +115,34 @@ class Scheduler(beat.Scheduler):
             if not self._enqueue(entry, due):
                 return _LOOK
             self._last[entry.name] = due
-            self._history.write(entry.name, due)
+            self._history.keep(entry.name, due)
+            self._record()
         last = self._last[entry.name]
         next_one = entry.due_after(last)
         return float((next_one - self.app.now()).total_seconds()) if next_one > last else _LOOK
 
+    def _begin(self, entry: entries.Entry) -> bool:
+        """Begin with a new entry, whose first run is due one interval later, once that is recorded."""
+        assert self._last is not None
+        now = self.app.now()
+        self._history.keep(entry.name, now)
+        if is_recorded := self._record():
+            self._last[entry.name] = now
+        return is_recorded
+
+    def _record(self) -> bool:
+        """Whether the result store has what ran last. A run does not wait for that: it has one id."""
+        try:
+            self._history.save()
+        except ResultStoreError as error:
+            self._say(_RECORDED_LATER, error)
+            return False
+        self._problems.pop(_RECORDED_LATER, None)
+        return True
+
     def _enqueue(self, entry: entries.Entry, due: datetime) -> bool:
         """Whether the run needs no further attempt. Raises `BrokerUnreachable`."""
+        later = f"{entry.name} is enqueued later"
         try:
             args, kwargs = entry.arguments()
             find_task(self.app, entry.task).apply_async(
@@ -131,14 +151,13 @@ class Scheduler(beat.Scheduler):
         except BadInput as error:
             log.error("beat: the run of %s that was due at %s cannot be enqueued: %s", entry.name, due, error)
         except (BrokerRefused, OutcomeUnknown, entries.NotComputed) as error:
-            self._say(entry.name, error)
+            self._say(later, error)
             return False
-        self._problems.pop(entry.name, None)
+        self._problems.pop(later, None)
         return True
 
-    def _say(self, name: str, error: ProjError) -> None:
+    def _say(self, what: str, error: ProjError) -> None:
         """Log a problem once, as long as it stays the same."""
-        if self._problems.get(name) != error.message:
-            self._problems[name] = error.message
-            what = name or "what is due"
-            log.warning("beat: %s is enqueued later: %s", what, error)
+        if self._problems.get(what) != error.message:
+            self._problems[what] = error.message
+            log.warning("beat: %s: %s", what, error)

@@ -1,6 +1,8 @@
 """`celery beat`: two that are one, and runs that are neither lost nor executed twice."""
 
 import sqlite3
+import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 
@@ -193,12 +195,12 @@ def test_beat_is_alive_however_many_entries_are_due(bundle: Bundle) -> None:
 def test_store_that_is_down_delays_and_does_not_skip(
     database: Database, ticking: tuple[Bundle, Worker]
 ) -> None:
-    """Here PostgreSQL. No run follows one that cannot be remembered, and all are made up for."""
+    """Here PostgreSQL. A beat that leads goes on, and records what ran last when the store is up again."""
     bundle, worker = ticking
     beat = bundle.beat()
     eventually("some are executed", lambda: len(beats.executed(worker)) >= 2)
     start = stopped(database)
-    beat.says("what is due is enqueued later: the result store does not answer")
+    beat.says("what ran last is recorded later: the result store does not answer")
     start()
     before = len(beats.executed(worker))
     eventually("more are executed", lambda: len(beats.executed(worker)) >= before + 3)
@@ -207,9 +209,33 @@ def test_store_that_is_down_delays_and_does_not_skip(
 
 
 @pytest.mark.used_vhost
+def test_store_that_hangs_delays_no_entry(database: Database, bundle: Bundle) -> None:
+    """Not even those after an entry that is due again before the store has failed to record its run."""
+    bundle.add_task(beats.TICK + '\napp.add_periodic_task(1.0, sleep_dots.s(""), name="other")')
+    bundle.switch_off("results/engines.py", "ANSWER_TIMEOUT: Final = 10", "ANSWER_TIMEOUT: Final = 1")
+    bundle.declare()
+    beat = bundle.beat()
+
+    def each_is_published_after(begin: float) -> bool:
+        lines = [line for line in beat.lines("published") if line.at > begin]
+        return Counter(line.task for line in lines).keys() == {"proj.tasks.add", "proj.tasks.sleep_dots"}
+
+    eventually("each is published", lambda: each_is_published_after(0), seen=beat.text)
+    with database.server.frozen(database.name), database.server.paused():
+        beat.says("the result store does not answer")
+        begin = time.time()
+        eventually("each is published", lambda: each_is_published_after(begin), seen=beat.text)
+        assert bundle.proj("health", "--beat").returncode == 0
+    assert beat.text().count("the result store does not answer") <= 2  # its connection is cut, and no new one
+
+
+@pytest.mark.used_vhost
 def test_store_that_takes_no_new_entry_delays_it(ticking: tuple[Bundle, Worker]) -> None:
     """It can be read, and not be written: SQLite while another program writes."""
     bundle, worker = ticking
+    bundle.switch_off(
+        "results/engines.py", "SQLITE_BUSY_TIMEOUT: Final = 5", "SQLITE_BUSY_TIMEOUT: Final = 1"
+    )
     # The table is there, as another beat has left it.
     bundle.python("""
 from proj import app
@@ -219,7 +245,8 @@ print(len(History(app).read()))
     with closing(sqlite3.connect(stores.file(bundle))) as other:
         other.execute("BEGIN IMMEDIATE")
         beat = bundle.beat()
-        beat.says("what is due is enqueued later: the result store does not answer: database is locked")
+        beat.says("what ran last is recorded later: the result store does not answer: database is locked")
+        assert "published" not in beat.text()
     eventually("some are executed", lambda: len(beats.executed(worker)) >= 2, seen=beat.text)
 
 
