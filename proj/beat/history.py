@@ -1,7 +1,8 @@
 """Which run of each entry was enqueued last, in the result store, so that all beats share it."""
 
+import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -13,6 +14,9 @@ from proj.results.patience import reason_of
 
 #: The table; a row for each entry of the schedule.
 TABLE: Final = "proj_beat"
+
+#: Characters of the table's key.
+MOST_CHARACTERS: Final = 255
 
 #: Seconds without a further attempt to write, for each second that the last one took to fail: a store that
 #: hangs delays runs for a fifth of the time.
@@ -38,15 +42,16 @@ class History:
     def is_shared(self) -> bool:
         return hasattr(self._app.backend, "ResultSession")
 
-    def read(self) -> dict[str, datetime]:
-        """The times by entry. Raises `ResultStoreError`."""
+    def read(self, entries: Iterable[str]) -> dict[str, datetime]:
+        """The times of those of the entries that have one. Raises `ResultStoreError`."""
         if not self.is_shared:
             return {}
         from sqlalchemy import select
 
         with self._session() as session:
             rows = session.execute(select(self._table.c.entry, self._table.c.due)).all()
-        return {entry: datetime.fromtimestamp(due, UTC) for entry, due in rows}
+        found = {key: datetime.fromtimestamp(due, UTC) for key, due in rows}
+        return {entry: found[key] for entry in entries if (key := key_of(entry)) in found}
 
     def keep(self, entry: str, due: datetime) -> None:
         """Keep the time, to be written by `save`."""
@@ -65,7 +70,7 @@ class History:
         try:
             with self._session() as session:
                 for name, when in self._unsaved.items():
-                    self._write(session, name, when.timestamp())
+                    self._write(session, key_of(name), when.timestamp())
                 session.commit()
         except ResultStoreError as error:
             now = time.monotonic()
@@ -73,13 +78,13 @@ class History:
             raise
         self._unsaved.clear()
 
-    def _write(self, session: Any, entry: str, due: float) -> None:
+    def _write(self, session: Any, key: str, due: float) -> None:
         table = self._table
         found = session.execute(
-            table.update().where(table.c.entry == entry, table.c.due <= due).values(due=due)
+            table.update().where(table.c.entry == key, table.c.due <= due).values(due=due)
         )
-        if not found.rowcount and not session.execute(table.select().where(table.c.entry == entry)).first():
-            session.execute(table.insert().values(entry=entry, due=due))
+        if not found.rowcount and not session.execute(table.select().where(table.c.entry == key)).first():
+            session.execute(table.insert().values(entry=key, due=due))
 
     @contextmanager
     def _session(self) -> Iterator[Any]:
@@ -101,5 +106,16 @@ class History:
         from sqlalchemy import Column, Float, MetaData, String, Table
 
         return Table(
-            TABLE, MetaData(), Column("entry", String(255), primary_key=True), Column("due", Float(53))
+            TABLE,
+            MetaData(),
+            Column("entry", String(MOST_CHARACTERS), primary_key=True),
+            Column("due", Float(53)),
         )
+
+
+def key_of(entry: str) -> str:
+    """The entry's name. Of a long one, which Celery makes of a call, the beginning and a hash."""
+    if len(entry) <= MOST_CHARACTERS:
+        return entry
+    end = hashlib.sha256(entry.encode(errors="surrogatepass")).hexdigest()
+    return f"{entry[: MOST_CHARACTERS - len(end)]}{end}"

@@ -86,7 +86,7 @@ class Scheduler(beat.Scheduler):
             return _LOOK
         try:
             if self._last is None:
-                self._last = self._history.read()
+                self._last = self._history.read(self.schedule)
             soonest = min((self._run_due(entry) for entry in list(self.schedule.values())), default=_LOOK)
         except (BrokerUnreachable, ResultStoreError) as error:
             self._say(_ALL_LATER, error)

@@ -230,6 +230,20 @@ def test_store_that_hangs_delays_no_entry(database: Database, bundle: Bundle) ->
 
 
 @pytest.mark.used_vhost
+def test_entry_without_a_name_may_have_long_arguments(database: Database, bundle: Bundle) -> None:
+    """Its name is the call with its arguments, and PostgreSQL refuses a text that its column cannot hold."""
+    bundle.add_task("""
+        for end in "ab":
+            app.add_periodic_task(1.0, sleep_dots.s(300 * " " + end))
+    """)
+    bundle.declare()
+    beat = bundle.beat()
+    eventually("both are published, again", lambda: len(beat.lines("published")) >= 4, seen=beat.text)
+    rows = database.execute("SELECT entry FROM proj_beat")
+    assert [entry.startswith("proj.tasks.sleep_dots(") for (entry,) in rows] == [True, True]
+
+
+@pytest.mark.used_vhost
 def test_store_that_takes_no_new_entry_delays_it(ticking: tuple[Bundle, Worker]) -> None:
     """It can be read, and not be written: SQLite while another program writes."""
     bundle, worker = ticking
@@ -240,7 +254,7 @@ def test_store_that_takes_no_new_entry_delays_it(ticking: tuple[Bundle, Worker])
     bundle.python("""
 from proj import app
 from proj.beat.history import History
-print(len(History(app).read()))
+print(len(History(app).read([])))
 """)
     with closing(sqlite3.connect(stores.file(bundle))) as other:
         other.execute("BEGIN IMMEDIATE")
