@@ -7,13 +7,15 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
-import celery
 from celery.beat import BeatLazyFunc, ScheduleEntry
-from celery.schedules import crontab, schedule
+from celery.schedules import BaseSchedule, crontab, schedule
 
 from proj.enqueue import find_task
-from proj.enqueue.task import Task
+from proj.enqueue.app import App
+from proj.enqueue.arguments import check_call, given_arguments
+from proj.enqueue.routing import check_queue, queue_of
 from proj.errors import BadInput, ProjError, did_you_mean
+from proj.logs.printable import key_shown, shown
 from proj.rabbitmq import failures
 
 #: The name space of the ids of runs (RFC 9562, version 5).
@@ -25,6 +27,15 @@ TAKEOVER: Final = timedelta(seconds=10)
 
 #: How far a change of the clocks moves them, at most: at Troll station.
 _CHANGE: Final = timedelta(hours=2)
+
+#: What an entry has, as Celery documents it.
+_KEYS: Final = ("task", "schedule", "args", "kwargs", "options")
+
+#: Options that each run has of its own.
+_OF_A_RUN: Final = frozenset({"args", "kwargs", "task_id"})
+
+#: What Celery and Python raise for other slips, such as an interval of NaN or a route to an unknown queue.
+_SLIPS: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class Missed(StrEnum):
@@ -54,41 +65,50 @@ class Entry(ScheduleEntry):
             return Missed(given)
         except ValueError:
             hint = did_you_mean(str(given), list(Missed)) or f"missed is one of: {', '.join(Missed)}"
-            raise BadInput(f"{self._words}: there is no missed={given!r}", hint) from None
+            raise BadInput(f"there is no missed={shown(given)}", hint) from None
 
-    @property
-    def _words(self) -> str:
-        return f"entry {self.name!r} of the schedule"
-
-    def check(self, app: celery.Celery) -> None:
-        """Raises `BadInput`, with the entry's name, when its task cannot be enqueued."""
-        _ = self.missed
+    def check(self, app: App) -> None:
+        """Raises `BadInput` when its runs cannot be enqueued, as far as that is known before they are due."""
         if type(self.schedule) is schedule and self.schedule.run_every <= timedelta(0):
-            raise BadInput(f"{self._words}: its interval must be above 0 seconds")
-        try:
-            task = find_task(app, self.task)
-            if isinstance(task, Task):
-                with suppress(NotComputed):  # later it may
-                    task.check_arguments(*self.arguments())
-        except BadInput as error:
-            raise BadInput(f"{self._words}: {error.message}", error.hint) from None
+            raise BadInput("its interval must be above 0 seconds")
+        task = find_task(app, self.task)
+        self._check_options(app)
+        with suppress(NotComputed):  # later it may
+            args, kwargs = self.arguments()
+            check_call(task.name, args, kwargs, task.parameters)
+            if queue := queue_of(task, args, kwargs, self.options.get("queue")):
+                check_queue(app, queue)
+
+    def _check_options(self, app: App) -> None:
+        if not isinstance(self.options, dict):
+            raise BadInput(f"options are a dict, got {shown(self.options)}")
+        if taken := sorted(_OF_A_RUN & self.options.keys()):
+            raise BadInput(f"the option {taken[0]} cannot be given: each run has its own")
+        if self.options.get("relative") or getattr(self.schedule, "relative", False):
+            raise BadInput("relative cannot be given: an interval counts from the last run", "use a crontab")
+        _ = self.missed
+        app.checked_options(self.task, self._given_options)
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of one run; those that are a `BeatLazyFunc` are computed for it.
 
-        Raises `NotComputed`.
+        Raises `BadArguments` and `NotComputed`.
         """
+        args, kwargs = given_arguments(self.task, self.args, self.kwargs)
         try:
-            args = tuple(_now(value) for value in self.args or ())
-            return args, {name: _now(value) for name, value in self.kwargs.items()}
+            return tuple(map(_now, args)), {name: _now(value) for name, value in kwargs.items()}
         except Exception as error:  # the function is the user's
             raise NotComputed(
                 f"an argument cannot be computed: {type(error).__name__}: {failures.words(error)}"
             ) from error
 
+    @property
+    def _given_options(self) -> dict[str, Any]:
+        return {name: value for name, value in self.options.items() if name != "missed"}
+
     def sent_options(self) -> dict[str, Any]:
         """The options of `apply_async`."""
-        options = {name: value for name, value in self.options.items() if name != "missed"}
+        options = self._given_options
         # As Celery's own beat does, so that the task can tell.
         return options | {"headers": {"celery_beat_task": True} | (options.get("headers") or {})}
 
@@ -157,6 +177,36 @@ class Entry(ScheduleEntry):
         while now - back > last and self.due_after(now - back) > now:
             back *= 2
         return now - back
+
+
+def entry_of(name: Any, given: Any, app: App) -> Entry:
+    """The entry that a schedule has under this name.
+
+    Raises `BadInput`, with the name, when its runs cannot be enqueued.
+    """
+    words = f"entry {shown(name)} of the schedule"
+    try:
+        if not isinstance(name, str):
+            raise BadInput("its name is a text")
+        _check_keys(given)
+        entry = Entry(**dict(given, name=name, app=app))
+        entry.check(app)
+    except BadInput as error:
+        raise BadInput(f"{words}: {error.message}", error.hint) from None
+    except _SLIPS as error:
+        raise BadInput(f"{words}: {failures.words(error)}") from error
+    return entry
+
+
+def _check_keys(given: Any) -> None:
+    """Raises `BadInput` for what Celery cannot make an entry of."""
+    if not isinstance(given, dict):
+        raise BadInput(f"an entry is a dict, got {shown(given)}")
+    if unknown := [key for key in given if key not in {*_KEYS, "relative"}]:
+        hint = did_you_mean(str(unknown[0]), _KEYS) or f"an entry has: {', '.join(_KEYS)}"
+        raise BadInput(f"there is no key {key_shown(unknown[0])}", hint)
+    if not isinstance(every := given.get("schedule"), int | float | timedelta | BaseSchedule):
+        raise BadInput(f"its schedule is seconds, a timedelta or such as crontab(…), got {shown(every)}")
 
 
 def _now(value: Any) -> Any:

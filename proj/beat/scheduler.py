@@ -61,10 +61,9 @@ class Scheduler(beat.Scheduler):
 
         Ends the program with one line about the first entry that cannot be enqueued, or the result store.
         """
-        self.merge_inplace(self.app.conf.beat_schedule)
         try:
-            for entry in self.schedule.values():
-                entry.check(self.app)
+            for name, given in self.app.conf.beat_schedule.items():
+                self.schedule[name] = entries.entry_of(name, given, self.app)
             is_shared = self._history.is_shared
         except ProjError as error:
             log.critical("beat: %s", error)

@@ -120,8 +120,13 @@ def test_without_a_leader_both_enqueue(ticking: tuple[Bundle, Worker]) -> None:
             {"task": "proj.tasks.add", "schedule": 1.0, "args": (1, 2), "options": {"missed": "al"}},
             "missed is one of: once, each",
         ),
+        (
+            {"task": "proj.tasks.add", "schedule": 1.0, "args": (1, 2), "options": {"queue": "slow"}},
+            "there is no queue 'slow'",
+        ),
+        ({"task": "proj.tasks.add", "schedule": "*/5 * * * *", "args": (1, 2)}, "its schedule is seconds"),
     ],
-    ids=["task", "type", "missing", "option"],
+    ids=["task", "type", "missing", "option", "queue", "schedule"],
 )
 def test_entry_that_cannot_be_enqueued_is_refused(bundle: Bundle, entry: object, words: str) -> None:
     """At the start, in one line with the entry's name."""

@@ -11,16 +11,17 @@ from celery.schedules import BaseSchedule, crontab
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proj.beat.entry import TAKEOVER, Entry
+from proj import app
+from proj.beat.entry import TAKEOVER, Entry, entry_of
 from proj.errors import BadInput
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 
 
 def entry(schedule: Any, zone: str = "Europe/Berlin", kind: type[Entry] = Entry, **settings: Any) -> Entry:
-    app = celery.Celery("periodic", set_as_current=False)
-    app.conf.timezone = zone
-    return kind(name="e", task="t", schedule=schedule, app=app, **settings)
+    of_zone = celery.Celery("periodic", set_as_current=False)
+    of_zone.conf.timezone = zone
+    return kind(name="e", task="t", schedule=schedule, app=of_zone, **settings)
 
 
 def due_times(of: Entry, begin: datetime, end: datetime) -> list[datetime]:
@@ -206,7 +207,7 @@ def test_a_schedule_of_any_class_is_due_at_its_times_and_no_oftener(
 def test_an_interval_is_above_zero(interval: float) -> None:
     """Else its runs would never end."""
     with pytest.raises(BadInput, match="entry 'e' of the schedule: its interval must be above 0"):
-        entry(interval).check(celery.Celery(set_as_current=False))
+        entry_of("e", {"task": "proj.tasks.add", "schedule": interval}, app)
 
 
 def test_a_run_has_one_id() -> None:
