@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ def test_redriven_message_waits_for_a_worker_as_it_was(bundle: Bundle) -> None:
     with bundle.channel() as channel:
         channel.queue_declare("copies", durable=True, auto_delete=False)
 
+    began = time.time()
     done = bundle.proj("dead", "redrive", "--all")
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "1 redriven\n")
@@ -42,6 +44,7 @@ def test_redriven_message_waits_for_a_worker_as_it_was(bundle: Bundle) -> None:
     first = new.pop("x-proj-first-death")
     assert first.endswith("Z")
     assert (new.pop("x-proj-redrives"), new.pop("x-proj-repeat")) == (1, True)
+    assert began < new.pop("x-proj-redriven") < time.time()
     assert new.pop("expires") is None
     for count in ("x-delivery-count", "x-acquired-count"):
         new.pop(count, None)
