@@ -86,6 +86,7 @@ def looped(*, tls: bool) -> Iterator[tuple[Any, Hub, Callable[[bytes], None], li
     """A connection and the event loop that waits for it, what sends it bytes, and the frames it handled."""
     with connected(transport.Connection, tls=tls) as (wire, send):
         live, loop = wire.owner, Hub()
+        loop.call_repeatedly(0.01, lambda: None)  # a worker has timers; without any, a turn takes a second
         frames: list[object] = []
 
         def handle(frame: object) -> bool:
