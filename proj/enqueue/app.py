@@ -108,7 +108,7 @@ class App(celery.Celery):
 
     def guard(self, task: Any) -> None:
         """Let the task check its arguments, and store its end, whatever base it was made with."""
-        ours = symbol_by_name(self.task_cls)  # an application may have another
+        ours = symbol_by_name(App.task_cls)  # an application may have another
         # upstream: not reported; remove when Celery registers shared tasks with the application's base
         task.__class__ = ours.guarded(type(task), self.Task)
 
