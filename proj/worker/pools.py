@@ -54,7 +54,7 @@ def without_soft_limit(pool: Any) -> Any:
 def send_at_once(consumer: Any) -> None:
     """Write the task that the pool was handed to the pipe of a free process.
 
-    Celery does so in the next turn of its event loop, which costs a tenth of the time of a trivial task.
+    Celery does so in the next turn of its event loop, while the process waits.
     """
     if isinstance(consumer.pool, prefork.TaskPool):
         # upstream: not reported; remove when the pool writes a task as it is handed over
