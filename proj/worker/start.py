@@ -80,10 +80,10 @@ def refuse_options(instance: Any, conf: Any, options: dict[str, Any], **_: Any) 
         words = "--autoscale needs the pool prefork (leave out --pool, or use --concurrency)"
     elif options.get("time_limit") or options.get("soft_time_limit"):
         # Each message has the limits of its task or of the settings, so that Celery would look at no others.
-        words = "time limits are no options (set PROJ_TASK_TIME_LIMIT and PROJ_TASK_SOFT_TIME_LIMIT)"
+        words = "time limits are settings, not options (PROJ_TASK_TIME_LIMIT, PROJ_TASK_SOFT_TIME_LIMIT)"
     elif "spawn" in {options.get("pool_start_method"), conf.worker_pool_start_method}:
         # What a worker sets up before its processes start would be missing in them.
-        words = "processes are forked (leave out --pool-start-method)"
+        words = "spawn is not supported: processes are forked (leave out --pool-start-method)"
     else:
         return
     raise _refusal(instance, options, words)
