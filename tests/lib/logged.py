@@ -1,9 +1,13 @@
-"""A worker that many tests read the log of, and the tasks that they let it execute."""
+"""A worker that many tests read the log of, the tasks that they let it execute, and what it logged."""
 
-from typing import Self
+import json
+from collections.abc import Iterable
+from typing import Any, Self
 
 from tests.lib.bundle import Bundle
 from tests.lib.waiting import eventually
+
+JSON = {"PROJ_LOG_FORMAT": "json"}
 
 #: A task that is retried once, then fails until it is mended.
 MOODY = """
@@ -76,6 +80,16 @@ WILD = """
             open(action, "w").close()
             eval(action)
 """
+
+
+def objects(*texts: str) -> list[dict[str, Any]]:
+    """What the programs logged, in the order of time; every line is an object of JSON."""
+    found = [json.loads(line) for text in texts for line in text.splitlines()]
+    return sorted(found, key=lambda line: line["time"])
+
+
+def way(lines: Iterable[dict[str, Any]], task_id: str) -> list[str]:
+    return [line["event"] for line in lines if line.get("task_id") == task_id and line["event"] != "log"]
 
 
 class Shared:
