@@ -104,9 +104,9 @@ class WatchersStep(bootsteps.StartStopStep):
         Celery flushes a full buffer in the thread that fills it, such as one of a pool. Before each publish,
         py-amqp reads too, and changes the timeout of the socket.
         """
-        if dispatcher := c.event_dispatcher:
-            dispatcher.buffer_limit = math.inf
+        dispatcher = c.event_dispatcher
         if dispatcher and dispatcher.enabled:
+            dispatcher.buffer_limit = math.inf
             dispatcher.producer = Producer(
                 dispatcher.connection,
                 exchange=dispatcher.exchange,
