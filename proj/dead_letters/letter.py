@@ -144,10 +144,14 @@ class DeadLetter:
         }
         if _is_over(headers.get("expires")):
             headers["expires"] = None  # or the worker would dead-letter it as expired
-        headers |= {queues.REDRIVES_HEADER: self.redrives + 1, queues.REPEAT_HEADER: True}
-        headers[queues.REDRIVEN_HEADER] = time.time()
+        now = time.time()
+        headers |= {
+            queues.REDRIVES_HEADER: self.redrives + 1,
+            queues.REDRIVEN_HEADER: now,
+            queues.REPEAT_HEADER: True,
+        }
         if queues.DUE_HEADER in headers:
-            headers[queues.DUE_HEADER] = time.time()
+            headers[queues.DUE_HEADER] = now
         if {"task", "retries"} <= headers.keys():
             headers["retries"] = 0  # or a task that used up its retries would get none
         if self.first:

@@ -12,7 +12,7 @@ from celery import Celery, states
 
 from proj.errors import BadArguments, Ignored, NoResultYet, NotExecuted
 from proj.results import polling, stored_exception
-from proj.results.store import store_error
+from proj.results.store import store_error, stored_at
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ def failures(app: Celery, ids: Collection[str]) -> dict[str, tuple[datetime, str
 
     Raises `ResultStoreError`.
     """
+    if not ids:
+        return {}
     from proj.results import ageing  # here, since it imports SQLAlchemy
 
     try:
@@ -146,9 +148,8 @@ def _not_yet(task_id: str, timeout: float | None) -> NoResultYet:
 
 
 def _outcome(task_id: str, meta: dict[str, Any]) -> Outcome:
-    value, done = meta["result"], meta.get("date_done")
+    value, stored = meta["result"], stored_at(meta)
     failed = isinstance(value, BaseException)
-    done = datetime.fromisoformat(done) if isinstance(done, str) else done
     return Outcome(
         id=task_id,
         task=meta.get("name"),
@@ -157,6 +158,5 @@ def _outcome(task_id: str, meta: dict[str, Any]) -> Outcome:
         error=stored_exception.words(value) if failed else None,
         traceback=meta.get("traceback"),
         worker=meta.get("worker"),
-        # Stored without a zone; Celery stores UTC.
-        finished=f"{done.replace(tzinfo=UTC):%FT%TZ}" if done else None,
+        finished=f"{stored:%FT%TZ}" if stored else None,
     )

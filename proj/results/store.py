@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -102,6 +104,13 @@ def _in_one_line(record: logging.LogRecord) -> bool:
         record.msg, record.args = "The result store failed, retrying: %s", (reason_of(record.exc_info[1]),)
         record.exc_info = None
     return True
+
+
+def stored_at(meta: Mapping[str, Any]) -> datetime | None:
+    """When this state was stored, in UTC; None when the store keeps no time. Some keep it without a zone."""
+    done = meta.get("date_done")
+    moment = datetime.fromisoformat(done) if isinstance(done, str) else done
+    return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC) if moment else None
 
 
 def store_error(app: Any, error: Exception, verb: str = "read") -> ProjError:

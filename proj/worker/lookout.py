@@ -9,7 +9,7 @@ a dead letter once every bound queue has confirmed it, and would do so when only
 
 import threading
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import celery
@@ -24,6 +24,7 @@ from proj.enqueue import checks
 from proj.errors import BrokerUnreachable, DeadLettered
 from proj.rabbitmq import connection
 from proj.results import stored_exception
+from proj.results.store import stored_at
 from proj.worker import burial, watchers
 
 log = get_logger(__name__)
@@ -193,12 +194,11 @@ class _End(End):
             self._last_error = f": {burial.text(stored_exception.words(last))}"
         if meta["status"] != states.FAILURE:
             return meta["status"] in states.READY_STATES
-        done = meta.get("date_done")
-        done = datetime.fromisoformat(done) if isinstance(done, str) else done
         # The broker records whole seconds. A failure of the same second may be of before, unless it is what a
         # survey stores.
         margin = timedelta(seconds=0 if self.has(stored_exception.words(last)) else 1)
-        return not done or done.replace(tzinfo=UTC) >= self._died + margin
+        stored = stored_at(meta)
+        return not stored or stored >= self._died + margin
 
     def store(self, app: celery.Celery) -> Exception:
         """Store the end; returns its error."""

@@ -4,7 +4,6 @@ import queue
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import celery
@@ -15,7 +14,7 @@ from celery.utils.log import get_logger
 
 from proj import queues
 from proj.errors import Ignored
-from proj.results.store import store_error
+from proj.results.store import store_error, stored_at
 
 log = get_logger(__name__)
 
@@ -71,7 +70,8 @@ def check(task: celery.Task) -> None:
         return
     try:
         meta = task.backend.get_task_meta(request.id)
-        revoked = _is_revoked(meta) and _done(meta) >= since
+        stored = stored_at(meta)
+        revoked = _is_revoked(meta) and (stored.timestamp() if stored else 0.0) >= since
     except BackendGetMetaError as error:
         log.warning("Cannot check whether %s[%s] is revoked: %s", task.name, request.id, error)
         return
@@ -109,10 +109,3 @@ def _revocable_since(request: Any) -> float | None:
         isinstance(death, dict) and death.get("queue") in queues.DELAY_QUEUES for death in deaths
     )
     return 0 if was_delayed else None
-
-
-def _done(meta: Mapping[str, Any]) -> float:
-    """When the end was stored, in seconds since 1970."""
-    done = meta.get("date_done")
-    moment = datetime.fromisoformat(done) if isinstance(done, str) else done
-    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() if moment else 0
