@@ -4,9 +4,9 @@ import _thread
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -71,20 +71,29 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-@contextmanager
-def cut_after(seconds: float, cut: Callable[[], None]) -> Iterator[None]:
-    """Call `cut` in another thread when the block takes longer, and repeat it until the block has ended.
+class CutAfter:
+    """Calls `cut` in another thread when the block takes longer, and repeats it until the block has ended.
 
     A socket's timeout does not bound the block: it holds for one system call, and a slow peer causes many.
     When `cut` shuts the socket down, whatever waits on it fails with an `OSError`. It must not wait, and
     comes up to a tenth of a second late.
     """
-    block, watcher = object(), _watcher
-    try:
-        watcher.watch(block, time.monotonic() + seconds, cut)
-        yield
-    finally:
-        watcher.blocks.pop(block, None)
+
+    __slots__ = ("_cut", "_seconds", "_watcher")
+
+    def __init__(self, seconds: float, cut: Callable[[], None]) -> None:
+        self._seconds, self._cut = seconds, cut
+
+    def __enter__(self) -> None:
+        self._watcher = _watcher
+        try:
+            self._watcher.watch(self, time.monotonic() + self._seconds, self._cut)
+        except BaseException:  # such as a signal's
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._watcher.blocks.pop(self, None)
 
 
 def within(seconds: float, act: Callable[[], T]) -> T:

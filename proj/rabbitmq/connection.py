@@ -5,7 +5,7 @@ import select
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final
 from weakref import WeakSet
@@ -14,7 +14,7 @@ from celery import Celery
 from kombu import Connection, pools
 
 from proj.config import CONNECT_TIMEOUT
-from proj.deadline import cut_after, within
+from proj.deadline import CutAfter, within
 from proj.errors import BrokerUnreachable
 from proj.rabbitmq import failures, transport
 
@@ -105,12 +105,12 @@ def is_alive(connection: Connection) -> bool:
     return False
 
 
-def cut_at(deadline: float, connection: Connection) -> AbstractContextManager[None]:
+def cut_at(deadline: float, connection: Connection) -> CutAfter:
     """Shut the connection's socket at the deadline (of `time.monotonic`) if the block is still running.
 
     Whatever waits on the connection then fails with an `OSError`.
     """
-    return cut_after(deadline - time.monotonic(), partial(_shut, connection))
+    return CutAfter(deadline - time.monotonic(), partial(_shut, connection))
 
 
 @contextmanager

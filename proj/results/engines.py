@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, Final, Self
 
-from proj.deadline import cut_after
+from proj.deadline import CutAfter
 from proj.results import forking
 
 #: Seconds for one attempt to connect to a database server, and seconds for its machine to acknowledge what
@@ -97,7 +97,7 @@ class Kept:
     @contextmanager
     def _bounded(self) -> Iterator[None]:
         turn = forking.using() if self._is_file else nullcontext()
-        with turn, _Use() as use, cut_after(ANSWER_TIMEOUT, use.cut):
+        with turn, _Use() as use, CutAfter(ANSWER_TIMEOUT, use.cut):
             outer = getattr(self._uses, "current", None)
             self._uses.current = use
             try:

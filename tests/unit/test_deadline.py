@@ -3,12 +3,13 @@
 import os
 import threading
 from contextlib import ExitStack
+from typing import Any
 
 import psutil
 import pytest
 
 from proj import deadline
-from proj.deadline import cut_after
+from proj.deadline import CutAfter
 
 #: Seconds for what must happen soon, on a busy machine too.
 PATIENCE = 60
@@ -34,11 +35,11 @@ class Cuts:
 def test_cut_again_until_the_block_ends() -> None:
     """Not once only; and not after the end of the block, nor before its time."""
     late, later, in_time = Cuts(), Cuts(), Cuts()
-    with cut_after(PATIENCE, in_time):
-        with cut_after(0, late):
+    with CutAfter(PATIENCE, in_time):
+        with CutAfter(0, late):
             late.wait(2)
         number = late.number
-        with cut_after(-1, later):
+        with CutAfter(-1, later):
             later.wait(2)
     assert late.number == number
     assert in_time.number == 0
@@ -47,11 +48,29 @@ def test_cut_again_until_the_block_ends() -> None:
 def test_error_in_a_block() -> None:
     """The block has ended, too."""
     late, later = Cuts(), Cuts()
-    with pytest.raises(LookupError), cut_after(0, late):
+    with pytest.raises(LookupError), CutAfter(0, late):
         raise LookupError
-    with cut_after(0, later):
+    with CutAfter(0, later):
         later.wait(2)
     assert late.number <= 1
+
+
+def test_signal_at_the_begin_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its handler raises ends the block before its code runs, and nothing is cut afterwards."""
+    cuts, later = Cuts(), Cuts()
+    watch = deadline._watcher.watch
+
+    def interrupted(*args: Any) -> None:
+        watch(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deadline._Watcher, "watch", lambda _, *args: interrupted(*args))
+        with pytest.raises(KeyboardInterrupt), CutAfter(PATIENCE, cuts):
+            pytest.fail("the block has begun")
+    assert not any(cut is cuts for _, cut in deadline._watcher.blocks.values())
+    with CutAfter(0, later):
+        later.wait(2)
 
 
 def test_cut_that_fails() -> None:
@@ -61,17 +80,17 @@ def test_cut_that_fails() -> None:
         raise OSError
 
     cuts = Cuts()
-    with cut_after(0, fail), cut_after(0, cuts):
+    with CutAfter(0, fail), CutAfter(0, cuts):
         cuts.wait(2)
 
 
 def test_many_blocks_have_one_thread() -> None:
     """To start a thread takes longer than most blocks do."""
-    with cut_after(PATIENCE, lambda: None):
+    with CutAfter(PATIENCE, lambda: None):
         before = psutil.Process().num_threads()
         with ExitStack() as stack:
             for _ in range(100):
-                stack.enter_context(cut_after(PATIENCE, lambda: None))
+                stack.enter_context(CutAfter(PATIENCE, lambda: None))
             assert psutil.Process().num_threads() <= before
 
 
@@ -82,7 +101,7 @@ def test_thread_that_was_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadline, "_watcher", deadline._Watcher())
     for _ in range(100):
         cuts = Cuts()
-        with cut_after(0, cuts):
+        with CutAfter(0, cuts):
             cuts.wait(1)
 
 
@@ -90,10 +109,10 @@ def test_child_of_a_process_that_waits() -> None:
     """Its blocks are cut, and those of its parent are not its own to cut."""
     read, write = os.pipe()
     of_parent = Cuts()
-    with cut_after(PATIENCE, of_parent):
+    with CutAfter(PATIENCE, of_parent):
         if not os.fork():
             cuts = Cuts()
-            with cut_after(0, cuts):
+            with CutAfter(0, cuts):
                 cuts.wait(1)
             os.write(write, bytes([len(deadline._watcher.blocks)]))
             os._exit(0)
