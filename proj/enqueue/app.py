@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, TypeVar, overload
 
 import celery
 from celery.app.registry import TaskRegistry
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from proj.enqueue.typed import TypedTask
 
 log = logging.getLogger("proj.enqueue")
+
+T = TypeVar("T")
 
 
 def is_unchecked(options: Mapping[str, Any]) -> bool:
@@ -156,8 +158,12 @@ class App(celery.Celery):
         task_id, countdown = options["task_id"], options["countdown"]
         one = publish.Publish(self, name, task_id, publish.deadline_of(self), delayed=bool(countdown))
         retries = options.get("retries") or None
-        with _logged(name, task_id, delay=countdown, retries=retries), spans.publishing(name, task_id):
-            return one.run(send, functools.partial(_mark_repeat, options), given)
+
+        def run() -> Any:
+            with spans.publishing(name, task_id):
+                return one.run(send, functools.partial(_mark_repeat, options), given)
+
+        return _logged(run, name, task_id, delay=countdown, retries=retries)
 
     def send_from(self, template: Template, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Publish the template's message for these checked arguments as `send_task` does; returns its id.
@@ -175,8 +181,8 @@ class App(celery.Celery):
                 self.backend.on_task_call(producer, task_id)
             one.send_message(message, template.exchange, template.routing_key, producer)
 
-        with _logged(template.task, task_id):
-            one.run(send, functools.partial(encoded.mark_repeat, message))
+        run = functools.partial(one.run, send, functools.partial(encoded.mark_repeat, message))
+        _logged(run, template.task, task_id)
         return task_id
 
     @functools.cached_property
@@ -263,21 +269,21 @@ class _CheckedTasks(TaskRegistry):
         super().__setitem__(name, task)
 
 
-@contextmanager
 def _logged(
-    name: str, task_id: str, *, delay: int | None = None, retries: int | None = None
-) -> Iterator[None]:
-    """Log the outcome of the publish in the block."""
+    act: Callable[[], T], name: str, task_id: str, *, delay: int | None = None, retries: int | None = None
+) -> T:
+    """What a publish returns; its outcome is logged."""
     began = time.time()
     facts = {"retries": retries, "delay": delay}
     try:
-        yield
+        result = act()
     except ProjError as error:
         event = events.PUBLISH_UNKNOWN if isinstance(error, OutcomeUnknown) else events.PUBLISH_REFUSED
         events.say(log, logging.WARNING, event, task_id, name, f"not published: {error}", **facts)
         raise
     words = f"published, to be executed in {delay} s" if delay else "published"
     events.say(log, logging.INFO, events.PUBLISHED, task_id, name, words, at=began, **facts)
+    return result
 
 
 def _mark_repeat(options: dict[str, Any]) -> None:

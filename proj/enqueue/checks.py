@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypeGuard
 
-from kombu.utils.uuid import uuid
-
 from proj.errors import BadInput
 from proj.logs.printable import shown
 
@@ -62,7 +60,7 @@ def check_serializer(name: str, serializer: object, accepted: Sequence[str]) -> 
 def checked_id(task_id: str | None) -> str:
     """The given id, or a new one. Raises `BadInput`."""
     if task_id is None:
-        return str(uuid())
+        return _random_id(os.urandom(16).hex())
     if not isinstance(task_id, str):
         raise BadInput(f"an id is a text, got {shown(task_id)}")
     if not 1 <= len(task_id) <= MAX_ID_LENGTH or not task_id.isprintable():
@@ -73,13 +71,17 @@ def checked_id(task_id: str | None) -> str:
 
 
 def new_ids() -> Iterator[str]:
-    """Random ids, as Celery makes them (UUID, version 4), in less time each. Not for a forked process too."""
+    """New ids, in less time each than one alone. Not for a forked process too."""
     while True:
         digits = os.urandom(16 * _IDS_AT_ONCE).hex()
         for at in range(0, len(digits), 32):
-            each = digits[at : at + 32]
-            variant = _VARIANTS[int(each[16], 16) % 4]
-            yield f"{each[:8]}-{each[8:12]}-4{each[13:16]}-{variant}{each[17:20]}-{each[20:]}"
+            yield _random_id(digits[at : at + 32])
+
+
+def _random_id(digits: str) -> str:
+    """The id of 32 random digits. `uuid.uuid4` makes the same of them, and takes five times as long."""
+    variant = _VARIANTS[int(digits[16], 16) % 4]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 def is_id(value: object) -> TypeGuard[str]:

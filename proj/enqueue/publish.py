@@ -76,7 +76,7 @@ def deadline_of(app: Celery) -> float:
     return time.monotonic() + float(app.settings.proj_publish_timeout)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Publish:
     """The publish of one message; its log lines and errors have the task's name and the message's id."""
 

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import celery
@@ -54,7 +53,8 @@ class Task(celery.Task):
         """
         args, kwargs = given_arguments(self.name, args, kwargs)
         options = given_options(options)
-        if not is_unchecked(options):
+        template = None if options else self.app.templates.find(self)
+        if template or not is_unchecked(options):  # none is found while a task is executed
             check_call(self.name, args, kwargs, self.parameters)
         if self.soft_time_limit and self.time_limit and self.soft_time_limit > self.time_limit:
             # Celery refuses it with a `ValueError`.
@@ -62,13 +62,16 @@ class Task(celery.Task):
                 f"{self.name}: soft_time_limit must not be above time_limit, "
                 f"got {self.soft_time_limit:g} and {self.time_limit:g}"
             )
-        if self.app.conf.task_always_eager:
-            options = self.app.checked_options(self.name, options)
-        elif not options and (template := self.app.templates.find(self)):
-            with suppress(EncodeError):
+        if template:
+            try:
                 result = self.AsyncResult(self.app.send_from(template, args, kwargs))
+            except EncodeError:
+                pass  # Celery can send it
+            else:
                 result.ignored = template.ignore_result
                 return result
+        if self.app.conf.task_always_eager:
+            options = self.app.checked_options(self.name, options)
         return super().apply_async(args, kwargs, **options)
 
     def check_arguments(

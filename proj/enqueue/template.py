@@ -108,7 +108,8 @@ class Templates:
     def __init__(self, app: celery.Celery) -> None:
         self._app = app
         self._made: dict[tuple[Any, ...], Template | None] = {}
-        self._process = os.getpid()
+        #: The process and the changes of the configuration that they were made in.
+        self._made_in: tuple[int, dict[str, Any]] | None = None
 
     def find(
         self,
@@ -122,12 +123,14 @@ class Templates:
 
         None where only Celery itself can make the message: while a task is executed, which would be its
         parent; when a signal has receivers, which may change it; when it would differ in more than the id and
-        the arguments. Raises `BadInput` for a wrong option.
+        the arguments; and with Celery's `task_always_eager`. Raises `BadInput` for a wrong option.
         """
         if _BEFORE.receivers or _AFTER.receivers or _SENT.receivers or self._app.current_worker_task:
             return None
-        if self._process != os.getpid():  # a message has the name of its process
-            self._made, self._process = {}, os.getpid()
+        # A message has the name of its process. To look up one setting takes longer than to compare all that
+        # were changed.
+        if self._made_in != (here := (os.getpid(), self._app.conf.changes)):
+            self._made, self._made_in = {}, (here[0], dict(here[1]))
         if ignore_result is None:
             ignore_result = task.ignore_result
         if isinstance(priority, bool) or not isinstance(ignore_result, bool):  # would equal another key
@@ -146,7 +149,8 @@ class Templates:
     ) -> Template | None:
         app, conf = self._app, self._app.conf
         if (
-            conf.task_send_sent_event
+            conf.task_always_eager
+            or conf.task_send_sent_event
             or getattr(task.shadow_name, "__func__", None) is not celery.Task.shadow_name
             or not all(isinstance(route, MapRoute) for route in app.amqp.routes)  # may depend on arguments
         ):

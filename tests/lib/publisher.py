@@ -39,7 +39,7 @@ from proj import app, errors
 from proj.enqueue import checks, enqueue
 from proj.enqueue.app import App
 from proj.enqueue.composing import Recorder
-make_id, send_task = checks.uuid, App.send_task
+make_id, send_task = checks._random_id, App.send_task
 def make_template(app, *args, producer=None, **options):
     assert isinstance(producer, Recorder), "the message is not made from a template"
     return send_task(app, *args, producer=producer, **options)
@@ -47,7 +47,7 @@ for line in sys.stdin:
     task, args, size, options, from_template, app.settings.proj_publish_timeout = json.loads(line)
     if from_template:
         task_id = options.pop("task_id", None)
-        checks.uuid = lambda: task_id or make_id()
+        checks._random_id = lambda digits: task_id or make_id(digits)
         App.send_task = make_template
     else:
         App.send_task = send_task

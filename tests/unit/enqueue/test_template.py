@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from kombu import Exchange, Queue
 
 from proj import app, queues
-from proj.enqueue.checks import is_id, new_ids
+from proj.enqueue.checks import checked_id, is_id, new_ids
 from proj.enqueue.composing import Composer
 from proj.enqueue.template import Template, Templates
 from proj.errors import BadInput
@@ -177,12 +177,25 @@ def test_result_that_is_ignored_from_now_on() -> None:
 
 
 def test_ids_are_as_celery_makes_them() -> None:
-    """Random UUIDs, each another one."""
-    found = list(islice(new_ids(), 1000))
-    assert len(set(found)) == 1000
+    """Random UUIDs, each another one, made one at a time or many."""
+    found = [*islice(new_ids(), 1000), *(checked_id(None) for _ in range(1000))]
+    assert len(set(found)) == 2000
     for each in found:
         made = UUID(each)
         assert (str(made), made.version, made.variant) == (each, 4, RFC_4122)
+
+
+def test_made_anew_when_a_setting_has_changed() -> None:
+    """So that a message is as the configuration says, and none is sent while tasks are executed at once."""
+    with task() as any_task:
+        templates = Templates(app)
+        first = templates.find(any_task)
+        with setting("task_always_eager", True):
+            assert templates.find(any_task) is None
+        assert (again := templates.find(any_task))
+        assert again is not first
+        with setting("task_repr_maxlevels", 1):
+            assert templates.find(any_task).levels == 1  # type: ignore[union-attr]
 
 
 def test_made_once_a_process() -> None:
@@ -235,12 +248,13 @@ def setting(name: str, value: object) -> Iterator[None]:
         ({}, lambda: receiver(signals.after_task_publish)),
         ({}, lambda: receiver(signals.task_sent)),
         ({}, lambda: setting("task_send_sent_event", True)),
+        ({}, lambda: setting("task_always_eager", True)),
         ({}, lambda: setting("task_routes", [lambda *_, **__: None])),
         ({"expires": 60}, nullcontext),
         ({"compression": "gzip"}, nullcontext),
         ({"shadow_name": lambda *_: "shadow"}, nullcontext),
     ],
-    ids=["before", "after", "sent", "events", "routes", "expires", "compression", "shadow"],
+    ids=["before", "after", "sent", "events", "eager", "routes", "expires", "compression", "shadow"],
 )
 def test_message_that_only_celery_makes(
     options: dict[str, Any], state: Callable[[], AbstractContextManager[None]]
