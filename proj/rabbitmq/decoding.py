@@ -7,9 +7,8 @@ https://github.com/celery/celery/issues/2873.
 """
 
 import re
-from collections.abc import Iterable
 from datetime import datetime
-from struct import unpack_from
+from struct import Struct, unpack_from
 from typing import Any, Final
 
 from amqp import Message, abstract_channel, serialization, spec
@@ -18,15 +17,24 @@ from amqp import Message, abstract_channel, serialization, spec
 #: ends the worker, and what it still reads cannot always be handed to a pool, logged or stored.
 MAX_NESTING: Final = 64
 
-#: Types of headers.
+#: Types of headers: most of a message's are texts, nothing, and numbers.
 _TABLE: Final = ord("F")
 _LIST: Final = ord("A")
+_TEXT: Final = ord("S")
+_NOTHING: Final = ord("V")
+_NUMBER: Final = ord("I")
+_TRUTH: Final = ord("t")
 _TIME: Final = ord("T")
+
+_size: Final = Struct(">I").unpack_from
+_number: Final = Struct(">i").unpack_from
+
+#: The flag of each property, its name and its type.
+_PROPERTIES: Final = [(0x8000 >> place, *each) for place, each in enumerate(Message.PROPERTIES)]
 
 #: Stands for what is nested deeper.
 TOO_DEEP: Final = "(nested too deep)"
 
-_decode = serialization.PROPERTY_CLASSES[spec.Basic.CLASS_ID]
 # upstream: celery#2873; remove when py-amqp reads properties, headers and routing keys of other programs
 _decode_header = serialization._read_item
 _decode_arguments = abstract_channel.loads
@@ -44,76 +52,72 @@ def install() -> None:
 
 
 def _read(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
-    # Most messages are what py-amqp reads, and it reads them in half the time.
-    try:
-        properties, end = _decode(buffer, offset)
-    except (OSError, OverflowError, RecursionError, ValueError):
-        return _read_carefully(buffer, offset)
-    if _is_deeper(properties.get("application_headers", {}).values(), MAX_NESTING):
-        return _read_carefully(buffer, offset)
-    return properties, end
-
-
-def _is_deeper(values: Iterable[object], levels: int) -> bool:
-    """Whether tables and lists are nested in these values to more levels."""
-    for each in values:  # in a loop, since this is done for each delivery
-        if type(each) is dict:
-            each = each.values()
-        elif type(each) is not list:
-            continue
-        if not levels or (each and _is_deeper(each, levels - 1)):
-            return True
-    return False
-
-
-def _read_carefully(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
+    """The properties of a message, and where they end. It takes half of py-amqp's time."""
     (flags,) = unpack_from(">H", buffer, offset)
     offset += 2
     properties: dict[str, Any] = {}
-    for place, (name, kind) in enumerate(Message.PROPERTIES):
-        if not flags & 0x8000 >> place:
+    for flag, name, kind in _PROPERTIES:
+        if not flags & flag:
             continue
         if kind == "s":
             properties[name], offset = _read_short(buffer, offset)
         elif kind == "F":
             properties[name], offset = _read_table(buffer, offset, 0)
+        elif kind == "o":
+            properties[name], offset = buffer[offset], offset + 1
         else:
-            (properties[name],), offset = serialization.loads(kind, buffer, offset)
+            (properties[name],), offset = _decode_arguments(kind, buffer, offset)
     return properties, offset
 
 
-def _read_header(buffer: Any, offset: int, depth: int = 0) -> tuple[Any, int]:
+def _read_header(buffer: Any, offset: int, depth: int) -> tuple[Any, int]:
     kind = buffer[offset]
-    if kind not in (_TABLE, _LIST):
-        try:
-            value: tuple[Any, int] = _decode_header(buffer, offset)
-        except (OSError, OverflowError, ValueError):
-            if kind != _TIME:
-                raise
-            return datetime.max, offset + 1 + 8  # the type, and 64 bits
-        return value
-    if depth == MAX_NESTING:
-        (size,) = unpack_from(">I", buffer, offset + 1)
-        return TOO_DEEP, offset + 1 + 4 + size  # the type, the size, and the value
-    return (_read_table if kind == _TABLE else _read_list)(buffer, offset + 1, depth + 1)
+    if kind in (_TABLE, _LIST):
+        if depth == MAX_NESTING:
+            (size,) = _size(buffer, offset + 1)
+            return TOO_DEEP, offset + 1 + 4 + size  # the type, the size, and the value
+        return (_read_table if kind == _TABLE else _read_list)(buffer, offset + 1, depth + 1)
+    try:
+        value: tuple[Any, int] = _decode_header(buffer, offset)
+    except (OSError, OverflowError, ValueError):
+        if kind != _TIME:
+            raise
+        return datetime.max, offset + 1 + 8  # the type, and 64 bits
+    return value
 
 
 def _read_table(buffer: Any, offset: int, depth: int) -> tuple[dict[Any, Any], int]:
-    (size,) = unpack_from(">I", buffer, offset)
+    (size,) = _size(buffer, offset)
     offset += 4
     end, table = offset + size, {}
     while offset < end:
         start, offset = offset + 1, offset + 1 + buffer[offset]
-        try:
-            name = buffer[start:offset].decode()
-        except UnicodeDecodeError:
-            name = buffer[start:offset]  # as py-amqp does
-        table[name], offset = _read_header(buffer, offset, depth)
+        name, kind = _text(buffer[start:offset]), buffer[offset]
+        if kind == _TEXT:
+            (size,) = _size(buffer, offset + 1)
+            start, offset = offset + 5, offset + 5 + size
+            table[name] = _text(buffer[start:offset])
+        elif kind == _NOTHING:
+            table[name], offset = None, offset + 1
+        elif kind == _NUMBER:
+            (table[name],), offset = _number(buffer, offset + 1), offset + 5
+        elif kind == _TRUTH:
+            table[name], offset = bool(buffer[offset + 1]), offset + 2
+        else:
+            table[name], offset = _read_header(buffer, offset, depth)
     return table, offset
 
 
+def _text(found: Any) -> Any:
+    """A text; its bytes, as py-amqp has it, when they are not UTF-8."""
+    try:
+        return found.decode()
+    except UnicodeDecodeError:
+        return found
+
+
 def _read_list(buffer: Any, offset: int, depth: int) -> tuple[list[Any], int]:
-    (size,) = unpack_from(">I", buffer, offset)
+    (size,) = _size(buffer, offset)
     offset += 4
     end, values = offset + size, []
     while offset < end:
@@ -145,4 +149,4 @@ def _read_arguments_escaped(kinds: str, buffer: Any, offset: int) -> tuple[list[
 def _read_short(buffer: Any, offset: int) -> tuple[str, int]:
     start = offset + 1
     end = start + buffer[offset]
-    return bytes(buffer[start:end]).decode("utf-8", "backslashreplace"), end
+    return buffer[start:end].decode("utf-8", "backslashreplace"), end

@@ -6,6 +6,7 @@ from typing import Any
 
 import amqp
 import pytest
+from amqp.serialization import decode_properties_basic
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,7 +39,7 @@ NESTED = [(b"F", b"\x01x"), (b"A", b"")]
 def test_py_amqp_does_not_read_them() -> None:
     """When this fails, py-amqp reads them, and what `proj.rabbitmq.decoding` replaces of it can go."""
     with pytest.raises(UnicodeDecodeError):
-        decoding._decode(PROPERTY, 0)
+        decode_properties_basic(PROPERTY, 0)
     with pytest.raises(ValueError, match="year"):
         decoding._decode_header(HEADER, 0)
     with pytest.raises(UnicodeDecodeError):
@@ -70,24 +71,48 @@ def test_nested_headers_are_read_to_a_limit(kind: bytes, name: bytes, depth: int
 
 @pytest.mark.parametrize(("kind", "name"), NESTED)
 def test_headers_at_the_limit_are_whole(kind: bytes, name: bytes) -> None:
-    """Whichever of the two readers reads them."""
     message = with_header(nested(kind, name, decoding.MAX_NESTING))
-    assert decoding._read(message, 0) == decoding._read_carefully(message, 0)
+    assert decoding._read(message, 0) == decode_properties_basic(message, 0)
     assert decoding.TOO_DEEP not in str(decoding._read(message, 0))
 
 
+NUMBERS = st.integers(-(2**63), 2**63 - 1)
+TIMES = st.datetimes(datetime(1970, 1, 1), datetime(9999, 1, 1)).map(lambda time: time.replace(microsecond=0))
 HEADERS = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | NUMBERS | st.floats(allow_nan=False) | st.text() | st.binary() | TIMES,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=20), inner, max_size=3),
     max_leaves=8,
 )
+SHORT = st.text(max_size=20)
+OCTET = st.integers(0, 255)
 
 
-@given(st.dictionaries(st.text(max_size=20), HEADERS, max_size=5), st.text(max_size=20))
-def test_both_readers_agree(headers: dict[str, Any], id: str) -> None:
-    """On whatever py-amqp reads."""
-    message = amqp.Message(b"", application_headers=headers, message_id=id)._serialize_properties()
-    assert decoding._read_carefully(message, 0) == decoding._decode(message, 0)
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "content_type": SHORT,
+            "content_encoding": SHORT,
+            "application_headers": st.dictionaries(SHORT | st.binary(max_size=20), HEADERS, max_size=5),
+            "delivery_mode": OCTET,
+            "priority": OCTET,
+            "correlation_id": SHORT,
+            "reply_to": SHORT,
+            "expiration": SHORT,
+            "message_id": SHORT,
+            "timestamp": st.integers(0, 2**40),
+            "type": SHORT,
+            "user_id": SHORT,
+            "app_id": SHORT,
+            "cluster_id": SHORT,
+        },
+    ),
+    st.binary(max_size=5),
+)
+def test_it_reads_what_py_amqp_reads(properties: dict[str, Any], before: bytes) -> None:
+    """To the same values, and the same place."""
+    message = before + amqp.Message(b"", **properties)._serialize_properties() + b"x"
+    assert decoding._read(message, len(before)) == decode_properties_basic(message, len(before))
 
 
 def test_they_are_read() -> None:
