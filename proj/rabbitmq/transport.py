@@ -28,6 +28,9 @@ _AHEAD: Final = 4096
 #: How each frame begins: its type, its channel, and the number of its bytes, without these and the last one.
 _HEAD: Final = Struct(">BHI")
 
+#: The last byte of each frame.
+_END: Final = 0xCE
+
 
 class Untrusted(IrrecoverableConnectionError):
     """Raised when the broker's certificate is not accepted, which a retry does not fix. See `__cause__`."""
@@ -73,6 +76,24 @@ class Connection(pyamqp.Connection):
         wire._read = read_ahead
         return wire
 
+    def blocking_read(self, timeout: float | None = None) -> Any:
+        """Handle the next frame, as py-amqp does, which looks at the socket's timeout for each."""
+        frame = self._take_frame() if self._transport else None
+        return super().blocking_read(timeout) if frame is None else self.on_inbound_frame(frame)
+
+    def _take_frame(self) -> tuple[int, int, bytes] | None:
+        """The next frame, if the whole of it was read ahead."""
+        wire = self.transport
+        found = wire._read_buffer
+        if len(found) < _HEAD.size:
+            return None
+        kind, channel, size = _HEAD.unpack_from(found)
+        end = _HEAD.size + size
+        if len(found) <= end or found[end] != _END:  # of which py-amqp makes an error
+            return None
+        wire._read_buffer = found[end + 1 :]
+        return kind, channel, found[_HEAD.size : end]
+
     def drain_events(self, timeout: float | None = None) -> None:
         """Wait for an event, as py-amqp does, and leave to the event loop what was read ahead."""
         super().drain_events(timeout)
@@ -81,18 +102,37 @@ class Connection(pyamqp.Connection):
 
     def handle_available(self) -> None:
         """Handle the frames that are there, if the connection still is; wait for none."""
-        event = None
+        is_first = True
         try:
-            if self.connected:
-                event = self.blocking_read(0)
-            while self._has_more:
-                if event and self.takes_turns:
+            if self.connected and not self.has_frame:
+                self._read_ahead()
+            while self.connected:
+                frame = self._take_frame()
+                if frame is None and not is_first and not decrypted(self.sock):
+                    return
+                is_first = False
+                event = super().blocking_read(0) if frame is None else self.on_inbound_frame(frame)
+                if event and self.takes_turns and self._has_more:
                     self.loop.call_soon(self.handle_available)
                     return
-                event = self.blocking_read(None if self.has_frame else 0)
         except TimeoutError as error:
             if error.errno is not None:  # the system has given up the connection
                 raise
+
+    def _read_ahead(self) -> None:
+        """Read what is there, without waiting; py-amqp, which takes longer, does what is left to be done."""
+        wire = self.transport
+        timeout = wire.sock.gettimeout()
+        wire.sock.settimeout(0)
+        try:
+            wire._read_buffer += wire.sock.recv(_AHEAD)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            pass
+        except OSError:
+            wire.connected = False  # as py-amqp
+            raise
+        finally:
+            wire.sock.settimeout(timeout)
 
     @property
     def was_read(self) -> bytes:
