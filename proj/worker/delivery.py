@@ -10,7 +10,7 @@ from weakref import WeakSet
 from celery import signals
 from celery.app.task import Task
 from celery.utils.collections import LimitedSet
-from celery.worker.state import REVOKE_EXPIRES, REVOKES_MAX, revoked, revoked_stamps, task_reserved
+from celery.worker.state import REVOKE_EXPIRES, REVOKES_MAX, revoked, task_reserved
 from celery.worker.strategy import hybrid_to_proto2, proto1_to_proto2
 from kombu.asynchronous.timer import Entry
 
@@ -34,14 +34,19 @@ def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
     It raises errors of the message and of the broker; `Consumer.create_task_handler` handles both.
     """
 
+    utc_by_default = app.uses_utc_timezone()
+
     def receive(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
-        headers, decoded, utc = message.headers, False, app.uses_utc_timezone()
+        headers, decoded, utc = message.headers, False, utc_by_default
+        is_shallow = pools.is_shallow(message.body)
         if body is not None:  # Celery's message protocol 1, with the arguments in the body
             body, headers, decoded, utc = proto1_to_proto2(message, body)
         elif isinstance(message.payload, dict) and "args" in message.payload:
             body, headers, decoded, utc = hybrid_to_proto2(message, message.payload)
+        elif decoded := is_shallow:
+            body = message.payload  # which the process need not decode again
         else:
-            body = message.body
+            body = message.body  # since pickle reaches less far than JSON
         request = Request(
             message,
             on_ack=ack,
@@ -55,6 +60,7 @@ def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
             headers=headers,
             decoded=decoded,
             utc=utc,
+            is_shallow=is_shallow,
         )
         if queues.DELIVERIES_HEADER in message.headers and request.deliveries > queues.DELIVERY_LIMIT:
             # The broker counts only the deliveries of this copy.
@@ -62,8 +68,7 @@ def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
             return
         if redrives := message.headers.get(queues.REDRIVES_HEADER):
             _forget_revocation(request.id, redrives)
-        # First what is quick: most messages do not expire, and nothing is revoked.
-        if (request.expires or request.id in revoked or revoked_stamps) and request.revoked():
+        if request.revoked():
             return
         signals.task_received.send(sender=consumer, request=request)
         if watchers.are_sent(request.eventer):

@@ -1,15 +1,21 @@
-"""A message as a worker receives it: what becomes of one that can no longer be acknowledged."""
+"""A message as a worker receives it: how it is decoded, and what if it can no longer be acknowledged."""
 
+import json
 import logging
+from contextlib import suppress
 from typing import Any, Final
 
 from celery.utils.log import get_logger
 from kombu.transport import pyamqp
+from kombu.utils.json import object_hook
 
 from proj.dead_letters.reasons import Reason
 from proj.logs import events
 
 log: Final = get_logger(__name__)
+
+_JSON: Final = "application/json"
+_decode_json: Final = json.JSONDecoder(object_hook=object_hook).decode
 
 
 class Message(pyamqp.Message):
@@ -20,6 +26,13 @@ class Message(pyamqp.Message):
 
     #: It is logged already that the message is given back.
     is_given_back = False
+
+    def _decode(self) -> Any:
+        """The body as kombu decodes it, which takes twice as long: it makes a decoder for each message."""
+        if self.content_type == _JSON and isinstance(self.body, str) and _JSON in (self.accept or ()):
+            with suppress(Exception):  # of which kombu makes its own
+                return _decode_json(self.body)
+        return super()._decode()
 
     def ack_log_error(self, logger: Any, errors: Any, multiple: bool = False) -> None:
         """Acknowledge. Raises `BrokenPipeError`, by which Celery notices that the connection is lost."""

@@ -23,19 +23,18 @@ _MARGIN: Final = 50
 _FEW: Final = 128
 
 
-def check_sendable(pool: Any, headers: Any, body: Any) -> None:
-    """Raise what the pickling of these headers raises, if the pool has processes.
+def check_sendable(pool: Any, headers: Any) -> None:
+    """Raise what the pickling of these headers, which hold the arguments, raises if the pool has processes.
 
-    Such a pool keeps a task that it failed to send, and waits for it at its end. `body` is JSON, and what it
-    holds is among the headers.
+    Such a pool keeps a task that it failed to send, and waits for it at its end.
     """
-    if isinstance(pool, prefork.TaskPool) and not _is_shallow(body):
+    if isinstance(pool, prefork.TaskPool):
         for _ in range(_MARGIN):
             headers = [headers]
         pickle.dumps(headers)
 
 
-def _is_shallow(body: Any) -> bool:
+def is_shallow(body: Any) -> bool:
     """Whether this JSON is nested to few levels, for all that few brackets tell. Headers always are."""
     if isinstance(body, bytes):
         return body.count(b"[") + body.count(b"{") <= _FEW

@@ -27,6 +27,8 @@ from celery.platforms import EX_FAILURE
 from celery.utils.log import get_logger
 from celery.utils.serialization import create_exception_cls
 from celery.worker import request
+from celery.worker.state import revoked as revoked_tasks
+from celery.worker.state import revoked_stamps
 from kombu.utils.encoding import safe_repr, safe_str
 
 from proj import queues
@@ -82,13 +84,18 @@ class Request(request.Request):
     #: What the store has of a duplicate.
     _stored: Any = None
 
-    def __init__(self, message: Any, **options: Any) -> None:
-        """Raises `InvalidTaskError` for a malformed message, on which Celery would fail later."""
+    def __init__(self, message: Any, *, is_shallow: bool = False, **options: Any) -> None:
+        """`is_shallow`: its body is nested to so few levels that it can be copied, and each pool accepts it.
+
+        Raises `InvalidTaskError` for a malformed message, on which Celery would fail later.
+        """
+        self.is_shallow = is_shallow
         super().__init__(message, **options)
         shape.check(self)
         self.time_limits = self._limits()
+        headers = self.request_dict
         for name in _DELIVERY_HEADERS:
-            self.request_dict.pop(name, None)
+            headers.pop(name, None)
         if message.headers.get(queues.REPEAT_HEADER):
             # Celery checks this flag before it looks for a stored success. The broker does not set it for a
             # message that was published twice.
@@ -149,7 +156,8 @@ class Request(request.Request):
     def execute_using_pool(self, pool: Any, **options: Any) -> Any:
         """Hand the task to the pool. Raises `TaskRevokedError` on failure, and Celery then frees the slot."""
         try:
-            pools.check_sendable(pool, self.request_dict, self.message.body)
+            if not self.is_shallow:
+                pools.check_sendable(pool, self.request_dict)
             if not self.time_limits[1]:
                 pool = pools.without_soft_limit(pool)  # Celery would take the task's
             result = super().execute_using_pool(pool, **options)
@@ -188,6 +196,8 @@ class Request(request.Request):
         if self.expires and datetime.now(UTC) > self.expires:
             self.bury(Reason.EXPIRED, f"its expiry time was {self.expires.isoformat()}")
             return True
+        if not (self.id in revoked_tasks or revoked_stamps):  # as most
+            return False
         revoked = True
         with self._may_be_revoked():
             revoked = bool(super().revoked())

@@ -5,6 +5,7 @@ task.
 """
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Any, Final
 
 from celery import Celery
@@ -74,7 +75,7 @@ def check(request: Any) -> None:
         raise InvalidTaskError(f"a header cannot be named {name!r}: Celery reserves this name")
     _check_types(headers, _CHECKED)
     if embedded:
-        _check_embedded(embedded, request.app)
+        _check_embedded(embedded, request)
 
 
 def _unexpected(what: str, value: object) -> InvalidTaskError:
@@ -82,13 +83,12 @@ def _unexpected(what: str, value: object) -> InvalidTaskError:
 
 
 def _check_types(values: Mapping[str, object], known: Mapping[str, Callable[[object], bool]]) -> None:
-    for name, is_good in known.items():
-        value = values.get(name)
-        if value is not None and not is_good(value):
+    for name, value in values.items():
+        if value is not None and name in known and not known[name](value):
             raise InvalidTaskError(f"{name} cannot be {burial.text(repr(value))}")
 
 
-def _check_embedded(embedded: Mapping[str, object], app: Celery) -> None:
+def _check_embedded(embedded: Mapping[str, object], request: Any) -> None:
     for name, value in embedded.items():
         if name not in _EMBEDDED:
             raise InvalidTaskError(f"a message embeds {', '.join(_EMBEDDED)}, got {burial.text(repr(name))}")
@@ -96,7 +96,8 @@ def _check_embedded(embedded: Mapping[str, object], app: Celery) -> None:
             continue
         _check_types({name: value}, _EMBEDDED)
         for each in value if isinstance(value, list) else [value]:
-            _check_signature(name, each, app)
+            # Celery changes it, and the pool is to get what the message had.
+            _check_signature(name, deepcopy(each) if request.is_shallow else each, request.app)
 
 
 def _check_signature(name: str, value: Any, app: Celery) -> None:

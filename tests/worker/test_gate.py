@@ -177,6 +177,21 @@ def test_message_that_expired_is_executed_when_it_is_redriven(
     eventually("its success is stored", lambda: _outcomes(bundle, "expired")["expired"]["state"] == "SUCCESS")
 
 
+@pytest.mark.parametrize("depth", [5, 60, 200])
+def test_steps_in_steps(bundle: Bundle, worker: Worker, depth: int) -> None:
+    """The last is executed, whether or not a pool could be handed all of them as they are."""
+    code = f"""
+        import json
+        from proj.tasks import add
+        step = add.si(0, 0).set(task_id="last-of-{depth}")
+        for number in range({depth}):
+            step = add.si(0, number).set(link=[step])
+        print(json.dumps(step.apply_async().id))
+    """
+    bundle.python(textwrap.dedent(code))
+    worker.says(f"[last-of-{depth}] succeeded")
+
+
 def test_time_limit_is_refused_by_who_knows_what_the_broker_waits_for(bundle: Bundle, worker: Worker) -> None:
     """A publisher whose PROJ_CONSUMER_TIMEOUT is set; any other leaves it to the worker."""
     code = """

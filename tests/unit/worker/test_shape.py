@@ -5,6 +5,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import chain, chord, group
+from celery.canvas import Signature
 from celery.exceptions import InvalidTaskError
 
 from proj import app
@@ -24,6 +26,7 @@ def _request(headers: dict[str, Any] | None = None, embedded: object = None) -> 
         kwargs={},
         request_dict={"id": "id", "task": add.name, "args": [1, 2], "kwargs": {}, **(headers or {})},
         body=([1, 2], {}, embedded),
+        is_shallow=True,
     )
 
 
@@ -70,6 +73,18 @@ def test_signature_that_celery_cannot_make() -> None:
     """A chord with no header raises when it is made, which would be after the task."""
     with pytest.raises(InvalidTaskError, match="callbacks cannot be called: "):
         shape.check(_request(embedded={"callbacks": [{**SIGNATURE, "subtask_type": "chord"}]}))
+
+
+@pytest.mark.parametrize(
+    "workflow", [chain(add.si(1, 2), group(add.si(1, 2), add.si(3, 4))), chord([add.si(1, 2)], add.si(3, 4))]
+)
+def test_what_is_embedded_is_not_changed(workflow: Any) -> None:
+    """By Celery, which makes signatures of all parts of what it is given."""
+    embedded = json.loads(json.dumps({"callbacks": [workflow]}))
+    shape.check(_request(embedded=embedded))
+    tasks = embedded["callbacks"][0]["kwargs"].get("tasks") or embedded["callbacks"][0]["kwargs"]["header"]
+    assert not any(isinstance(each, Signature) for each in tasks)
+    assert embedded == json.loads(json.dumps({"callbacks": [workflow]}))
 
 
 def test_what_celery_publishes_passes() -> None:
