@@ -34,7 +34,7 @@ def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
     It raises errors of the message and of the broker; `Consumer.create_task_handler` handles both.
     """
 
-    utc_by_default = app.uses_utc_timezone()
+    utc_by_default, has_processes = app.uses_utc_timezone(), pools.has_processes(consumer.pool)
 
     def receive(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
         headers, decoded, utc = message.headers, False, utc_by_default
@@ -43,10 +43,11 @@ def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
             body, headers, decoded, utc = proto1_to_proto2(message, body)
         elif isinstance(message.payload, dict) and "args" in message.payload:
             body, headers, decoded, utc = hybrid_to_proto2(message, message.payload)
-        elif decoded := is_shallow:
+        elif decoded := is_shallow and has_processes:
             body = message.payload  # which the process need not decode again
         else:
-            body = message.body  # since pickle reaches less far than JSON
+            # Pickle reaches less deep than JSON, and a task of this process may change what it is given.
+            body = message.body
         request = Request(
             message,
             on_ack=ack,

@@ -23,12 +23,17 @@ _MARGIN: Final = 50
 _FEW: Final = 128
 
 
+def has_processes(pool: Any) -> bool:
+    """Whether the pool executes a task in another process, which gets copies of its arguments."""
+    return isinstance(pool, prefork.TaskPool)
+
+
 def check_sendable(pool: Any, headers: Any) -> None:
     """Raise what the pickling of these headers, which hold the arguments, raises if the pool has processes.
 
     Such a pool keeps a task that it failed to send, and waits for it at its end.
     """
-    if isinstance(pool, prefork.TaskPool):
+    if has_processes(pool):
         for _ in range(_MARGIN):
             headers = [headers]
         pickle.dumps(headers)
@@ -55,7 +60,7 @@ def send_at_once(consumer: Any) -> None:
 
     Celery does so in the next turn of its event loop, while the process waits.
     """
-    if isinstance(consumer.pool, prefork.TaskPool):
+    if has_processes(consumer.pool):
         # upstream: not reported; remove when the pool writes a task as it is handed over
         pool = consumer.pool._pool
         consumer.hub.consolidate_callback(list(pool._all_inqueues - pool._busy_workers))

@@ -122,6 +122,29 @@ def test_message_that_waits_for_a_thread_may_be_revoked(bundle: Bundle) -> None:
     _are_revoked(bundle, waits)
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_arguments_that_a_task_changes_are_shown_as_they_came(bundle: Bundle, pool: str) -> None:
+    bundle.add_task("""
+        @app.task(name="proj.tasks.changes")
+        def changes(gate: str, items):
+            items.append("own")
+            log.info("Changed")
+            while not Path(gate).exists():
+                time.sleep(0.05)
+
+        from pathlib import Path
+    """)
+    worker = bundle.worker(f"--pool={pool}", "--concurrency=1")
+    gate = bundle.folder / "gate"
+    bundle.enqueue("task", "proj.tasks.changes", f'"{gate}"', "[1]", "--id", "one")
+    eventually("the task changes them", lambda: "[one]: Changed" in worker.text(), seen=worker.text)
+
+    answer = bundle.celery("inspect", "active", "--json", f"--destination={worker.name}").stdout
+
+    assert [each["args"] for active in json.loads(answer).values() for each in active] == [[str(gate), [1]]]
+    gate.touch()
+
+
 def test_message_that_waits_for_its_turn_in_a_slot_is_reserved(bundle: Bundle) -> None:
     bundle.add_task("""
         @app.task(name="proj.tasks.quick", rate_limit="61/m")
