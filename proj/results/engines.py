@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any, Final, Self
 
 from proj.deadline import CutAfter
@@ -94,10 +94,13 @@ class Kept:
 
         return Bounded(self.engine)
 
+    def _bounded(self) -> AbstractContextManager[None]:
+        """Around each use. SQLite bounds its waits itself."""
+        return forking.using() if self._is_file else self._cut_when_late()
+
     @contextmanager
-    def _bounded(self) -> Iterator[None]:
-        turn = forking.using() if self._is_file else nullcontext()
-        with turn, _Use() as use, CutAfter(ANSWER_TIMEOUT, use.cut):
+    def _cut_when_late(self) -> Iterator[None]:
+        with _Use() as use, CutAfter(ANSWER_TIMEOUT, use.cut):
             outer = getattr(self._uses, "current", None)
             self._uses.current = use
             try:

@@ -34,7 +34,7 @@ class _Turns:
     def use(self) -> Iterator[None]:
         thread = threading.get_ident()
         with self._changed:
-            if not self._uses[thread]:
+            if self._forking and not self._uses[thread]:
                 self._changed.wait_for(lambda: self._forking in (None, thread))
             self._uses[thread] += 1
         try:
@@ -42,7 +42,8 @@ class _Turns:
         finally:
             with self._changed:
                 self._uses[thread] -= 1
-                self._changed.notify_all()
+                if self._forking:
+                    self._changed.notify_all()
 
     def begin_fork(self) -> None:
         thread = threading.get_ident()
