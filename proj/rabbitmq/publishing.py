@@ -31,8 +31,8 @@ _NOT_COPIED: Final = ("application_headers", "delivery_mode", "expiration", "use
 UNWRITABLE: Final = (FrameSyntaxError, struct.error, ValueError, OverflowError)
 
 #: The last byte of each frame, and the bytes of a frame and of a content header beside what they carry.
-_END: Final = 0xCE
-_LAST: Final = bytes([_END])
+FRAME_END: Final = 0xCE
+_LAST: Final = bytes([FRAME_END])
 _FRAME: Final = 8 + 12
 
 #: How AMQP begins a method, a content header, and a body; the latter two after the end of the frame before.
@@ -164,9 +164,11 @@ class Window:
         return b"".join(
             (
                 begin,
-                _CONTENT.pack(_END, 2, channel, 12 + len(properties), spec.Basic.Publish[0], 0, len(body)),
+                _CONTENT.pack(
+                    FRAME_END, 2, channel, 12 + len(properties), spec.Basic.Publish[0], 0, len(body)
+                ),
                 properties,
-                _BODY.pack(_END, 3, channel, len(body)),
+                _BODY.pack(FRAME_END, 3, channel, len(body)),
                 body,
                 _LAST,
             )

@@ -28,8 +28,8 @@ _AHEAD: Final = 4096
 #: How each frame begins: its type, its channel, and the number of its bytes, without these and the last one.
 _HEAD: Final = Struct(">BHI")
 
-#: The last byte of each frame.
-_END: Final = 0xCE
+#: What a socket raises that does not wait.
+_NOTHING_THERE: Final = (BlockingIOError, ssl.SSLWantReadError)
 
 
 class Untrusted(IrrecoverableConnectionError):
@@ -66,10 +66,9 @@ class Connection(pyamqp.Connection):
         def read_ahead(size: int, initial: bool = False) -> Any:
             if len(wire._read_buffer) < size:
                 try:
-                    data = wire.sock.recv(_AHEAD)  # the handler of a signal may read too, meanwhile
-                except (BlockingIOError, ssl.SSLWantReadError):
+                    _fill(wire)
+                except _NOTHING_THERE:
                     raise TimeoutError from None
-                wire._read_buffer += data
             # `initial` lets a timeout end the read. Bytes that were read before are kept in any case.
             return read(size, True)
 
@@ -83,16 +82,13 @@ class Connection(pyamqp.Connection):
 
     def _take_frame(self) -> tuple[int, int, bytes] | None:
         """The next frame, if the whole of it was read ahead."""
-        wire = self.transport
-        found = wire._read_buffer
-        if len(found) < _HEAD.size:
+        found = self.was_read
+        size = _size_of_frame(found)
+        if not size or found[size - 1] != publishing.FRAME_END:  # of which py-amqp makes an error
             return None
-        kind, channel, size = _HEAD.unpack_from(found)
-        end = _HEAD.size + size
-        if len(found) <= end or found[end] != _END:  # of which py-amqp makes an error
-            return None
-        wire._read_buffer = found[end + 1 :]
-        return kind, channel, found[_HEAD.size : end]
+        kind, channel, _ = _HEAD.unpack_from(found)
+        self.transport._read_buffer = found[size:]
+        return kind, channel, found[_HEAD.size : size - 1]
 
     def drain_events(self, timeout: float | None = None) -> None:
         """Wait for an event, as py-amqp does, and leave to the event loop what was read ahead."""
@@ -102,19 +98,17 @@ class Connection(pyamqp.Connection):
 
     def handle_available(self) -> None:
         """Handle the frames that are there, if the connection still is; wait for none."""
-        is_first = True
+        event = None
         try:
-            if self.connected and not self.has_frame:
-                self._read_ahead()
-            while self.connected:
-                frame = self._take_frame()
-                if frame is None and not is_first and not decrypted(self.sock):
-                    return
-                is_first = False
-                event = super().blocking_read(0) if frame is None else self.on_inbound_frame(frame)
-                if event and self.takes_turns and self._has_more:
+            if self.connected:
+                if not self.has_frame:
+                    self._read_ahead()
+                event = self.blocking_read(0)
+            while self._has_more:
+                if event and self.takes_turns:
                     self.loop.call_soon(self.handle_available)
                     return
+                event = self.blocking_read(0)
         except TimeoutError as error:
             if error.errno is not None:  # the system has given up the connection
                 raise
@@ -125,8 +119,8 @@ class Connection(pyamqp.Connection):
         timeout = wire.sock.gettimeout()
         wire.sock.settimeout(0)
         try:
-            wire._read_buffer += wire.sock.recv(_AHEAD)
-        except (BlockingIOError, ssl.SSLWantReadError):
+            _fill(wire)
+        except _NOTHING_THERE:
             pass
         except OSError:
             wire.connected = False  # as py-amqp
@@ -143,13 +137,26 @@ class Connection(pyamqp.Connection):
     @property
     def has_frame(self) -> bool:
         """Whether a whole frame was read ahead."""
-        found = self.was_read
-        return len(found) >= _HEAD.size and len(found) > _HEAD.size + _HEAD.unpack_from(found)[2]
+        return bool(_size_of_frame(self.was_read))
 
     @property
     def _has_more(self) -> bool:
         """Whether there is something that the socket does not show."""
         return bool(self.connected) and (self.has_frame or bool(decrypted(self.sock)))
+
+
+def _fill(wire: Any) -> None:
+    """Add what the socket has to what was read ahead."""
+    data = wire.sock.recv(_AHEAD)  # the handler of a signal may read too, meanwhile
+    wire._read_buffer += data
+
+
+def _size_of_frame(found: bytes) -> int:
+    """The number of bytes of the first frame; 0 if not the whole of it is there."""
+    if len(found) < _HEAD.size:
+        return 0
+    size: int = _HEAD.size + _HEAD.unpack_from(found)[2] + 1
+    return size if len(found) >= size else 0
 
 
 def decrypted(sock: Any) -> int:

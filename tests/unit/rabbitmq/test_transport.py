@@ -81,6 +81,31 @@ def test_frames_that_are_read_ahead(tls: bool) -> None:
         assert live.was_read == FRAME[:9]
 
 
+@pytest.mark.parametrize("by_loop", [False, True], ids=["wait", "loop"])
+def test_handler_of_a_signal_that_reads_meanwhile(by_loop: bool) -> None:
+    """What it has read is kept, before what comes then."""
+
+    class Interrupted:
+        """A socket during whose `recv` a handler reads the first bytes."""
+
+        def recv(self, _size: int) -> bytes:
+            wire._read_buffer += FRAME[:9]
+            return FRAME[9:]
+
+        def gettimeout(self) -> None: ...
+
+        def settimeout(self, _seconds: float | None) -> None: ...
+
+    with connected(transport.Connection, tls=False) as (wire, _):
+        sock, wire.sock = wire.sock, Interrupted()
+        try:
+            if by_loop:
+                wire.owner._read_ahead()
+            assert wire.read_frame() == (1, 0, b"12345678")
+        finally:
+            wire.sock = sock
+
+
 @contextmanager
 def looped(*, tls: bool) -> Iterator[tuple[Any, Hub, Callable[[bytes], None], list[object]]]:
     """A connection and the event loop that waits for it, what sends it bytes, and the frames it handled."""
