@@ -129,8 +129,9 @@ class Templates:
             return None
         # A message has the name of its process. To look up one setting takes longer than to compare all that
         # were changed.
-        if self._made_in != (here := (os.getpid(), self._app.conf.changes)):
-            self._made, self._made_in = {}, (here[0], dict(here[1]))
+        process, changes = os.getpid(), self._app.conf.changes
+        if self._made_in != (process, changes):
+            self._made, self._made_in = {}, (process, dict(changes))
         if ignore_result is None:
             ignore_result = task.ignore_result
         if isinstance(priority, bool) or not isinstance(ignore_result, bool):  # would equal another key
