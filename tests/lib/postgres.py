@@ -103,10 +103,13 @@ class Postgres:
     def frozen(self, database: str) -> Iterator[None]:
         """Let those who are connected to the database wait for ever, while others may connect."""
         pids = self.execute(f"SELECT pid FROM pg_stat_activity WHERE datname = '{database}'")
-        assert pids, f"nobody is connected to {database}"
-        processes = [psutil.Process(pid) for (pid,) in pids]
-        for process in processes:
-            process.suspend()
+        processes = []
+        for (pid,) in pids:
+            with suppress(psutil.NoSuchProcess):  # of a program that has just ended
+                process = psutil.Process(pid)
+                process.suspend()
+                processes.append(process)
+        assert processes, f"nobody is connected to {database}"
         try:
             yield
             assert all(process.status() == psutil.STATUS_STOPPED for process in processes)
