@@ -9,8 +9,7 @@ write-ahead log with what the child has stored.
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 #: Seconds that a fork waits for the uses of other threads. A use takes milliseconds, and waits up to
@@ -22,28 +21,27 @@ _engines: Final[list[Any]] = []
 
 
 class _Turns:
-    """Lets threads use SQLite, or one of them fork."""
+    """Lets threads use SQLite, each in a `with` block or several, or one of them fork."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         #: How many uses each thread is in, one within the other.
         self._uses: Counter[int] = Counter()
         self._forking: int | None = None
 
-    @contextmanager
-    def use(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         thread = threading.get_ident()
-        with self._changed:
+        with self._lock:
             if self._forking and not self._uses[thread]:
                 self._changed.wait_for(lambda: self._forking in (None, thread))
             self._uses[thread] += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._uses[thread] -= 1
-                if self._forking:
-                    self._changed.notify_all()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._uses[threading.get_ident()] -= 1
+            if self._forking:
+                self._changed.notify_all()
 
     def begin_fork(self) -> None:
         thread = threading.get_ident()
@@ -66,7 +64,7 @@ _turns = _Turns()
 
 def using() -> AbstractContextManager[None]:
     """Use connections of the engines below; this process does not fork meanwhile."""
-    return _turns.use()
+    return _turns
 
 
 def close_before_forks(engine: Any) -> None:

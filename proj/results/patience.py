@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 import celery.exceptions
-from celery import current_task, states
+from celery import states
 from celery.backends.base import DisabledBackend
 from celery.utils.log import get_logger
 
@@ -81,12 +81,13 @@ class Patient:
         # Outside of a task, a retry would block the worker's main process. And the failure may be that the
         # result could not be stored, for which the store was retried already.
         traceback = traceback and shortened(traceback, stored_exception.LONGEST_TEXT)
-        patient = current_task and not isinstance(result, celery.exceptions.BackendStoreError)
+        task = self.app.current_task  # type: ignore[attr-defined]
+        patient = task and not isinstance(result, celery.exceptions.BackendStoreError)
         self._deadline = time.monotonic() + (STORE_PATIENCE if patient else PATIENCE)
         try:
             stored = super().store_result(task_id, result, state, traceback, *args, **kwargs)  # type: ignore[misc]
-            if state in states.READY_STATES and current_task and current_task.request.id == task_id:
-                current_task.request.end_is_stored = True  # the task itself may have stored it
+            if task and state in states.READY_STATES and (request := task.request).id == task_id:
+                request.end_is_stored = True  # the task itself may have stored it
         except Exception as error:
             if state in _NEEDED:
                 raise celery.exceptions.BackendStoreError(

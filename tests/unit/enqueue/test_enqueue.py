@@ -6,11 +6,13 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 
 from proj import app
 from proj.enqueue import enqueue, find_task
+from proj.enqueue.app import App
 from proj.enqueue.checks import MAX_DELAY, MAX_LIFETIME, checked_id, delay, lifetime
 from proj.errors import BadArguments, BadInput, BrokerUnreachable, ExitCode, UnknownTask
 
@@ -202,3 +204,14 @@ def test_id_fits_a_message(task_id: str) -> None:
     else:
         with pytest.raises(BadInput, match="at most 255 bytes"):
             checked_id(task_id)
+
+
+@pytest.mark.parametrize(
+    ("zone", "utc"), [("UTC", True), ("Asia/Kolkata", True), (None, True), (None, False)]
+)
+def test_time_of_the_application_is_celerys(zone: str | None, utc: bool) -> None:
+    one = App("zones", set_as_current=False)
+    one.conf.update(timezone=zone, enable_utc=utc)
+    ours, celerys = one.now(), Celery.now(one)
+    assert abs(ours - celerys) < timedelta(minutes=1)
+    assert (ours.tzinfo, ours.utcoffset()) == (celerys.tzinfo, celerys.utcoffset())
