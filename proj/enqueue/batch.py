@@ -105,7 +105,7 @@ class Batch:
     """
 
     def __init__(self, app: App, *, window: int = WINDOW) -> None:
-        """Connects with the first message."""
+        """Connects with the first message. In a task, the messages are the task's children, as in Celery."""
         self._window = window
         #: Celery's `task_always_eager`: the caller executes the tasks itself.
         self._is_eager = bool(app.conf.task_always_eager)

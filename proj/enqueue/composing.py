@@ -1,7 +1,6 @@
 """Turns a call into the message that Celery would publish for it, without publishing it."""
 
 import struct
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +32,9 @@ _CANVAS: Final = frozenset({"celery.chain", "celery.group", "celery.chord"})
 
 #: The options of a call that a template can have.
 _TEMPLATE_OPTIONS: Final = frozenset({"task_id", "queue", "priority", "ignore_result"})
+
+#: The task of a request. The property itself takes a lock, and keeps what it has found.
+_type_of: Final = Signature.type.func
 
 #: How the names of the exchanges begin that delay a message.
 _DELAYED: Final = "celery_delayed_"
@@ -93,8 +95,12 @@ class Composer:
     """Composes the messages of one application."""
 
     def __init__(self, app: "App", *, awaits_results: bool = True) -> None:
-        """`awaits_results` says whether this program has a use for the results of its messages."""
+        """`awaits_results` says whether this program has a use for the results of its messages.
+
+        The messages of a composer that is made in a task are the task's children.
+        """
         self._app = app
+        self._in_task = bool(app.current_worker_task)
         self._awaits_results = awaits_results
         self._tasks = app.tasks
         self._templates = app.templates
@@ -136,9 +142,11 @@ class Composer:
 
     def _is_own(self, request: Signature, task: celery.Task | None) -> bool:
         if task is not None:
-            with suppress(NotRegistered):
-                if request.type is task:  # a request's application takes longer to find out
+            try:
+                if _type_of(request) is task:  # a request's application takes longer to find out
                     return True
+            except NotRegistered:
+                pass
         return bool(request.app == self._app)  # one of them may be a proxy
 
     def _from_template(
@@ -159,7 +167,7 @@ class Composer:
             if not isinstance(usual.get("queue"), str | None):
                 return None
             check_options(name, usual)
-        template = self._templates.find(task, **usual)
+        template = self._templates.find(task, **usual, in_task=self._in_task)
         if template is None:
             return None
         args, kwargs = given_arguments(name, request["args"], request["kwargs"])

@@ -268,17 +268,21 @@ def test_message_of_a_task_that_is_executed() -> None:
     """It has the task as its parent; then there is a template again."""
     with task() as any_task:
         templates = Templates(app)
-        found = []
+        found, composed = [], []
 
         def parent() -> None:
             found.append(templates.find(any_task))
+            composed.append(Composer(app).compose(any_task.s(1)).message)
 
         decorate: Any = app.task(name="test.parent", shared=False, lazy=False)
-        decorate(parent).apply()
+        decorate(parent).apply(task_id="parent")
         app.tasks.pop("test.parent")
         found.append(templates.find(any_task))
+        composed.append(Composer(app).compose(any_task.s(1)).message)
 
     assert [type(each) for each in found] == [type(None), Template]
+    assert [type(each) for each in composed] == [amqp.Message, EncodedMessage]
+    assert composed[0].properties["application_headers"]["parent_id"] == "parent"
 
 
 @pytest.mark.parametrize("options", [{"priority": 10}, {"queue": 5}])
