@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
+from amqp.exceptions import AMQPError
 from kombu.exceptions import OperationalError
 
-from proj.errors import BrokerUnreachable, ConfigError, ProjError
+from proj.errors import BrokerRefused, BrokerUnreachable, ConfigError, ProjError
 from proj.logs import streams
 from proj.logs.printable import error_line
 
@@ -58,6 +59,9 @@ def _errors_of_click() -> Iterator[None]:
         # Such as of `celery purge`; other commands say so by themselves.
         where = "check AMQP_HOST, AMQP_PORT or CELERY_BROKER_URL"
         raise _OneLine(BrokerUnreachable(f"the broker cannot be used: {error}", where)) from error
+    except AMQPError as error:
+        where = "check AMQP_USER, AMQP_PASSWORD and AMQP_VHOST, or CELERY_BROKER_URL"
+        raise _OneLine(BrokerRefused(f"the broker refuses: {error.reply_text or error}", where)) from error
     except OSError as error:
         if error.filename is None:
             raise

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import kombu
 import kombu.transport
-from amqp.exceptions import IrrecoverableConnectionError, RecoverableConnectionError
+from amqp.exceptions import AccessRefused, IrrecoverableConnectionError, RecoverableConnectionError
 from kombu.transport import pyamqp
 
 from proj.queues import Topology
@@ -34,6 +34,10 @@ _NOTHING_THERE: Final = (BlockingIOError, ssl.SSLWantReadError)
 
 class Untrusted(IrrecoverableConnectionError):
     """Raised when the broker's certificate is not accepted, which a retry does not fix. See `__cause__`."""
+
+
+class LoginRefused(IrrecoverableConnectionError):
+    """Raised for py-amqp's `AccessRefused`, an error of channels, which `celery purge` ignores."""
 
 
 class Connection(pyamqp.Connection):
@@ -57,6 +61,13 @@ class Connection(pyamqp.Connection):
     def __init__(self, *args: Any, ca: Path | None = None, **options: Any) -> None:
         """`ca` comes from `broker_transport_options`, all of which kombu passes on; `Transport` uses it."""
         super().__init__(*args, **options)
+
+    def connect(self, callback: Any = None) -> Any:
+        """Connect. Raises `LoginRefused`, and what py-amqp raises."""
+        try:
+            return super().connect(callback)
+        except AccessRefused as error:
+            raise LoginRefused(error.reply_text, reply_code=error.reply_code) from error
 
     def Transport(self, *args: Any, **options: Any) -> Any:  # noqa: N802  (py-amqp's name)
         wire = super().Transport(*args, **options)

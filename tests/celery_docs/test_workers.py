@@ -245,6 +245,25 @@ def test_purge_without_a_broker(shared: Bundle) -> None:
     assert re.fullmatch(r"Error: the broker cannot be used: .*refused \(check AMQP_HOST, .*\)\n", done.stderr)
 
 
+@pytest.mark.parametrize("command", ["purge -f", "list bindings", "amqp queue.declare x"])
+@pytest.mark.parametrize(
+    ("changed", "to", "words"),
+    [
+        ("guest@", "wrong@", "ACCESS_REFUSED - Login was refused"),
+        ("/{vhost}", "/none", "vhost none not found"),
+    ],
+    ids=["password", "vhost"],
+)
+def test_command_that_the_broker_refuses(
+    shared: Bundle, command: str, changed: str, to: str, words: str
+) -> None:
+    """One line. Celery's purge takes a refused login for a missing queue, and says that all is done."""
+    url = shared.url.replace(changed.format(vhost=shared.vhost), to)
+    done = shared.celery(*command.split(), env={"CELERY_BROKER_URL": url})
+    assert (done.returncode, done.stdout.count("purged")) == (69, 0)
+    assert re.fullmatch(rf"Error: the broker refuses: .*{words}.* \(check AMQP_USER, .*\)\n", done.stderr)
+
+
 @pytest.mark.used_vhost  # of its own: a worker of the other tests would take what waits
 @pytest.mark.celery_docs("Monitoring: events --dump", "Monitoring: status", "Monitoring: purge")
 def test_commands_about_workers_and_queues(bundle: Bundle) -> None:
