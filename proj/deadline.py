@@ -18,6 +18,18 @@ _AGAIN: Final = 0.1
 _LINGER: Final = 5.0
 
 
+class NoThread(OSError):
+    """The system starts no more threads for this process, so that nothing can bound its waits."""
+
+
+def _start(run: Callable[[], None]) -> None:
+    """Start a thread; not a `Thread`, since a signal may interrupt a caller that holds its lock."""
+    try:
+        _thread.start_new_thread(run, ())
+    except RuntimeError as error:
+        raise NoThread(str(error)) from error
+
+
 class _Watcher:
     """One thread that watches over all blocks: to start one for each would take longer than most blocks do.
 
@@ -36,8 +48,11 @@ class _Watcher:
         self.blocks[block] = until, cut
         if not self._started:
             self._started = True
-            # Not a `Thread`, whose start needs a lock.
-            _thread.start_new_thread(self._run, ())
+            try:
+                _start(self._run)
+            except BaseException:
+                self._started = False
+                raise
         elif self._sleeps:
             with suppress(RuntimeError):  # another thread has woken it
                 self._alarm.release()
@@ -76,7 +91,7 @@ class CutAfter:
 
     A socket's timeout does not bound the block: it holds for one system call, and a slow peer causes many.
     When `cut` shuts the socket down, whatever waits on it fails with an `OSError`. It must not wait, and
-    comes up to a tenth of a second late.
+    comes up to a tenth of a second late. Raises `NoThread` before the block.
     """
 
     __slots__ = ("_cut", "_seconds", "_watcher")
@@ -110,6 +125,5 @@ def within(seconds: float, act: Callable[[], T]) -> T:
         except Exception as error:
             ended.set_exception(error)
 
-    # Not a `Thread`: its start needs a global lock, which the caller may hold when a signal interrupts it.
-    _thread.start_new_thread(run, ())
+    _start(run)
     return ended.result(seconds)

@@ -18,15 +18,16 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 import amqp
-from amqp.exceptions import AccessRefused, FrameSyntaxError, MessageNacked
+from amqp.exceptions import AccessRefused, FrameSyntaxError
 from celery import Celery
 
-from proj.deadline import within
+from proj.deadline import NoThread, within
 from proj.enqueue.composing import UNSENDABLE, unsendable
-from proj.enqueue.published import full_queue, no_route, unknown
+from proj.enqueue.published import FULL, full_queue, no_route, unknown
 from proj.errors import BadInput, BrokerRefused, BrokerUnreachable, OutcomeUnknown, ProjError
 from proj.logs import events
 from proj.rabbitmq import connection, encoded, failures, topology
+from proj.rabbitmq.publishing import Nacked
 
 log = logging.getLogger("proj.enqueue")
 
@@ -101,6 +102,8 @@ class Publish:
         try:
             patience = self.deadline - time.monotonic() + _REPORT_TIME
             return within(patience, partial(self._run, send, mark_repeat, None))
+        except NoThread as error:
+            raise failures.explain(error, self.app.connection_for_write()) from error
         except TimeoutError as error:
             raise OutcomeUnknown(
                 f"{self.name}: message {self.task_id} was published during another publish of its thread, "
@@ -140,7 +143,7 @@ class Publish:
                         raise
                 finally:
                     if pooled is not None:
-                        pooled.release()
+                        connection.release(pooled)
         finally:
             _this_thread.busy = False
 
@@ -150,6 +153,8 @@ class Publish:
             with connection.cut_at(self.deadline, broker):
                 producer = self._prepare(broker, given)
                 return self._confirm(send, producer)
+        except NoThread as error:
+            raise failures.explain(error, broker) from error
         except BaseException:
             # The broker may not answer any more, and a late confirm would count as that of the next message.
             connection.abandon(broker)
@@ -190,13 +195,13 @@ class Publish:
             return send(producer)
         except UNSENDABLE as error:
             raise unsendable(self.app, self.name, error) from error
-        except (MessageNacked, *failures.ERRORS) as error:
+        except (Nacked, *failures.ERRORS) as error:
             raise self._fate(producer.connection, failures.root(error)) from error
 
     def _fate(self, broker: Any, error: BaseException) -> ProjError:
         """The outcome of a publish that ended with this error."""
-        if isinstance(error, MessageNacked):
-            return full_queue(self.name)
+        if isinstance(error, Nacked):
+            return unknown(self.name, self.task_id, FULL) if error.may_be_queued else full_queue(self.name)
         # Without a method, py-amqp has raised it, and not the broker.
         if isinstance(error, FrameSyntaxError) and error.method_sig is None:
             return BadInput(f"{self.name}: an option cannot be sent: {failures.words(error)}")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from celery.canvas import Signature
 
@@ -34,6 +34,10 @@ class Published:
     error: ProjError | None = None
     #: What the caller of `Batch.put` passed.
     key: Any = None
+
+
+#: Why the broker did not confirm a message for several queues: the others may have it.
+FULL: Final = "since one of its queues is full"
 
 
 def full_queue(task: str) -> BrokerRefused:

@@ -9,18 +9,18 @@ from typing import Any, Final
 
 from amqp import spec
 from amqp.exceptions import ConnectionError as BrokerClosed
-from amqp.exceptions import ConnectionForced, FrameSyntaxError, MessageNacked
+from amqp.exceptions import ConnectionForced, FrameSyntaxError
 from celery.canvas import Signature
 
 from proj.enqueue import priorities
 from proj.enqueue.app import App
 from proj.enqueue.composing import UNSENDABLE, Composed, unsendable
 from proj.enqueue.pipeline import Pipeline
-from proj.enqueue.published import Status, full_queue, no_route, unknown
+from proj.enqueue.published import FULL, Status, full_queue, no_route, unknown
 from proj.errors import BrokerRefused, BrokerUnreachable, OutcomeUnknown, ProjError
 from proj.logs import events, spans
 from proj.rabbitmq import connection, failures
-from proj.rabbitmq.publishing import Sent
+from proj.rabbitmq.publishing import Nacked, Sent
 
 log = logging.getLogger("proj.enqueue")
 
@@ -55,8 +55,10 @@ class Entry(Sent):
     began: float
     #: Whether it is sent when nothing else is in flight.
     alone: bool = False
-    #: Whether it may be in a queue from an attempt before, whose connection or channel was lost.
+    #: Whether it may be in a queue from an attempt before, such as one whose connection was lost.
     may_be_queued: bool = False
+    #: Whether the broker has closed the channel over it or another one. If over another, it may be queued.
+    is_suspect: bool = False
     #: Whether everything was declared again for it.
     redeclared: bool = False
     status: Status | None = None
@@ -67,7 +69,7 @@ class Sender:
     """Takes entries, and gives each its status and error. For one thread.
 
     Errors of the broker are outcomes. After any other exception, such as `KeyboardInterrupt`, what was not
-    confirmed stays without an outcome.
+    confirmed stays without an outcome, and the sender is over.
     """
 
     def __init__(self, app: App, window: int) -> None:
@@ -80,6 +82,7 @@ class Sender:
         self.bytes = 0
         self._pipeline: Pipeline | None = None
         self._was_connected = False
+        self.is_over = False
         #: Those to be sent, or to be sent again.
         self._unsent: deque[Entry] = deque()
         #: Whether the message in flight was sent alone.
@@ -144,7 +147,7 @@ class Sender:
             self._recover(failures.root(error))
         except BaseException:
             self._abandon()
-            self.open = 0
+            self.open, self.is_over = 0, True
             raise
         self._left_at = time.monotonic()
 
@@ -209,20 +212,20 @@ class Sender:
     def _connect(self, now: float) -> bool:
         """Connect; when it returns False, all entries have their outcome."""
         pause = _FIRST_PAUSE
+        if self._down and now < self._down_until:
+            self._end_all(self._down)
+            return False
         while True:
             try:
-                if self._down and now < self._down_until:
-                    raise self._down
                 self._pipeline = Pipeline(self._app, self._deadline, self._on_answer)
             except (BrokerUnreachable, BrokerRefused) as error:
                 may_pass = isinstance(error, BrokerUnreachable) and self._was_connected
-                if error is not self._down:
-                    if may_pass and time.monotonic() + pause < self._deadline:
-                        time.sleep(pause)
-                        pause = min(2 * pause, _LONGEST_PAUSE)
-                        continue
-                    # For as long as it has taken: else each request that follows would take as long.
-                    self._down, self._down_until = error, 2 * time.monotonic() - now
+                if may_pass and time.monotonic() + pause < self._deadline:
+                    time.sleep(pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+                    continue
+                # For as long as it has taken: else each request that follows would take as long.
+                self._down, self._down_until = error, 2 * time.monotonic() - now
                 self._end_all(error)
                 return False
             self._was_connected, self._down = True, None
@@ -258,9 +261,12 @@ class Sender:
             if self._full:
                 self._full.discard((entry.exchange, entry.routing_key))
             self._end(entry)
-        elif isinstance(entry.refusal, MessageNacked):
+        elif isinstance(entry.refusal, Nacked):
+            if entry.refusal.may_be_queued:
+                entry.may_be_queued = True
+                entry.composed.mark_repeat()
             if (entry.exchange, entry.routing_key) in self._full:
-                self._end(entry, full_queue(entry.composed.task))
+                self._end(entry, full_queue(entry.composed.task), FULL)
                 return
             if not self._nacked:
                 self._again_at = self._answered_at + self._pause
@@ -289,7 +295,10 @@ class Sender:
         for entry in written:
             # Over which of several messages the broker closed the channel becomes clear when each is alone.
             entry.alone = entry.alone or is_over_message
-            entry.may_be_queued = True
+            if is_over_message:
+                entry.is_suspect = True
+            else:
+                entry.may_be_queued = True
             entry.composed.mark_repeat()
             words = "published once more: the broker did not confirm it"
             self._say(logging.WARNING, events.PUBLISH_REPEATED, entry, words)
@@ -304,7 +313,7 @@ class Sender:
             entry.redeclared = True
             self._unsent.appendleft(entry)
         elif failures.is_refusal(error):
-            entry.may_be_queued = False
+            entry.is_suspect = False
             self._end(entry, failures.explain(error, pipeline.broker))
         else:
             entry.may_be_queued = True
@@ -328,7 +337,7 @@ class Sender:
         nacked, self._nacked = self._nacked, []
         for entry in nacked:
             self._full.add((entry.exchange, entry.routing_key))
-            self._end(entry, full_queue(entry.composed.task))
+            self._end(entry, full_queue(entry.composed.task), FULL)
 
     def _abandon(self) -> list[Entry]:
         """Drop the connection; returns those that it leaves open and that may have arrived."""
@@ -350,7 +359,7 @@ class Sender:
     def _end(self, entry: Entry, error: ProjError | None = None, why: str = "") -> None:
         """Give the entry its outcome: refused with this error, unless it may be in a queue."""
         composed = entry.composed
-        if error and entry.may_be_queued:
+        if error and (entry.may_be_queued or entry.is_suspect):
             error = unknown(composed.task, composed.id, why)
         entry.error = error
         self.open -= 1

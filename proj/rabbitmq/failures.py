@@ -9,6 +9,7 @@ from kombu import Connection
 from kombu.exceptions import KombuError
 
 from proj import tls
+from proj.deadline import NoThread
 from proj.errors import BrokerRefused, BrokerUnreachable, ProjError
 from proj.rabbitmq import transport
 
@@ -33,6 +34,11 @@ def explain(error: BaseException, connection: Connection) -> ProjError:
     if refusal:
         return refusal
     where = _where(connection)
+    if isinstance(error, NoThread):
+        return BrokerUnreachable(
+            f"nothing can bound the wait for the broker at {where}: {words(error)}",
+            "is the memory used up, or the number of processes?",
+        )
     if isinstance(error, transport.Untrusted) and isinstance(error.__cause__, ssl.SSLError):
         return BrokerRefused(*tls.explain(error.__cause__, connection.hostname, f"the broker at {where}"))
     if isinstance(error, ssl.SSLError):

@@ -6,7 +6,7 @@ Py-amqp does not match them: it takes the next confirm for that of the last mess
 
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
@@ -26,6 +26,10 @@ from proj.rabbitmq.encoded import EncodedMessage
 #: Properties that a copy of a message does not take over: `expiration` would end the copy too, and `user_id`
 #: must be that of the publisher.
 _NOT_COPIED: Final = ("application_headers", "delivery_mode", "expiration", "user_id", "cluster_id")
+
+#: Exchanges from which a message with our keys gets to one queue, and headers that send it to others too.
+_TO_ONE_QUEUE: Final = frozenset({"", queues.direct_exchange.name, *queues.DELAY_QUEUES})
+_COPIES: Final = frozenset({"CC", "BCC"})
 
 #: What py-amqp raises for a value that it cannot write, such as an escaped name above 255 bytes.
 UNWRITABLE: Final = (FrameSyntaxError, struct.error, ValueError, OverflowError)
@@ -50,8 +54,19 @@ class Sent:
     routing_key: str
     #: Whether the broker has confirmed or refused it.
     answered: bool = False
-    #: Why no queue has the message: `MessageNacked`, or a `ChannelError` with the reply code of its return.
+    #: Why it is not confirmed: `Nacked`, or a `ChannelError` with the reply code of its return.
     refusal: Exception | None = None
+
+
+class Nacked(MessageNacked):
+    """A queue has refused the message, such as one that is full."""
+
+    def __init__(self, sent: Sent) -> None:
+        super().__init__()
+        headers = sent.message.properties.get("application_headers")
+        copied = isinstance(headers, Mapping) and not _COPIES.isdisjoint(headers)
+        #: Whether the message may be for another queue too, which has it then.
+        self.may_be_queued = copied or sent.exchange not in _TO_ONE_QUEUE
 
 
 class Window:
@@ -236,7 +251,7 @@ class Window:
 
     def _on_nack(self, tag: int, multiple: bool) -> None:
         for sent in self._answered(tag, multiple):
-            sent.answered, sent.refusal = True, sent.refusal or MessageNacked()
+            sent.answered, sent.refusal = True, sent.refusal or Nacked(sent)
             if self._on_answer:
                 self._on_answer(sent)
 
@@ -308,7 +323,7 @@ class Channel(pyamqp.Channel):
     ) -> None:
         """Publish, and wait at most `confirm_timeout` seconds for the confirm.
 
-        On a connection with `confirm_publish`, this is `basic_publish`. Raises `MessageNacked`, a
+        On a connection with `confirm_publish`, this is `basic_publish`. Raises `Nacked`, a
         `ChannelError` when no queue takes a mandatory message, and the errors of `Window`.
 
         A refusal of remote control is no error: the broker refuses a command to all workers when one of their

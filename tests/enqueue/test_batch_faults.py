@@ -284,3 +284,76 @@ def test_broker_that_is_not_there(bundle: Bundle) -> None:
     assert batch.statuses == {"refused": 1_000}
     assert "no broker answers at" in batch.outcomes[0].text
     assert batch.seconds < SLACK
+    assert {each.text for each in batch.outcomes} == {batch.outcomes[0].text}
+
+
+def test_refusals_that_follow_each_other_need_no_memory(bundle: Bundle) -> None:
+    """Many have one error, which does not grow with each of them."""
+    bundle.env["CELERY_BROKER_URL"] = bundle.url_at(1)
+    code = """
+import json, traceback
+from proj.enqueue import enqueue_many
+from proj.tasks import add
+ended = list(enqueue_many(add.s(n, 1) for n in range(500)))
+errors = {id(each.error): each.error for each in ended}.values()
+print(json.dumps([len(list(traceback.walk_tb(error.__traceback__))) for error in errors]))
+"""
+    steps = bundle.python(code)
+    assert len(steps) < 100
+    assert max(steps) < 10
+
+
+def test_refused_after_it_has_arrived(bundle: Bundle, proxy: Proxy) -> None:
+    """Its connection was lost, and its exchange is gone when it is sent again: it may be in the queue."""
+    bundle.declare()
+    with bundle.channel() as channel:
+        channel.exchange_declare("theirs", "direct", durable=True, auto_delete=False)
+        channel.queue_bind("proj.tasks", "theirs", "key")
+
+    def swallow() -> None:
+        proxy.network = Network.SWALLOWS_ANSWERS
+
+    def lose() -> None:
+        eventually("it has arrived", lambda: bundle.depth("proj.tasks") == 2)
+        with bundle.channel() as channel:
+            channel.exchange_delete("theirs")
+        proxy.network = Network.WORKS
+        proxy.cut()
+
+    theirs = {"options": {"exchange": "theirs", "routing_key": "key"}}
+    batch = enqueue(bundle, (1, _ONE), PAUSE, (1, theirs), PAUSE, faults=(swallow, lose), polling=True)
+
+    assert [each.status for each in batch.outcomes] == ["confirmed", "unknown"]
+    assert taken(bundle)[batch.outcomes[1].id] == 1
+
+
+def test_message_for_several_queues_of_which_one_is_full(bundle: Bundle) -> None:
+    """The others have it: it is not refused, and what is sent again is marked."""
+    hurry(bundle, ANSWERED)
+    with bundle.channel() as channel:
+        channel.exchange_declare("theirs", "fanout", durable=True, auto_delete=False)
+        full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        channel.queue_declare("full", durable=True, auto_delete=False, arguments=full)
+        channel.queue_declare("other", durable=True, auto_delete=False)
+        for queue in ("full", "other"):
+            channel.queue_bind(queue, "theirs")
+    theirs = {"options": {"exchange": "theirs"}}
+
+    batch = enqueue(bundle, (3, theirs))
+    code = """
+import json
+from proj import errors
+from proj.tasks import add
+try:
+    add.apply_async((1, 2), exchange="theirs")
+except errors.OutcomeUnknown as error:
+    print(json.dumps(str(error)))
+"""
+    one = bundle.python(code)
+
+    assert batch.statuses == {"confirmed": 1, "unknown": 2}
+    assert "since one of its queues is full" in batch.outcomes[-1].text
+    assert "since one of its queues is full" in one
+    headers = taken_headers(bundle, "other")
+    marks = [[REPEAT in each for each in headers if each[ID] == ended.id] for ended in batch.outcomes[1:]]
+    assert all(not first and repeats and all(repeats) for first, *repeats in marks)

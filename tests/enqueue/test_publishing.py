@@ -288,3 +288,26 @@ def test_task_that_is_tried_again_is_a_repeat(bundle: Bundle) -> None:
     bundle.worker()
     code = "from proj import tasks, results; print(str(tasks.again.delay().get(timeout=90)).lower())"
     assert bundle.python(code) is True
+
+
+def test_process_that_can_start_no_thread(bundle: Bundle) -> None:
+    """Nothing would bound its waits: it is refused, until a thread can be started again."""
+    code = """
+import _thread, json
+from proj import errors
+from proj.tasks import add
+start, said = _thread.start_new_thread, []
+def fail(*_):
+    raise RuntimeError("can't start new thread")
+for _thread.start_new_thread in (fail, start):
+    try:
+        said.append(add.delay(1, 2).id and "confirmed")
+    except errors.BrokerUnreachable as error:
+        said.append(str(error))
+print(json.dumps(said))
+"""
+    refused, then = bundle.python(code, forked=False)
+    assert "nothing can bound the wait for the broker at 127.0.0.1:" in refused
+    assert "can't start new thread (is the memory used up, or the number of processes?)" in refused
+    assert then == "confirmed"
+    assert bundle.depth("proj.tasks") == 1

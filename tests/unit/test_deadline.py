@@ -1,15 +1,17 @@
 """What runs past its deadline is cut, by one thread for all."""
 
+import _thread
 import os
 import threading
 from contextlib import ExitStack
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
 
 from proj import deadline
-from proj.deadline import CutAfter
+from proj.deadline import CutAfter, NoThread, within
 
 #: Seconds for what must happen soon, on a busy machine too.
 PATIENCE = 60
@@ -82,6 +84,21 @@ def test_cut_that_fails() -> None:
     cuts = Cuts()
     with CutAfter(0, fail), CutAfter(0, cuts):
         cuts.wait(2)
+
+
+def test_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block does not begin, and later ones are cut again."""
+    monkeypatch.setattr(deadline, "_watcher", deadline._Watcher())
+    cuts = Cuts()
+    with monkeypatch.context() as patch:
+        patch.setattr(_thread, "start_new_thread", Mock(side_effect=RuntimeError("can't start new thread")))
+        with pytest.raises(NoThread), CutAfter(0, cuts):
+            raise AssertionError
+        with pytest.raises(NoThread):
+            within(PATIENCE, cuts)
+    assert cuts.number == 0
+    with CutAfter(0, cuts):
+        cuts.wait(1)
 
 
 def test_many_blocks_have_one_thread() -> None:

@@ -68,7 +68,7 @@ with app.connection_for_write() as connection:
     Producer(connection).publish({}, exchange="celery.pidbox")
 """)
 
-    assert "MessageNacked" in done.stderr
+    assert "publishing.Nacked" in done.stderr
 
 
 def _refuse_commands(bundle: Bundle) -> None:

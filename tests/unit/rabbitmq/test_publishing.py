@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proj.rabbitmq.encoded import Common, EncodedMessage
-from proj.rabbitmq.publishing import Sent, Window
+from proj.rabbitmq.publishing import Nacked, Sent, Window
 
 
 class _Channel:
@@ -79,6 +79,23 @@ def test_each_answer_is_for_its_own_message(data: st.DataObject) -> None:
         kind = ChannelError if tag in returned else MessageNacked if tag in nacked else type(None)
         assert each.answered
         assert isinstance(each.refusal, kind)
+
+
+@pytest.mark.parametrize(
+    ("exchange", "headers", "elsewhere"),
+    [
+        *[(exchange, {}, False) for exchange in ("", "proj.direct", "celery_delayed_27")],
+        *[("proj.direct", {header: ["copy"]}, True) for header in ("CC", "BCC")],
+        *[(exchange, {}, True) for exchange in ("proj", "amq.topic", "theirs")],
+    ],
+)
+def test_what_a_nack_says(exchange: str, headers: dict[str, Any], elsewhere: bool) -> None:
+    """One queue has refused the message; another may have it where an exchange passes it to several."""
+    channel, _, window = _window(0)
+    sent = window.send(amqp.Message(b"", application_headers=headers), exchange, "key")
+    channel.say("basic_nack", 1, False)
+    assert isinstance(sent.refusal, Nacked)
+    assert sent.refusal.may_be_queued == elsewhere
 
 
 def test_return_is_no_answer() -> None:
