@@ -54,10 +54,12 @@ _BYPASSES: Final = ("CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 _SHOWN_LENGTH: Final = 80
 
 #: How to write a URL whose user name or password has special characters.
-_ENCODING: Final = "with [ ] @ : / ; ? # % in a name or a password percent-encoded, such as %40 for @"
+_ENCODING: Final = (
+    "without spaces, with [ ] @ : / ; ? # % in a name or password percent-encoded, such as %40 for @"
+)
 
-#: A percent sign that is not part of an encoded character.
-_LONE_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+#: What no URL has: a percent sign of no encoded character, and white space, of which `urlsplit` removes some.
+_UNENCODED: Final = re.compile(r"%(?![0-9A-Fa-f]{2})|\s")
 
 
 def _absolute(path: Path) -> Path:
@@ -104,7 +106,7 @@ def _split(url: str, schemes: set[str]) -> SplitResult:
     # An unencoded / in a password ends the host early: u:1/2@host would be host u, port 1.
     early = "@" not in split.netloc and "@" in url
     nowhere = not (split.hostname if split.scheme.startswith("http") else split.netloc)
-    if split.scheme not in schemes or nowhere or early or _LONE_PERCENT.search(url):
+    if split.scheme not in schemes or nowhere or early or _UNENCODED.search(url):
         raise ValueError
     split.port  # noqa: B018  this checks it
     return split
@@ -139,7 +141,7 @@ def _check_management_url(url: str) -> str:
 def _check_backend(url: str) -> str:
     """Check the URL of a result backend, of any kind that Celery knows. Raises `ValueError`."""
     with suppress(ValueError):  # of `urlsplit`, which may hold the password
-        if "://" in url and urlsplit(url):
+        if "://" in url and url == url.strip() and urlsplit(url):
             return url
     raise ValueError(f"expected a URL such as db+postgresql://user:password@host/database, {_ENCODING}")
 

@@ -347,6 +347,29 @@ def test_password_that_is_not_encoded(
     config.load()
 
 
+@pytest.mark.parametrize("blank", [" ", "\t", "\n", "\u00a0"])
+@pytest.mark.parametrize(
+    ("name", "urls"),
+    [
+        (
+            "CELERY_BROKER_URL",
+            ["{}amqp://u:s3cret@h/v", "amqp://u:s3cret@h/v{}", "amqp://h;{}amqp://u:s3cret@g"],
+        ),
+        ("PROJ_MANAGEMENT_URL", ["{}http://u:s3cret@h:15672"]),
+        ("CELERY_RESULT_BACKEND", ["{}db+postgresql://u:s3cret@h/d", "db+postgresql://u:s3cret@h/d{}"]),
+    ],
+)
+def test_url_with_white_space(
+    monkeypatch: pytest.MonkeyPatch, name: str, urls: list[str], blank: str
+) -> None:
+    """Kombu would take the URL after it for the name of a virtual host, and show its password."""
+    for url in urls:
+        monkeypatch.setenv(name, url.format(blank))
+        with pytest.raises(ConfigError, match="without spaces") as caught:
+            config.load()
+        assert "s3" not in str(caught.value)
+
+
 @pytest.mark.parametrize("password", ["[s3cret", "s3]cret", "s3：cret", "s3／cret"])  # noqa: RUF001
 @pytest.mark.parametrize("url", ["db+postgresql://u:{}@host/d", "redis://:{}@host/0"])
 def test_result_store_whose_url_cannot_be_split(
