@@ -204,6 +204,8 @@ class Transport(_EventLoop, pyamqp.SSLTransport):
     def establish_connection(self) -> Any:
         """Connect. Raises `Untrusted`, and what kombu raises."""
         client, host = self.client, self.client.hostname
+        if "ca" not in client.transport_options:  # of an application that is not ours
+            return super().establish_connection()
         # For each host: Celery's `broker_use_ssl` would apply to `amqp://` too, and to all nodes of a
         # failover list.
         client.ssl = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": host}

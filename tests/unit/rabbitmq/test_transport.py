@@ -203,3 +203,13 @@ def test_py_amqp_itself_reads_again(tls: bool) -> None:
         wire._quick_recv = receive_or_end
         with pytest.raises(EOFError), wire.having_timeout(0):
             wire.read_frame()
+
+
+def test_tls_of_another_application_is_its_own() -> None:
+    """Its certificates are not ours to change."""
+    theirs = {"ca_certs": "theirs.pem", "certfile": "client.pem"}
+    with kombu.Connection("amqps://127.0.0.1:1", ssl=dict(theirs)) as connection:
+        assert isinstance(connection.transport, transport.Transport)
+        with pytest.raises(OSError, match="refused"):
+            connection.connect()
+        assert connection.ssl == theirs
