@@ -22,9 +22,9 @@ class Pipeline:
         #: Whether what delayed messages need is declared, as far as the user has the right.
         self.delays_are_declared = False
         self._stack = ExitStack()
-        pooled = connection.acquire(app, deadline)
         #: For the words of an error, when it is closed too.
-        self.broker: kombu.Connection = self._stack.enter_context(pooled)
+        self.broker: kombu.Connection = connection.acquire(app, deadline)
+        self._stack.callback(connection.release, self.broker)
         try:
             with connection.cut_at(deadline, self.broker):
                 if not connection.is_alive(self.broker):

@@ -3,6 +3,7 @@
 import os
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,15 @@ from proj.config import CONNECT_TIMEOUT
 from proj.deadline import CutAfter, within
 from proj.errors import BrokerUnreachable
 from proj.rabbitmq import failures, transport
+
+
+class _ThisThread(threading.local):
+    """Whether the current thread is in the pool of connections, whose lock cannot be taken twice."""
+
+    is_in_pool = False
+
+
+_this_thread: Final = _ThisThread()
 
 #: Why a broker that `is_blocked` confirms nothing.
 ALARM: Final = "since its memory or disk alarm is on"
@@ -34,11 +44,49 @@ def acquire(app: Celery, deadline: float) -> Connection:
     # waits for a connection without a timeout.
     pool = app.pool
     try:
-        acquired: Connection = pool.acquire(block=True, timeout=max(0, deadline - time.monotonic()))
+        if not _this_thread.is_in_pool:
+            return _acquire(pool, deadline)
+        # A signal handler or a finalizer has interrupted this thread there, which may hold the pool's lock.
+        # Another thread can wait for that with a timeout.
+        return within(max(0, deadline - time.monotonic()), partial(_acquire_in_time, pool, deadline))
     except pool.LimitExceeded as error:
         raise BrokerUnreachable(
             f"all {pool.limit} connections to the broker are in use", "publish from fewer threads"
         ) from error
+    except TimeoutError as error:
+        raise BrokerUnreachable(
+            "no connection to the broker can be had while another publish of this thread takes one",
+            "do not publish in signal handlers and finalizers",
+        ) from error
+
+
+def release(connection: Connection) -> None:
+    """Give a connection back to its pool."""
+    if _this_thread.is_in_pool:
+        with suppress(OSError):
+            within(0, connection.release)  # nobody waits for it
+        return
+    _this_thread.is_in_pool = True
+    try:
+        connection.release()
+    finally:
+        _this_thread.is_in_pool = False
+
+
+def _acquire(pool: Any, deadline: float) -> Connection:
+    _this_thread.is_in_pool = True
+    try:
+        acquired: Connection = pool.acquire(block=True, timeout=max(0, deadline - time.monotonic()))
+    finally:
+        _this_thread.is_in_pool = False
+    return acquired
+
+
+def _acquire_in_time(pool: Any, deadline: float) -> Connection:
+    acquired = _acquire(pool, deadline)
+    if time.monotonic() >= deadline:
+        release(acquired)  # nobody waits for it any more
+        raise TimeoutError
     return acquired
 
 

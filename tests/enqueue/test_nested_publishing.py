@@ -20,14 +20,23 @@ import faulthandler, gc, json, queue, signal, time
 faulthandler.dump_traceback_later({limit}, exit=True)
 from celery.signals import before_task_publish
 from proj import errors
+from proj.enqueue import enqueue_many
 from proj.tasks import add
 
 ended = {{}}
 
+def by_batch():
+    [outcome] = enqueue_many([add.s(1, 2)])
+    if outcome.error:
+        raise outcome.error
+    return outcome
+
+ways = {{"outer": {outer}, "nested": {nested}}}
+
 def call(which):
     began = time.monotonic()
     try:
-        ended[which] = "confirmed", add.delay(1, 2).id, time.monotonic() - began
+        ended[which] = "confirmed", ways[which]().id, time.monotonic() - began
     except errors.ProjError as error:
         ended[which] = type(error).__name__, str(error), time.monotonic() - began
 
@@ -75,9 +84,16 @@ before_task_publish._clear_dead_receivers = interrupt
 }
 
 
-def _ended(bundle: Bundle, how: str, when: str) -> dict[str, Any]:
+#: A single publish, and one in a batch.
+SINGLE, BATCH = "lambda: add.delay(1, 2)", "by_batch"
+
+
+def _ended(
+    bundle: Bundle, how: str, when: str, *, outer: str = SINGLE, nested: str = SINGLE
+) -> dict[str, Any]:
     limit = 2 * (TIMEOUT + SLACK)
-    ended = bundle.python(_PROGRAM.format(how=how, when=when, limit=limit))
+    program = _PROGRAM.format(how=how, when=when, limit=limit, outer=outer, nested=nested)
+    ended = bundle.python(program)
     assert ended.keys() == {"nested", "outer"}
     for kind, text, _ in ended.values():
         assert kind in OUTCOMES, text
@@ -97,6 +113,19 @@ def test_lock_that_the_thread_holds(bundle: Bundle, lock: str, how: str) -> None
     kind, text, _ = ended["nested"]
     assert kind == "OutcomeUnknown"
     assert "was published during another publish of its thread" in text
+
+
+@pytest.mark.parametrize("how", ["by_signal", "by_finalizer"])
+@pytest.mark.parametrize(("outer", "nested"), [(SINGLE, BATCH), (BATCH, SINGLE), (BATCH, BATCH)])
+def test_lock_of_the_pool_and_a_batch(bundle: Bundle, outer: str, nested: str, how: str) -> None:
+    """The nested one is not sent, and the outer one is not disturbed."""
+    bundle.declare()
+    bundle.env["PROJ_PUBLISH_TIMEOUT"] = "2"
+
+    ended = _ended(bundle, how, LOCKS["of the pool"], outer=outer, nested=nested)
+
+    assert ended["nested"][0] == "BrokerUnreachable"
+    assert "while another publish of this thread takes one" in ended["nested"][1]
 
 
 @pytest.mark.parametrize("network", [Network.WORKS, Network.SLOW])
