@@ -195,6 +195,14 @@ class App(celery.Celery):
         """What `celery worker` runs. By its name, since whoever only publishes need not import it."""
         return self.subclass_with_self("proj.worker.ending:Worker")
 
+    def publishes_itself(self, task: celery.Task) -> bool:
+        """Whether the task has no `apply_async` of its own, which may do anything."""
+        return type(task).apply_async is self._apply_async
+
+    @functools.cached_property
+    def _apply_async(self) -> Any:
+        return symbol_by_name(App.task_cls).apply_async
+
     @functools.cached_property
     def templates(self) -> Templates:
         """Templates of messages, for calls whose message Celery need not make."""

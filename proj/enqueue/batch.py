@@ -79,7 +79,13 @@ def _each(requests: Iterator[Signature], window: int) -> Iterator[Published]:
             if batch is None:
                 app = getattr(request, "app", None)
                 batch = Batch(app if isinstance(app, App) else default_app(), window=window)
-            batch.put(request)
+            try:
+                batch.put(request)
+            except Exception as error:  # such as of a task's own `apply_async`
+                if batch.is_over:
+                    raise
+                failure = error
+                break
             if took > _SLOW:
                 yield from batch.settle()
             elif took > _QUICK:
@@ -100,8 +106,8 @@ def _each(requests: Iterator[Signature], window: int) -> Iterator[Published]:
 class Batch:
     """Takes requests one after the other, and returns how the publish of each ended. For one thread.
 
-    Errors of the broker are outcomes. Any other exception, such as `KeyboardInterrupt`, ends the batch, and
-    what was not confirmed may be in its queue.
+    Errors of the broker are outcomes. Any other exception while messages are sent, such as
+    `KeyboardInterrupt`, ends the batch, and what was not confirmed may be in its queue.
     """
 
     def __init__(self, app: App, *, window: int = WINDOW) -> None:
@@ -128,6 +134,11 @@ class Batch:
         """The number of requests whose outcome is not known yet."""
         return self._sender.open
 
+    @property
+    def is_over(self) -> bool:
+        """Whether an exception has ended the batch."""
+        return self._sender.is_over
+
     def put(
         self, request: Signature, *, key: Any = None, task_id: str | None = None, repeat: bool = False
     ) -> bool:
@@ -137,7 +148,7 @@ class Batch:
         gives, it does not mark the message as a repeat, which `repeat` does. Returns whether it can be sent;
         otherwise its outcome is that it is refused.
         """
-        self._check_process()
+        self._check()
         try:
             if self._is_eager and isinstance(request, Signature):
                 executed = request.apply_async()
@@ -193,14 +204,14 @@ class Batch:
 
         Waits for nothing but a new connection, when there is none.
         """
-        self._check_process()
+        self._check()
         if self._sender.open:
             self._sender.work(look=True)
         return self.ended()
 
     def settle(self) -> list[Published]:
         """Wait until all outcomes are known, and return them."""
-        self._check_process()
+        self._check()
         while self._sender.open:
             self._sender.work(wait=True)
         return self.ended()
@@ -214,9 +225,11 @@ class Batch:
             self._sender.work(wait=True)
         self._sender.close()
 
-    def _check_process(self) -> None:
+    def _check(self) -> None:
         if os.getpid() != self._process:
             raise RuntimeError("a batch cannot be used in a process that was forked from its own")
+        if self._sender.is_over:
+            raise RuntimeError("the batch was ended by an exception, make another one")
 
     def _exceeds(self, count: int, size: int) -> bool:
         """Whether more messages than `count`, or more bytes, are without an outcome."""

@@ -33,6 +33,9 @@ _CANVAS: Final = frozenset({"celery.chain", "celery.group", "celery.chord"})
 #: The options of a call that a template can have.
 _TEMPLATE_OPTIONS: Final = frozenset({"task_id", "queue", "priority", "ignore_result"})
 
+#: Options that name a connection.
+_CONNECTIONS: Final = frozenset({"connection", "producer", "publisher"})
+
 #: The task of a request. The property itself takes a lock, and keeps what it has found.
 _type_of: Final = Signature.type.func
 
@@ -168,7 +171,7 @@ class Composer:
                 return None
             check_options(name, usual)
         template = self._templates.find(task, **usual, in_task=self._in_task)
-        if template is None:
+        if template is None or not self._app.publishes_itself(task):
             return None
         args, kwargs = given_arguments(name, request["args"], request["kwargs"])
         check_call(name, args, kwargs, task.parameters)
@@ -187,6 +190,8 @@ class Composer:
         args, kwargs = request["args"], request["kwargs"]
         if task_id is not None:
             options = {**options, "task_id": task_id}
+        if given := _CONNECTIONS & options.keys():
+            raise BadInput(f"{name}: many messages share one connection", f"leave out {min(given)}")
         self._recorder.recorded.clear()
         options = {**options, "producer": self._recorder, "declare": [], "add_to_parent": False}
         task = self._tasks.get(name)
@@ -200,6 +205,8 @@ class Composer:
                 published = self._app.send_task(name, args, kwargs, **options)
         except UNSENDABLE as error:
             raise unsendable(self._app, name, error) from error
+        if not self._recorder.recorded:
+            raise BadInput(f"{name}: its apply_async publishes no message")
         [(message, address), *_] = self._recorder.recorded
         headers = message.properties.get("application_headers") or {}
         if result_travels:

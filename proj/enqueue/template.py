@@ -145,7 +145,9 @@ class Templates:
         try:
             return self._made[key]
         except KeyError:
-            made = self._made[key] = self._make(task, queue, priority, ignore_result)
+            made = self._make(task, queue, priority, ignore_result)
+            if made or queue is None or queue in self._app.amqp.queues:  # of wrong names there is no end
+                self._made[key] = made
             return made
         except TypeError:  # a queue that is no name
             return None

@@ -73,8 +73,10 @@ class Composer:
         priority = properties.get("priority")
         priority = None if priority is None else min(priority, _HIGHEST_PRIORITY)
         headers = _reply_headers(properties)
-        find = self._app.templates.find
-        if not headers and (template := find(task, queue=queue, priority=priority, in_task=False)):
+        template = None
+        if not headers and self._app.publishes_itself(task):
+            template = self._app.templates.find(task, queue=queue, priority=priority, in_task=False)
+        if template:
             with suppress(EncodeError):  # of what only Celery itself can write, such as models of pydantic
                 message = template.message(task_id, args, kwargs, repeat=repeat)
                 return message, template.exchange, template.routing_key

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from proj import queues
+from tests.lib.batches import taken_headers
 from tests.lib.bundle import Bundle
 from tests.lib.publisher import ID, REPEAT, TIMEOUT, hurry
 
@@ -187,3 +188,70 @@ print(json.dumps([one_for_one, run()]))
     (few, statuses), (many, same) = bundle.python(code)
     assert statuses == same == ["confirmed"]
     assert 3 * few < many
+
+
+def test_task_that_publishes_in_its_own_way(bundle: Bundle) -> None:
+    """Its `apply_async` makes the message; where it raises, what was taken before is yielded first."""
+    code = """
+import json
+import celery
+from proj import app
+from proj.enqueue import enqueue_many
+class Tenant(celery.Task):
+    def apply_async(self, args=None, kwargs=None, **options):
+        if args[0] == 7:
+            return None
+        if args[0] == 8:
+            raise PermissionError("a quota")
+        return super().apply_async(args, kwargs, **{**options, "headers": {"tenant": "acme"}})
+@app.task(base=Tenant, name="tenant")
+def tenant(x: int): pass
+@app.task(name="usual")
+def usual(x: int): pass
+ended = []
+try:
+    calls = [tenant.s(1), tenant.s(7), *(usual.s(n) for n in range(100)), tenant.s(8), usual.s(1)]
+    for each in enqueue_many(calls):
+        ended.append([each.status, str(each.error or "")])
+except PermissionError as error:
+    ended.append(str(error))
+with app.connection_for_write() as connection:
+    [other] = enqueue_many([usual.s(1).set(connection=connection)])
+print(json.dumps([ended, str(other.error)]))
+"""
+    [first, nothing, *usual, raised], other = bundle.python(code)
+    assert first == ["confirmed", ""]
+    assert nothing == ["refused", "tenant: its apply_async publishes no message"]
+    assert (usual, raised) == ([["confirmed", ""]] * 100, "a quota")
+    assert other == "usual: many messages share one connection (leave out connection)"
+    headers = taken_headers(bundle)
+    assert [each.get("tenant") for each in headers] == ["acme"] + [None] * 100
+
+
+def test_batch_that_an_exception_has_ended(bundle: Bundle) -> None:
+    """It takes nothing any more, and can be closed."""
+    code = """
+import json
+from proj import app
+from proj.enqueue import Batch
+from proj.tasks import add
+def interrupt(now):
+    raise KeyboardInterrupt
+said = []
+with Batch(app) as batch:
+    batch.put(add.s(1, 2))
+    said += [each.status for each in batch.settle()]
+    batch._sender._send = interrupt
+    for act in (lambda: [batch.put(add.s(1, 2)) for _ in range(100)], batch.settle, batch.poll, batch.settle):
+        try:
+            act()
+        except (KeyboardInterrupt, RuntimeError) as error:
+            said.append(str(error) or "interrupted")
+free = [app.pool.acquire(block=True, timeout=1) for _ in range(app.pool.limit)]
+print(json.dumps([said, batch.open, len(free)]))
+"""
+    said, still_open, free = bundle.python(code)
+    assert (
+        said == ["confirmed", "interrupted"] + ["the batch was ended by an exception, make another one"] * 3
+    )
+    assert (still_open, free) == (0, 10)

@@ -297,3 +297,11 @@ def test_wrong_option_that_python_takes_for_a_right_one(any_task: Any, options: 
     """It has no template, though one was made for what it equals; Celery's way refuses it."""
     assert TEMPLATES.find(any_task, priority=1, ignore_result=True)
     assert TEMPLATES.find(any_task, **options) is None
+
+
+def test_wrong_names_of_queues_are_not_kept(any_task: Any) -> None:
+    """There is no end of them."""
+    templates = Templates(app)
+    assert [templates.find(any_task, queue=f"no-{number}") for number in range(50)] == [None] * 50
+    assert templates.find(any_task)
+    assert len(templates._made) == 1
