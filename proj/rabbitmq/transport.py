@@ -16,7 +16,13 @@ from typing import Any, Final
 
 import kombu
 import kombu.transport
-from amqp.exceptions import AccessRefused, IrrecoverableConnectionError, RecoverableConnectionError
+from amqp.exceptions import (
+    AccessRefused,
+    AMQPError,
+    IrrecoverableConnectionError,
+    NotAllowed,
+    RecoverableConnectionError,
+)
 from kombu.transport import pyamqp
 
 from proj.queues import Topology
@@ -36,8 +42,12 @@ class Untrusted(IrrecoverableConnectionError):
     """Raised when the broker's certificate is not accepted, which a retry does not fix. See `__cause__`."""
 
 
-class LoginRefused(IrrecoverableConnectionError):
-    """Raised for py-amqp's `AccessRefused`, an error of channels, which `celery purge` ignores."""
+class Refused(AMQPError):
+    """Raised when the broker refuses the login or the virtual host, which a retry does not change.
+
+    It is neither an error of channels, which `celery purge` ignores, nor one of connections, after which
+    `celery events` connects again.
+    """
 
 
 class Connection(pyamqp.Connection):
@@ -63,11 +73,11 @@ class Connection(pyamqp.Connection):
         super().__init__(*args, **options)
 
     def connect(self, callback: Any = None) -> Any:
-        """Connect. Raises `LoginRefused`, and what py-amqp raises."""
+        """Connect. Raises `Refused`, and what py-amqp raises."""
         try:
             return super().connect(callback)
-        except AccessRefused as error:
-            raise LoginRefused(error.reply_text, reply_code=error.reply_code) from error
+        except (AccessRefused, NotAllowed) as error:
+            raise Refused(error.reply_text, reply_code=error.reply_code) from error
 
     def Transport(self, *args: Any, **options: Any) -> Any:  # noqa: N802  (py-amqp's name)
         wire = super().Transport(*args, **options)

@@ -245,7 +245,7 @@ def test_purge_without_a_broker(shared: Bundle) -> None:
     assert re.fullmatch(r"Error: the broker cannot be used: .*refused \(check AMQP_HOST, .*\)\n", done.stderr)
 
 
-@pytest.mark.parametrize("command", ["purge -f", "list bindings", "amqp queue.declare x"])
+@pytest.mark.parametrize("command", ["purge -f", "list bindings", "amqp queue.declare x", "events --dump"])
 @pytest.mark.parametrize(
     ("changed", "to", "words"),
     [
@@ -257,11 +257,15 @@ def test_purge_without_a_broker(shared: Bundle) -> None:
 def test_command_that_the_broker_refuses(
     shared: Bundle, command: str, changed: str, to: str, words: str
 ) -> None:
-    """One line. Celery's purge takes a refused login for a missing queue, and says that all is done."""
+    """One line. Celery's purge takes a refused login for a missing queue; its events would try for ever."""
     url = shared.url.replace(changed.format(vhost=shared.vhost), to)
     done = shared.celery(*command.split(), env={"CELERY_BROKER_URL": url})
     assert (done.returncode, done.stdout.count("purged")) == (69, 0)
-    assert re.fullmatch(rf"Error: the broker refuses: .*{words}.* \(check AMQP_USER, .*\)\n", done.stderr)
+    *_, last = done.stderr.splitlines()
+    if command != "events --dump":  # whose errors Celery words, after a warning of its own
+        assert re.fullmatch(r"Error: the broker refuses: .* \(check AMQP_USER, .*\)\n", done.stderr)
+    assert last.startswith("Error: ")
+    assert words in last
 
 
 @pytest.mark.used_vhost  # of its own: a worker of the other tests would take what waits
