@@ -16,7 +16,7 @@ from celery.worker.state import maybe_shutdown, successful_requests
 from proj.dead_letters.reasons import Reason
 from proj.errors import ExitCode
 from proj.rabbitmq import connection, failures, topology
-from proj.worker import burial, commands, replies
+from proj.worker import burial, commands, pools, replies
 from proj.worker.delaying import Delays
 from proj.worker.delivery import Turns, strategy
 from proj.worker.heartbeat import HeartbeatStep
@@ -163,6 +163,10 @@ class Consumer(consumer.Consumer):
     def reset_rate_limits(self) -> None:
         super().reset_rate_limits()
         self.turns.forget()
+
+    def prepare_end(self) -> None:
+        """Settle what is half done, before a warm shutdown drops all that has not begun."""
+        pools.keep_written(self.pool)
 
     def on_close(self) -> None:
         super().on_close()

@@ -53,6 +53,7 @@ class Worker(apps_worker.Worker):
     def stop(self, in_sighandler: bool = False, exitcode: int | None = None) -> None:
         """The warm shutdown, as Celery's; also that of SIGHUP, which sends no signal of Celery."""
         self.begin_grace()
+        self.consumer.prepare_end()
         super().stop(in_sighandler, exitcode)
 
     def wait_for_soft_shutdown(self) -> None:

@@ -66,6 +66,20 @@ def send_at_once(consumer: Any) -> None:
         consumer.hub.consolidate_callback(list(pool._all_inqueues - pool._busy_workers))
 
 
+def keep_written(pool: Any) -> None:
+    """Let the tasks that were written to a process end there, before a warm shutdown.
+
+    Celery drops each task whose process has not reported its start yet: the process executes it, but no one
+    waits for its end, and another worker executes it again.
+    """
+    if has_processes(pool) and pool._pool:
+        # upstream: not reported; remove when the pool writes a task as it is handed over
+        for job in pool._pool._cache.values():
+            job._accepted = job._accepted or job._write_to is not None
+        # While the pool is open, this completes what is written in part.
+        pool.flush()
+
+
 def on_lost_error(result: Any, report: Callable[[BaseException], None]) -> None:
     """Call `report` with an error raised outside of the task, which a pool of threads would drop."""
     future = getattr(result, "f", None)

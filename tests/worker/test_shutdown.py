@@ -3,6 +3,7 @@
 import collections
 import json
 import os
+import signal
 from functools import partial
 
 import pytest
@@ -50,6 +51,25 @@ def test_sigterm_lets_the_running_task_end_and_takes_no_new_one(bundle: Bundle) 
         "third",
     ]
     assert json.loads(bundle.proj("result", "first", "--json").stdout)["state"] == "SUCCESS"
+
+
+def test_task_that_comes_with_the_signal_is_executed_once(bundle: Bundle) -> None:
+    """A process has it already when the loop ends, and has not reported its start."""
+    bundle.add_task(NAP)
+    worker = bundle.worker()
+    bundle.enqueue("task", "proj.tasks.nap", "1", "--id", "before")
+    worker.says("[before] succeeded")  # so its process is up
+    worker.process.send_signal(signal.SIGSTOP)
+    bundle.enqueue("task", "proj.tasks.nap", "2", "--id", "last")
+    worker.process.terminate()
+    worker.process.send_signal(signal.SIGCONT)
+
+    assert worker.ends() == 0
+
+    assert worker.text().index("Warm shutdown") < worker.text().index("[last] received")
+    assert (bundle.folder / "naps").read_text() == "1 2 "
+    assert "[last] succeeded" in worker.text()
+    assert bundle.kept("proj.tasks") == 0
 
 
 @pytest.mark.celery_docs("Workers: QUIT, pools prefork, threads, solo")

@@ -9,6 +9,7 @@ import pytest
 from celery.concurrency.prefork import TaskPool
 
 from proj.worker import pools
+from tests.lib.waiting import PATIENCE
 
 POOL = TaskPool.__new__(TaskPool)
 
@@ -66,3 +67,37 @@ pool._pool.terminate()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.split() == ["1", "0"], done.stderr
+
+
+@pytest.mark.parametrize("size", [1, 2**20])
+def test_task_that_was_written_to_a_process_ends_there_at_a_shutdown(size: int) -> None:
+    """Also one that fits the pipe only in part. What no process has is dropped."""
+    code = f"""
+from types import SimpleNamespace
+from celery.concurrency.asynpool import AsynPool
+from celery.concurrency.prefork import TaskPool
+from kombu.asynchronous import Hub, set_event_loop
+from proj.worker import pools
+
+hub, pool, done = Hub(), TaskPool.__new__(TaskPool), []
+set_event_loop(hub)
+pool._pool = AsynPool(processes=1, threads=False)
+pool._pool.register_with_event_loop(hub)
+pool.flush = pool._pool.flush
+pool._pool.apply_async(len, ("first",), callback=done.append)
+while not done:
+    hub.run_once()
+pool._pool.apply_async(len, ("x" * {size},), callback=done.append)
+pools.send_at_once(SimpleNamespace(pool=pool, hub=hub))
+pool._pool.apply_async(len, ("not written",), callback=done.append)
+pools.keep_written(pool)
+pool.close()
+pool.flush()
+pool.stop()
+print(*done)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE
+    )
+
+    assert done.stdout.split() == ["5", str(size)], done.stderr
