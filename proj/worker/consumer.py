@@ -167,6 +167,8 @@ class Consumer(consumer.Consumer):
     def prepare_end(self) -> None:
         """Settle what is half done, before a warm shutdown drops all that has not begun."""
         pools.keep_written(self.pool)
+        if self.connection:  # else nothing can be acknowledged
+            self.delays.finish()
 
     def on_close(self) -> None:
         super().on_close()

@@ -30,6 +30,9 @@ LONGEST_BACKOFF: Final = 60.0
 #: alarm. A requeue counts towards the delivery limit, so it must be rare.
 PATIENCE: Final = 600.0
 
+#: Seconds that a warm shutdown waits for the confirm of a copy: as long as a publish may take by default.
+LAST_CONFIRM: Final = 10.0
+
 #: Errors of the broker, which are worth a retry.
 _BROKER_ERRORS: Final = (BrokerRefused, BrokerUnreachable, OutcomeUnknown)
 
@@ -64,6 +67,9 @@ class Delays:
         self._life = 0
         self._waiting: queue.SimpleQueue[_Delayed] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        #: Held while a copy is published and its original settled.
+        self._settling = threading.Lock()
+        self._is_ending = threading.Event()
 
     def send(self, request: Request, seconds: int, why: str, *, is_turn: bool = False) -> None:
         """Delay the message for `seconds`. It holds its slot until the broker has confirmed its copy."""
@@ -80,10 +86,21 @@ class Delays:
         """Drop all deliveries: their connection is lost, and the broker delivers them again."""
         self._life += 1
 
+    def finish(self) -> None:
+        """Settle the delivery whose copy is being published, and begin no other one: the worker ends.
+
+        The broker delivers what is not settled again, and would then have both the original and its copy.
+        """
+        self._is_ending.set()
+        if self._settling.acquire(timeout=LAST_CONFIRM):
+            self._settling.release()
+
     def _run(self) -> None:
         while True:
             delayed = self._waiting.get()
-            self._settle(delayed, self._publish(delayed))
+            with self._settling:
+                if not self._is_ending.is_set():
+                    self._settle(delayed, self._publish(delayed))
 
     def _publish(self, delayed: _Delayed) -> Exception | None:
         """Publish the copy, with retries. Returns the last error, or None when it is confirmed."""
@@ -96,7 +113,8 @@ class Delays:
                 log.warning("A message could not be delayed, retrying in %g s: %s", backoff, error)
                 if time.monotonic() + backoff > delayed.since + patience:
                     return error
-                time.sleep(backoff)
+                if self._is_ending.wait(backoff):
+                    return error
                 backoff = min(2 * backoff, LONGEST_BACKOFF)
             except Exception as error:  # such as `BadInput`: py-amqp reads some headers that it cannot write
                 return error
@@ -117,8 +135,8 @@ class Delays:
         )
 
     def _settle(self, delayed: _Delayed, error: Exception | None) -> None:
-        if delayed.life != self._life:
-            return
+        if delayed.life != self._life or (error and self._is_ending.is_set()):
+            return  # the broker delivers it again
         request = delayed.request
         if error is None:
             # From this thread, since the event loop may take a second to run a new callback.

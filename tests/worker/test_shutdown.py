@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from proj import queues
 from tests.lib.bundle import GATED_TASK, Bundle
 from tests.lib.waiting import eventually
 from tests.lib.worker import Worker
@@ -70,6 +71,37 @@ def test_task_that_comes_with_the_signal_is_executed_once(bundle: Bundle) -> Non
     assert (bundle.folder / "naps").read_text() == "1 2 "
     assert "[last] succeeded" in worker.text()
     assert bundle.kept("proj.tasks") == 0
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_message_that_is_being_delayed_has_no_second_copy(bundle: Bundle, pool: str) -> None:
+    """The signal comes when the copy is in its delay queue, and its confirm has not been read."""
+    bundle.add_task("""
+        from proj.enqueue import publish
+
+        send = publish.send
+
+        def send_slowly(*args: object, **options: object) -> None:
+            send(*args, **options)
+            if options.get("delayed"):
+                print("The copy is there")
+                time.sleep(2)
+
+        publish.send = send_slowly
+
+        @app.task(name="proj.tasks.calm", rate_limit="0.5/h")
+        def calm() -> None: ...
+    """)
+    worker = bundle.worker("--pool", pool)
+    bundle.enqueue("task", "proj.tasks.calm", "--id", "first")
+    worker.says("[first] succeeded")
+    bundle.enqueue("task", "proj.tasks.calm", "--id", "second")
+    worker.says("The copy is there")
+
+    assert worker.terminate() == 0
+
+    assert bundle.kept("proj.tasks") == 0
+    assert sum(map(bundle.depth, queues.DELAY_QUEUES)) == 1
 
 
 @pytest.mark.celery_docs("Workers: QUIT, pools prefork, threads, solo")
