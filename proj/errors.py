@@ -27,6 +27,8 @@ class ExitCode(IntEnum):
     BAD_DATA = 65
     #: The broker, a worker or the result store is unreachable, or refuses (`EX_UNAVAILABLE`).
     UNREACHABLE = 69
+    #: The output cannot be written, such as to a disk that is full (`EX_IOERR`).
+    NOT_WRITTEN = 74
     #: The outcome is unknown; repeating the command with the same `--id` is safe (`EX_TEMPFAIL`).
     OUTCOME_UNKNOWN = 75
     #: Ctrl-C: 128 + SIGINT.

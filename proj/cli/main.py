@@ -89,11 +89,11 @@ class _Commands(click.Group):
         except Exception as error:
             if debug:
                 raise
-            text = _error_text(error)
             if isinstance(error, OSError) and (problem := streams.stdout_problem()):
-                text = f"stdout cannot be written: {problem}"
                 streams.discard_stdout()
-            _print_error(text)
+                _print_error(f"stdout cannot be written: {problem}")
+                sys.exit(ExitCode.NOT_WRITTEN)
+            _print_error(_error_text(error))
             sys.exit(error.exit_code if isinstance(error, ProjError) else ExitCode.TASK_FAILED)
         sys.exit(ExitCode.DONE)
 
@@ -112,7 +112,7 @@ def _error_text(error: Exception) -> str:
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     epilog="Exit codes: 0 done, 1 the task failed, 2 wrong usage, 65 wrong data, 69 broker or worker "
-    "unreachable, 75 outcome unknown, 130 interrupted.",
+    "unreachable, 74 output not written, 75 outcome unknown, 130 interrupted.",
 )
 @click.version_option(package_name="proj")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
