@@ -21,8 +21,9 @@ def result(task_id: str, as_json: bool) -> None:
     Example: proj result 0e463b8b-2d75-4f9f-97b1-52a856013fb7
     """
     from proj import results
+    from proj.enqueue.checks import checked_id
 
-    found = results.outcome(proj.app, task_id)
+    found = results.outcome(proj.app, checked_id(task_id))
     fields = asdict(found)
     if as_json:
         click.echo(to_json(fields))

@@ -133,6 +133,12 @@ def test_wrong_command_enqueues_nothing(
     assert bundle.of_vhost("queues") == []
 
 
+@pytest.mark.parametrize("task_id", ["", "x" * 300, "a\nb"], ids=ascii)
+def test_result_of_what_is_no_id(bundle: Bundle, task_id: str) -> None:
+    """No message can have it, so it is refused as `--id` refuses it, and not called unknown."""
+    _refuses(bundle, 65, "an id is 1 to 155 printable characters", command=("result", task_id))
+
+
 @pytest.mark.parametrize(
     ("name", "value", "parts"),
     [
