@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Explanations of the reasons; `unknown` is a message without the broker's death header.
 REASONS: Final[dict[str, str]] = {
-    Reason.REJECTED: "a worker could not execute it",
+    Reason.REJECTED: "the task failed, or a worker could not execute it",
     Reason.EXPIRED: "no worker took it in time",
     Reason.DELIVERY_LIMIT: "requeued {times}; it may kill its workers",
     Reason.MAXLEN: "its queue was full",

@@ -77,7 +77,7 @@ def test_failed_task_has_its_exception(bundle: Bundle) -> None:
     dead.await_count(bundle, 1)
 
     (row,) = eventually("the failure is stored", lambda: [r for r in dead.rows(bundle) if r["exception"]])
-    assert row["reason"] == "rejected: a worker could not execute it"
+    assert row["reason"] == "rejected: the task failed, or a worker could not execute it"
     assert row["attempts"] == 0  # its arguments were refused
     assert row["exception"].startswith("BadArguments: ")
     shown = bundle.proj("dead", "show", "wrong")
