@@ -247,6 +247,8 @@ class App(celery.Celery):
         if expires is None and options.get("task_type") is None:  # else Celery has asked the task
             expires = getattr(task, "expires", None)
         options["expires"] = checks.lifetime(expires)
+        if not is_unchecked(options):
+            checks.check_may_start(name, options["countdown"], options["expires"])
         for limit in ("time_limit", "soft_time_limit"):
             # Celery puts the task's own limit, as this publisher has it, into the message, where it would
             # override the worker's.

@@ -150,23 +150,38 @@ def delay(countdown: float | None, eta: datetime | None, *, is_retry: bool = Fal
 
 def lifetime(expires: float | datetime | str | None) -> float | datetime | str | None:
     """The checked `expires`: seconds from now, or a moment, which may be in ISO 8601. Raises `BadInput`."""
-    seconds: float
-    match expires:
-        case None:
-            return None
-        case int() | float() if not isinstance(expires, bool):
-            if not expires > 0:
-                raise BadInput(f"expires must be above 0 seconds, got {shown(expires)}")
-            seconds = expires
-        case datetime():
-            seconds = _seconds_until(expires)
-        case str() if moment := _moment(expires):
-            seconds = _seconds_until(moment)
-        case _:
-            raise BadInput(f"expires is seconds or a datetime, got {shown(expires)}")
+    if expires is None:
+        return None
+    seconds = _seconds_to_live(expires)
     if seconds > MAX_LIFETIME:
         raise BadInput(f"expires is {shown(seconds)} s ahead, more than the maximum of {MAX_LIFETIME} s")
     return expires
+
+
+def check_may_start(name: str, countdown: int | None, expires: float | datetime | str | None) -> None:
+    """Refuse a delayed message that is certain to expire before it is executed. Raises `BadInput`."""
+    if not countdown or expires is None:
+        return
+    seconds = _seconds_to_live(expires)
+    if seconds <= countdown:
+        raise BadInput(
+            f"{name}: it expires before it may start (delay {countdown} s, expires {seconds:.6g} s)",
+            "raise expires, which may be the task's own, or shorten the delay",
+        )
+
+
+def _seconds_to_live(expires: float | datetime | str) -> float:
+    match expires:
+        case int() | float() if not isinstance(expires, bool):
+            if not expires > 0:
+                raise BadInput(f"expires must be above 0 seconds, got {shown(expires)}")
+            return expires
+        case datetime():
+            return _seconds_until(expires)
+        case str() if moment := _moment(expires):
+            return _seconds_until(moment)
+        case _:
+            raise BadInput(f"expires is seconds or a datetime, got {shown(expires)}")
 
 
 def _moment(text: str) -> datetime | None:

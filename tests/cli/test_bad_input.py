@@ -114,6 +114,11 @@ def test_queue_with_other_arguments(bundle: Bundle) -> None:
             65,
             ["expires is inf s ahead, more than the maximum of 315360000 s"],
         ),
+        (
+            ["add", "1", "2", "--countdown", "3", "--expires", "1"],
+            65,
+            ["proj.tasks.add: it expires before it may start (delay 3 s, expires 1 s)"],
+        ),
         (["add", "1", "2", "--count", "0"], 2, ["--count", "0"]),
         (["add", "1", "2", "--count", "2", "--id", "x"], 2, ["--id", "--count"]),
         (["add", "1", "2", "--timeout", "2"], 2, ["--timeout needs --wait"]),

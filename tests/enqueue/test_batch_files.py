@@ -130,6 +130,7 @@ WRONG = {
     '{"task": "proj.tasks.add", "args": [1, 2], "queue": "nowhere"}': "there is no queue 'nowhere'",
     '{"task": "proj.tasks.add", "args": [1, 2], "queue": ""}': "queue must be the name of a queue, got ''",
     '{"task": "proj.tasks.add", "args": [1, 2], "priority": 11}': "priority must be",
+    '{"task": "proj.tasks.add", "args": [1, 2], "countdown": 3, "expires": 1}': "expires before it may start",
     '{"task": "proj.tasks.add", "args": [1, 2], "countdown": "x"}': "a countdown is a number of seconds",
     '{"task": "proj.tasks.add", "args": [1, 2], "id": 5}': "an id is a text",
 }

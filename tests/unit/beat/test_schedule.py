@@ -33,6 +33,7 @@ def set_up(entry: object) -> None:
         ({"options": {"prioritty": 1}}, "there is no option prioritty (did you mean priority?)"),
         ({"options": {"priority": 77}}, "priority must be a whole number from 0 to"),
         ({"options": {"expires": -1}}, "expires must be above 0 seconds, got -1"),
+        ({"options": {"countdown": 9, "expires": 5}}, "it expires before it may start (delay 9 s, expires"),
         ({"options": {"serializer": "pickle"}}, "workers do not accept 'pickle'"),
         ({"options": {"headers": "x"}}, "headers must be a dict"),
         ({"options": {"headers": {"id": "x"}}}, "a header cannot be named 'id'"),

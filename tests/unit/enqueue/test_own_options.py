@@ -1,9 +1,11 @@
 """What a task says for its messages holds for each call that does not say otherwise; None says nothing."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from celery._state import pop_current_task, push_current_task
 
 from proj import config, worker
 from proj.celeryconfig import configuration
@@ -75,6 +77,48 @@ def test_call_that_says_otherwise(call: Callable[..., Recorder], app: App) -> No
     """The call comes before the task."""
     options = {"queue": "proj.tasks", "priority": 0, "expires": 5, "compression": "bzip2"}
     assert _said(call(app, **options)) == ("proj.tasks", 0, "5000", "application/x-bz2")
+
+
+@CALLERS
+def test_call_that_expires_before_it_may_start(call: Callable[..., Recorder], app: App) -> None:
+    """By the lifetime of the call or of the task: it would be a dead letter for certain."""
+    soon = datetime.now(UTC) + timedelta(seconds=2)
+    too_late: list[dict[str, Any]] = [
+        {"countdown": 3, "expires": 1},
+        {"countdown": 2.5, "expires": 3},
+        {"countdown": 60},
+        {"eta": soon, "expires": soon},
+        {"countdown": 1, "expires": datetime(2020, 1, 1)},
+    ]
+    for options in too_late:
+        with pytest.raises(BadInput, match="owner: it expires before it may start"):
+            call(app, **options)
+    in_time: list[dict[str, Any]] = [
+        {"countdown": 3, "expires": 3.5},
+        {"countdown": 59},
+        {"eta": soon, "expires": 9},
+    ]
+    for options in in_time:
+        assert call(app, **options).recorded
+
+
+def test_call_that_never_expires_may_start_at_any_time(app: App) -> None:
+    """For a task with a lifetime of its own, which None takes away."""
+    assert _said(_by_task(app, countdown=90, expires=None))[2] is None
+
+
+@CALLERS
+def test_retry_and_next_step_may_expire_before_they_start(call: Callable[..., Recorder], app: App) -> None:
+    """A refusal would fail the task that publishes them."""
+    assert call(app, countdown=90, retries=1).recorded
+    done = app.tasks["silent"]
+    done.push_request(returned=True)
+    push_current_task(done)
+    try:
+        assert call(app, countdown=90).recorded
+    finally:
+        pop_current_task()
+        done.pop_request()
 
 
 @pytest.mark.parametrize("more", [{}, {"headers": {"x": 1}}], ids=["template", "celery"])
