@@ -39,7 +39,7 @@ class _Place(NamedTuple):
 
 
 @click.command()
-@click.argument("file", metavar="FILE|-")
+@click.argument("file", type=click.Path(dir_okay=False, readable=False, allow_dash=True), metavar="FILE|-")
 @click.option(
     "--progress",
     type=click.Path(path_type=Path, dir_okay=False),

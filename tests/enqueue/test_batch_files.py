@@ -180,7 +180,8 @@ def test_inputs_that_are_empty_or_not_there(bundle: Bundle) -> None:
     assert batch(bundle, "-").words.startswith("no lines in ")
     assert batch(bundle, "-", stdin="\n\n").words.startswith("no lines in ")
     assert "cannot be read: No such file" in batch(bundle, "nowhere.jsonl", code=2).words
-    assert "the input cannot be read: Is a directory" in batch(bundle, ".", code=65).words
+    assert "File '..' is a directory" in batch(bundle, "..", code=2).words
+    assert "the input cannot be read: Input/output error" in batch(bundle, "/proc/self/mem", code=65).words
 
 
 def test_pipe_that_pauses_or_closes_early(bundle: Bundle) -> None:
