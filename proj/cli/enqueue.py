@@ -144,10 +144,14 @@ def task(name: str, arguments: tuple[str, ...], kwargs: str, **options: Any) -> 
 
     Example: proj enqueue task proj.tasks.sleep_dots '"First message."'
     """
-    args = [_json(text) for text in arguments]
-    named = _json(kwargs)
+    args = [
+        _json(text, f"this argument is not JSON: {text}", "text needs its own quotes: '\"text\"'")
+        for text in arguments
+    ]
+    wrong = f"--kwargs is not a JSON object: {kwargs}", 'such as {"x": 1}'
+    named = _json(kwargs, *wrong)
     if not isinstance(named, dict):
-        raise BadInput(f"--kwargs is not a JSON object: {kwargs}", 'such as {"x": 1}')
+        raise BadInput(*wrong)
     _enqueue(name, lambda: args, named, **options)
 
 
@@ -285,15 +289,14 @@ def _number(text: str) -> Any:
     return text
 
 
-def _json(text: str) -> Any:
+def _json(text: str, problem: str, hint: str) -> Any:
+    """The JSON in the text. Raises `BadInput`, with this problem and hint for a text that is not JSON."""
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except BadInput:
         raise
     except (ValueError, RecursionError):
-        raise BadInput(
-            f"this argument is not JSON: {text}", "text needs its own quotes: '\"text\"'"
-        ) from None
+        raise BadInput(problem, hint) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -94,6 +94,11 @@ def test_queue_with_other_arguments(bundle: Bundle) -> None:
         (["task", "proj.tasks.add", "1", "--kwargs", '{"z": 2}'], 65, ["argument y is missing"]),
         (["task", "proj.tasks.add", "1", "2", "--kwargs", '{"z": 2}'], 65, ["no argument z"]),
         (["task", "proj.tasks.add", "1", "2", "--kwargs", "[]"], 65, ["--kwargs", "JSON object"]),
+        (
+            ["task", "proj.tasks.add", "--kwargs", "{x:1}"],
+            65,
+            ["--kwargs is not a JSON object: {x:1}", 'such as {"x": 1}'],
+        ),
         (["task", "proj.tasks.sleep_dots", "hello"], 65, ["not JSON: hello", "quotes"]),
         (["task", "proj.tasks.add", "1", '{"a": 1, "a": 2}'], 65, ['a key twice: "a"']),
         (["task", "proj.tasks.add", "1", "--kwargs", '{"y": 1, "y": 2}'], 65, ['a key twice: "y"']),
