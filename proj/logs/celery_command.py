@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import click
 from amqp.exceptions import AMQPError
+from celery.platforms import LockFailed
 from kombu.exceptions import OperationalError
 
 from proj.errors import BrokerRefused, BrokerUnreachable, ConfigError, ProjError
@@ -62,11 +63,19 @@ def _errors_of_click() -> Iterator[None]:
     except AMQPError as error:
         where = "check AMQP_USER, AMQP_PASSWORD and AMQP_VHOST, or CELERY_BROKER_URL"
         raise _OneLine(BrokerRefused(f"the broker refuses: {error.reply_text or error}", where)) from error
-    except OSError as error:
-        if error.filename is None:
-            raise
-        # Such as for --logfile.
-        raise _OneLine(ConfigError(f"{error.filename!r} cannot be used: {error.strerror}")) from error
+    except (OSError, LockFailed) as error:
+        if unusable := unusable_file(error):
+            raise _OneLine(unusable) from error
+        raise
+
+
+def unusable_file(error: OSError | LockFailed) -> ConfigError | None:
+    """The error for a file that cannot be used, such as --logfile or --pidfile; None if no file is named."""
+    # A `LockFailed` is raised while the error of the pidfile is handled.
+    reason = error.__context__ if isinstance(error, LockFailed) else error
+    if not isinstance(reason, OSError) or reason.filename is None:
+        return None
+    return ConfigError(f"{reason.filename!r} cannot be used: {reason.strerror}")
 
 
 class _OneLine(click.ClickException):

@@ -17,9 +17,11 @@ from typing import Any, Final
 from billiard import active_children
 from celery import bootsteps
 from celery.apps import worker as apps_worker
-from celery.platforms import EX_FAILURE
+from celery.platforms import EX_FAILURE, LockFailed
 from celery.signals import worker_shutting_down
 from celery.utils.log import get_logger
+
+from proj.logs import celery_command
 
 log = get_logger(__name__)
 
@@ -35,6 +37,16 @@ class Worker(apps_worker.Worker):
     """Celery's worker, whose shutdown is bounded: the warm one by the grace period, and then the cold one."""
 
     _grace: threading.Timer | None = None
+
+    def on_start(self) -> None:
+        """As Celery's; a pidfile that cannot be written ends the worker with one line, not a traceback."""
+        try:
+            super().on_start()
+        except LockFailed as error:
+            if (problem := celery_command.unusable_file(error)) is None:
+                raise
+            log.critical("%s", problem)
+            raise SystemExit(int(problem.exit_code)) from None
 
     def begin_grace(self) -> None:
         """Begin the cold shutdown, as SIGQUIT does, when the grace period is over.

@@ -215,8 +215,9 @@ def test_home_that_is_not_known(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--logfile=/dev/null/x.log",), "'/dev/null/x.log' cannot be used: Not a directory"),
-        (("-n", "z" * 300), "a worker cannot be named 'celery@zzz"),
+        (("--logfile=/dev/null/x.log",), "Error: '/dev/null/x.log' cannot be used: Not a directory"),
+        (("--pidfile=/dev/null/x.pid",), "] '/dev/null/x.pid' cannot be used: Not a directory"),
+        (("-n", "z" * 300), "Error: a worker cannot be named 'celery@zzz"),
     ],
 )
 def test_worker_with_an_option_that_cannot_be(bundle: Bundle, options: tuple[str, ...], said: str) -> None:
@@ -224,8 +225,16 @@ def test_worker_with_an_option_that_cannot_be(bundle: Bundle, options: tuple[str
     worker = bundle.worker(*options)
 
     assert worker.ends() == 2
-    assert f"Error: {said}" in worker.text()
+    assert said in worker.text()
     assert "Traceback" not in worker.text()
+
+
+def test_beat_whose_pidfile_cannot_be_written(bundle: Bundle) -> None:
+    """It ends with one line, and no traceback."""
+    done = bundle.celery("beat", "--pidfile=/dev/null/x.pid")
+
+    assert done.returncode == 2
+    assert done.stderr == "Error: '/dev/null/x.pid' cannot be used: Not a directory\n"
 
 
 @pytest.mark.parametrize("url", ["file:///dev/null/x", "mongodb://x"])
