@@ -156,7 +156,8 @@ def nodes(subject: Subject) -> Iterator[Finding]:
             yield error(
                 f"node {node['name']} is not running",
                 "quorum queues stop when most of their members are down",
-                f"start it on its machine with: rabbitmqctl -n {node['name']} start_app",
+                f"if only its application is stopped, rabbitmqctl -n {node['name']} start_app is enough; "
+                "else start RabbitMQ on its machine with: systemctl start rabbitmq-server",
             )
         elif node.get("partitions"):
             yield error(

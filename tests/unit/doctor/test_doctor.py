@@ -41,6 +41,18 @@ def test_traps_of_each_version(version: str, words: list[str]) -> None:
     assert all(word in trap.what for word, trap in zip(words, traps, strict=True))
 
 
+def test_node_that_is_down() -> None:
+    """`rabbitmqctl` reaches no node whose Erlang has ended, so the first thing to do is to start that."""
+    subject = SimpleNamespace(ask=lambda _: [{"name": "a@one", "running": True}, {"name": "b@two"}])
+    (finding,) = broker.nodes(cast(Subject, subject))
+
+    assert (finding.level, finding.what) == ("error", "node b@two is not running")
+    assert finding.fix == (
+        "if only its application is stopped, rabbitmqctl -n b@two start_app is enough; "
+        "else start RabbitMQ on its machine with: systemctl start rabbitmq-server"
+    )
+
+
 def limits(monkeypatch: pytest.MonkeyPatch, **known: Any) -> Finding:
     """Of a broker that waits 15 minutes, as RabbitMQ 3.12 and later tell."""
     monkeypatch.setattr(settings, "own_tasks", lambda _: {"proj.tasks.add": SimpleNamespace(time_limit=None)})
