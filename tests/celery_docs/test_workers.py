@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.lib import fork_server
+from tests.lib import dead, fork_server
 from tests.lib.bundle import BIN, GATED_TASK, Bundle
 from tests.lib.vhosts import VirtualHosts
 from tests.lib.waiting import PATIENCE, eventually
@@ -206,15 +206,25 @@ def _ended(bundle: Bundle, *command: str) -> str:
     return done.stdout
 
 
+def test_pool_whose_package_is_missing(shared: Bundle) -> None:
+    """Celery looks for it before it loads the application, which would refuse the pool."""
+    done = shared.celery("worker", "--pool=eventlet")
+    assert done.returncode == 1
+    assert done.stderr.endswith("ModuleNotFoundError: No module named 'eventlet'\n")
+
+
 @pytest.mark.celery_docs("Monitoring: result, report")
 def test_commands_about_this_machine(shared: Bundle) -> None:
     """The end of a task, and a report of the configuration without passwords."""
     shared.python("""
 from proj import app
 app.backend.store_result("stored", 5, "SUCCESS")
+app.backend.store_result("failed", ValueError("wrong"), "FAILURE")
 print(1)
 """)
     assert _ended(shared, "result", "stored") == "5\n"
+    failed = shared.celery("result", "failed")
+    assert (failed.returncode, "Traceback (most recent call last)" in failed.stderr) == (1, True)
     report = _ended(shared, "report")
     assert "task_default_queue: 'proj.tasks'" in report
     assert "guest:guest" not in report
@@ -297,3 +307,6 @@ def test_commands_about_workers_and_queues(bundle: Bundle) -> None:
     asked = bundle.celery("purge")
     assert (asked.returncode, "Are you sure" in asked.stdout, bundle.depth("proj.tasks")) == (1, True, 1)
     assert "Purged 1 message from 1 known task queue" in _ended(bundle, "purge", "-f")
+    dead.expire(bundle, 1)
+    _ended(bundle, "purge", "-f", "-Q", "proj.dead")
+    assert bundle.depth("proj.dead") == 0
