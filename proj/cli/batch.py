@@ -18,7 +18,7 @@ from proj.cli.shown_log import show_log
 from proj.cli.strict_json import to_json
 from proj.errors import BadInput, ExitCode, ProjError
 from proj.logs import streams
-from proj.logs.printable import error_line
+from proj.logs.printable import counted, error_line
 
 if TYPE_CHECKING:
     from celery.canvas import Signature
@@ -203,7 +203,8 @@ class _Run:
         seconds = time.monotonic() - self._began
         parts = [f"{count:,} {self._names.get(name, name)}" for name, count in sorted(self.counts.items())]
         rate = f" ({self.counts.total() / seconds:,.0f}/s)" if seconds else ""
-        before = f"{self._before:,} lines were done before; " if self._before else ""
+        were = "was" if self._before == 1 else "were"
+        before = f"{counted(self._before, 'line')} {were} done before; " if self._before else ""
         click.echo(f"{before}{', '.join(parts) or 'no lines'} in {seconds:.1f} s{rate}", err=True)
         self._interrupt()
         if isinstance(self._problem, ProjError):
@@ -283,7 +284,7 @@ class _Run:
 
     def _other_input(self) -> BadInput:
         return BadInput(
-            f"the progress file belongs to another input: the first {self._before:,} lines differ",
+            f"the progress file belongs to another input: the inputs differ before line {self._before + 1:,}",
             "give it the same input, or name a file that does not exist",
         )
 

@@ -12,7 +12,7 @@ from proj.cli.progress import progress_bar
 from proj.cli.strict_json import to_json
 from proj.dead_letters.reasons import Reason
 from proj.errors import BadInput, ExitCode, ProjError
-from proj.logs.printable import indented, printable
+from proj.logs.printable import counted, indented, printable
 
 if TYPE_CHECKING:
     from proj.dead_letters import Report
@@ -182,7 +182,8 @@ def drop(ids: tuple[str, ...], everything: bool, dry_run: bool, yes: bool, **cho
         progress=partial(progress_bar, "dropping"),
     )
     if report.done and not (dry_run or yes):
-        raise click.UsageError(f"{report.done} dead letters would be deleted permanently; confirm with --yes")
+        letters = counted(report.done, "dead letter")
+        raise click.UsageError(f"{letters} would be deleted permanently; confirm with --yes")
     _print_summary(f"{report.done} {'would be dropped' if count_only else 'dropped'}", ids, report)
     _check_all_found(ids, report, choice["limit"])
 

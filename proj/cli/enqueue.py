@@ -194,15 +194,16 @@ def _enqueue(
     except KeyboardInterrupt:
         safe = f"; repeating with --id {task_id} is safe" if task_id is not None else ""
         more = "one more" if count == 1 else "others"
-        click.echo(f"{len(ids)} of {count} messages are enqueued, and {more} may be{safe}", err=True)
+        click.echo(f"{_enqueued(ids, count)}, and {more} may be{safe}", err=True)
         raise
     except OSError:  # from printing the id
-        click.echo(f"{len(ids)} of {count} messages are enqueued, the last one {ids[-1]}", err=True)
+        last = f", the last one {ids[-1]}" if count > 1 else f": {ids[-1]}"
+        click.echo(f"{_enqueued(ids, count)}{last}", err=True)
         raise
     except ProjError:
         if ids:
             listed = f": {' '.join(ids)}" if wait else ""  # without --wait the ids are on stdout
-            click.echo(f"{len(ids)} of {count} messages are enqueued{listed}", err=True)
+            click.echo(f"{_enqueued(ids, count)}{listed}", err=True)
         raise
     if wait:
         queue = queue_of(found, draw_args(), kwargs, options["queue"])
@@ -227,6 +228,10 @@ def _published(
             problems.append(outcome.error)
     if problems:
         raise problems[0]
+
+
+def _enqueued(ids: list[str], count: int) -> str:
+    return f"{len(ids)} of {count} {'message is' if count == 1 else 'messages are'} enqueued"
 
 
 def _print_id(task_id: str, name: str, as_json: bool) -> None:

@@ -7,7 +7,7 @@ import click
 import proj
 from proj.cli.strict_json import to_json
 from proj.errors import ExitCode, NoResultYet
-from proj.logs.printable import indented
+from proj.logs.printable import counted, indented
 
 
 @click.command()
@@ -51,5 +51,5 @@ def _kept_for(seconds: int) -> str:
     for unit, length in (("day", 24 * 3600), ("hour", 3600), ("minute", 60), ("second", 1)):
         count, rest = divmod(seconds, length)
         if count and not rest:
-            return f" (kept for {count} {unit}{'s' if count > 1 else ''})"
+            return f" (kept for {counted(count, unit)})"
     return ""

@@ -10,6 +10,7 @@ from proj.doctor.finding import Finding, ok, warning
 from proj.doctor.subject import Subject
 from proj.errors import ConfigError, ProjError
 from proj.ingest import routes
+from proj.logs.printable import counted
 
 
 def foreign_queues(subject: Subject) -> Iterator[Finding]:
@@ -27,8 +28,9 @@ def foreign_queues(subject: Subject) -> Iterator[Finding]:
         if look.consumer_count:
             yield ok(f"queue {route.queue} of other programs is consumed")
         elif look.message_count:
+            messages = counted(look.message_count, "message")
             yield warning(
-                f"queue {route.queue} has {look.message_count} messages of other programs and no consumer",
+                f"queue {route.queue} has {messages} of other programs and no consumer",
                 "they become tasks only when it is consumed",
                 "start it with: proj ingest",
             )

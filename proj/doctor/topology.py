@@ -15,6 +15,7 @@ from kombu import Exchange, Queue
 from proj import queues
 from proj.doctor.finding import Finding, error, ok, warning
 from proj.doctor.subject import Subject
+from proj.logs.printable import counted
 from proj.rabbitmq import failures, topology
 
 _DECLARE: Final = "start a worker, which declares it: celery -A proj worker"
@@ -113,7 +114,8 @@ def _migration(subject: Subject, name: str) -> str:
     with subject.channel() as channel:
         found = topology.look(channel, name)
     if found.message_count:
-        return f"move its {found.message_count} messages and declare it again, as in docs/migration.md"
+        messages = counted(found.message_count, "message")
+        return f"move its {messages} and declare it again, as in docs/migration.md"
     # Those that are held are not in that count. The management API counts them, up to 5 s late.
     path = subject.management.path("queues", name, columns="name,messages")
     if found.consumer_count or (not subject.unmanaged and subject.ask(path).get("messages")):

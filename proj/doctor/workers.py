@@ -12,6 +12,7 @@ from proj.doctor.broker import CLOCK_TOLERANCE, clock_warning
 from proj.doctor.finding import Finding, ok, skipped, warning
 from proj.doctor.subject import Subject
 from proj.enqueue import own_tasks
+from proj.logs.printable import counted
 from proj.rabbitmq import topology
 from proj.rabbitmq.remote_control import PATIENCE, RemoteControl
 
@@ -72,7 +73,7 @@ def _unconsumed(found: dict[str, Any | None], *, running: bool) -> Iterator[Find
         count = look.message_count if look else 0
         if (look and look.consumer_count) or not (count or running):
             continue
-        messages = f"{count} message{'s' if count > 1 else ''}" if count else "no message"
+        messages = counted(count, "message") if count else "no message"
         yield warning(
             f"queue {name} has {messages} and no consumer",
             "its messages wait until a worker consumes it",

@@ -11,6 +11,11 @@ _LONGEST_KEY: Final = 50
 MAX_LINE: Final = 2000
 
 
+def counted(count: int, noun: str) -> str:
+    """The number with its noun, such as `1 line` and `2,000 lines`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def printable(text: str, keep: str = "") -> str:
     """The text with unprintable characters escaped, except those in `keep`."""
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)

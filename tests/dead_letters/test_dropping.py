@@ -20,6 +20,8 @@ def test_drop_needs_yes(bundle: Bundle) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert "3 dead letters would be deleted permanently; confirm with --yes" in done.stderr
     assert bundle.depth("proj.dead") == 3
+    one = bundle.proj("dead", "drop", "--all", "--limit", "1")
+    assert "1 dead letter would be deleted permanently; confirm with --yes" in one.stderr
 
 
 def test_drop_deletes_what_is_chosen(bundle: Bundle) -> None:

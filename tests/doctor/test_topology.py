@@ -40,7 +40,7 @@ def test_drifted_queue_with_messages_is_not_to_be_deleted(bundle: Bundle) -> Non
     bundle.publish({}, routing_key="proj.dead")
 
     finding = about(doctor(bundle), "queues", "proj.dead", "x-queue-type is classic, not quorum")
-    assert finding["fix"] == "move its 1 messages and declare it again, as in docs/migration.md"
+    assert finding["fix"] == "move its 1 message and declare it again, as in docs/migration.md"
 
 
 def test_drifted_queue_whose_messages_are_held_is_not_to_be_deleted(bundle: Bundle) -> None:

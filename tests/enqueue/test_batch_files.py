@@ -290,7 +290,7 @@ def test_progress_file_that_cannot_be_deleted(bundle: Bundle) -> None:
         done = bundle.proj("enqueue", "batch", name, "--progress", "/proc/self/fd/0", stdin=held)
 
     assert (done.returncode, done.stdout.count("\n")) == (0, 1)
-    assert done.stderr.startswith("1 lines were done before; 1 confirmed in ")
+    assert done.stderr.startswith("1 line was done before; 1 confirmed in ")
     assert kept.read_bytes() == b""
     assert len(batch(bundle, name, "--progress", "progress").lines) == 2
 
@@ -305,7 +305,10 @@ def test_progress_file_that_is_of_another_input_or_damaged(bundle: Bundle) -> No
 
     for other in (["", *lines[1:]], lines[:15]):
         write(bundle, *other)
-        assert "belongs to another input" in batch(bundle, *command, code=65).words
+        assert (
+            "belongs to another input: the inputs differ before line 21"
+            in batch(bundle, *command, code=65).words
+        )
     write(bundle, *lines)
     for damage in (stored.replace(b'"done": 20', b'"done": 10'), stored[:100], b"[]", b"\0" * 512):
         path.write_bytes(damage)

@@ -66,7 +66,7 @@ def test_ctrl_c_while_publishing(bundle: Bundle, proxy: Proxy) -> None:
 
     _, stderr = process.communicate(timeout=COMMAND_TIMEOUT)
     assert process.returncode == 130
-    assert "0 of 1 messages are enqueued, and one more may be; repeating with --id mine is safe" in stderr
+    assert "0 of 1 message is enqueued, and one more may be; repeating with --id mine is safe" in stderr
     assert stderr.endswith("Interrupted.\n")
 
 
