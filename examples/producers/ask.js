@@ -4,6 +4,7 @@ const amqp = require("amqplib");
 const { randomUUID } = require("crypto");
 
 async function main([first, second]) {
+  if (second === undefined) throw new Error("Usage: node ask.js 221 345");
   const connection = await amqp.connect(process.env.AMQP_URL || "amqp://guest:guest@localhost:5672");
   const channel = await connection.createConfirmChannel();
   await channel.assertQueue("add", { durable: true });

@@ -7,6 +7,8 @@ import uuid
 
 import pika
 
+if len(sys.argv) != 3:
+    sys.exit("Usage: python ask.py 221 345")
 url = os.environ.get("AMQP_URL", "amqp://guest:guest@localhost:5672/%2F")
 question = str(uuid.uuid4())
 

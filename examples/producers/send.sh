@@ -2,6 +2,7 @@
 # Publish a text to task_queue over the management API, which answers whether a queue has it.
 # For a message now and then: each takes a request. Needs curl. Usage: ./send.sh First message.
 set -eu
+[ $# -gt 0 ] || { echo "Usage: ./send.sh First message." >&2; exit 2; }
 : "${MANAGEMENT_URL:=http://guest:guest@localhost:15672}" "${VHOST:=%2F}"
 text=$(printf '%s' "$*" | sed 's/["\\]/\\&/g')
 answer=$(curl --silent --show-error --fail --json @- "$MANAGEMENT_URL/api/exchanges/$VHOST/amq.default/publish" <<JSON

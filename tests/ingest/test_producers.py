@@ -46,15 +46,20 @@ INTERPRETERS = {".py": lambda: [sys.executable], ".js": node, ".go": go, ".sh": 
 
 def run(bundle: Bundle, program: str, *words: str, **env: str) -> str:
     """Run a producer to its end; what it prints."""
+    done = end_of(bundle, program, *words, **env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def end_of(bundle: Bundle, program: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """How a producer ends."""
     url = bundle.node.management_url.replace("://", "://guest:guest@")
     given = {"AMQP_URL": bundle.url, "MANAGEMENT_URL": url, "VHOST": bundle.vhost, "MESSAGE_ID": "go-1"}
     given |= {"NODE_PATH": str(NODE_MODULES), "GOPATH": str(GO_SOURCES), "GO111MODULE": "off"} | env
     command = [*INTERPRETERS[Path(program).suffix](), str(PRODUCERS / program), *words]
-    done = subprocess.run(
+    return subprocess.run(
         command, env=os.environ | given, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +99,16 @@ def test_a_producer_sends_a_sum(served: tuple[Bundle, Worker], program: str) -> 
 def test_a_program_gets_its_reply(served: tuple[Bundle, Worker], program: str) -> None:
     """In a queue of its own, and over the broker's direct reply-to."""
     assert run(served[0], program, "221", "345") == "566\n"
+
+
+@pytest.mark.parametrize("program", ["ask.py", "ask.js", "send.sh"])
+def test_a_program_without_its_arguments(bundle: Bundle, program: str) -> None:
+    """It prints its usage, and declares and sends nothing."""
+    done = end_of(bundle, program)
+    assert done.returncode in {1, 2}
+    assert done.stderr.startswith("Usage: ")
+    assert done.stderr.count("\n") == 1
+    assert bundle.of_vhost("queues") == []
 
 
 def test_a_thousand_messages_of_a_node_program_become_a_thousand_tasks(bundle: Bundle) -> None:
