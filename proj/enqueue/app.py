@@ -195,7 +195,7 @@ class App(celery.Celery):
         """What `celery worker` runs. By its name, since whoever only publishes need not import it."""
         return self.subclass_with_self("proj.worker.ending:Worker")
 
-    def publishes_itself(self, task: celery.Task) -> bool:
+    def publishes_as_usual(self, task: celery.Task) -> bool:
         """Whether the task has no `apply_async` of its own, which may do anything."""
         return type(task).apply_async is self._apply_async
 

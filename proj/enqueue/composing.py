@@ -171,7 +171,7 @@ class Composer:
                 return None
             check_options(name, usual)
         template = self._templates.find(task, **usual, in_task=self._in_task)
-        if template is None or not self._app.publishes_itself(task):
+        if template is None or not self._app.publishes_as_usual(task):
             return None
         args, kwargs = given_arguments(name, request["args"], request["kwargs"])
         check_call(name, args, kwargs, task.parameters)

@@ -74,7 +74,7 @@ class Composer:
         priority = None if priority is None else min(priority, _HIGHEST_PRIORITY)
         headers = _reply_headers(properties)
         template = None
-        if not headers and self._app.publishes_itself(task):
+        if not headers and self._app.publishes_as_usual(task):
             template = self._app.templates.find(task, queue=queue, priority=priority, in_task=False)
         if template:
             with suppress(EncodeError):  # of what only Celery itself can write, such as models of pydantic
