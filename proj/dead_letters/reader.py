@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import chain, islice
 from typing import Any, Final
 
 import amqp
@@ -52,6 +51,9 @@ _READER_PATIENCE, _READER_INTERVAL = 5.0, 0.25
 
 Progress = Callable[[int], AbstractContextManager[Callable[[], None]]]
 
+#: Gets each dead letter when it arrives. Only what it keeps stays in memory: each may have 16 MiB.
+Take = Callable[[DeadLetter], None]
+
 #: Sends dead letters and returns those that must stay, each with the reason.
 Send = Callable[[list[DeadLetter]], dict[DeadLetter, str]]
 
@@ -76,22 +78,28 @@ def listing(app: App, wanted: Wanted, limit: int, patience: float = _READER_PATI
     when another program is still reading after `patience` seconds.
     """
     found: list[DeadLetter] = []
+
+    def take(letter: DeadLetter) -> None:
+        if len(found) < limit and letter in wanted:
+            found.append(letter)
+
     with _reading(app, patience) as reader:
-        for chunk in reader.chunks(limit if wanted == Wanted() else CHUNK):
-            found += [letter for letter in chunk if letter in wanted]
+        for _ in reader.chunks(limit if wanted == Wanted() else CHUNK, take):
             if len(found) >= limit:
                 break
-    return found[:limit]
+    return found
 
 
 @contextmanager
-def survey(app: App, limit: int, size: int) -> Iterator[Iterator[DeadLetter]]:
-    """The oldest `limit` dead letters, of which `size` are in memory at a time.
+def survey(app: App, limit: int, take: Take) -> Iterator[None]:
+    """Call `take` with each of the oldest `limit` dead letters, and then run the block.
 
-    Nobody else reads, redrives or drops any in the block. Raises `Busy` when another program is reading.
+    Nobody else reads, redrives or drops any until it ends. Raises `Busy` when another program is reading.
     """
     with _reading(app, patience=0) as reader:
-        yield islice(chain.from_iterable(reader.chunks(size, most=size)), limit)
+        for _ in reader.chunks(CHUNK, take, limit):
+            pass
+        yield
 
 
 def is_empty(app: App) -> bool:
@@ -183,15 +191,20 @@ def _work(
     after: Callable[[list[DeadLetter]], None] = lambda _: None,
 ) -> Report:
     report = Report()
+    meant: list[DeadLetter] = []
+
+    def take(letter: DeadLetter) -> None:
+        has_room = limit is None or report.done + report.left.total() + len(meant) < limit
+        if has_room and letter in wanted:
+            meant.append(letter)
+
     with (
         _reading(app) as reader,
         _counting(reader, report, event),
         (progress or (lambda _: nullcontext(lambda: None)))(reader.total) as advance,
     ):
         send = sender(reader)
-        for chunk in reader.chunks(CHUNK):
-            room = None if limit is None else limit - report.done - report.left.total()
-            meant = [letter for letter in chunk if letter in wanted][:room]
+        for count in reader.chunks(CHUNK, take):
             report.ids |= {letter.id for letter in meant} if wanted.ids is not None else set()
             for window in publisher.windows(meant):
                 began = time.time()
@@ -205,7 +218,8 @@ def _work(
                     for letter in done:
                         _log(event, letter, began)
                 report.done += len(done)
-            for _ in chunk:
+            meant.clear()
+            for _ in range(count):
                 advance()
             if limit is not None and report.done + report.left.total() >= limit:
                 break
@@ -275,11 +289,15 @@ class _Reader:
             else:
                 return channel
 
-    def chunks(self, size: int, most: int | None = None) -> Iterator[list[DeadLetter]]:
-        """All messages that were in the queue at the start; the first chunk has `size`, the others `most`."""
-        while self._read < self.total:
-            yield self._chunk(size)
-            size = most or max(CHUNK, self.total // _MAX_CHUNKS)
+    def chunks(self, size: int, take: Take, limit: int | None = None) -> Iterator[int]:
+        """Read the messages that were in the queue at the start, or the first `limit` of them.
+
+        The first chunk has `size`. Yields the number of messages of each chunk, all of which `take` got.
+        """
+        end = self.total if limit is None else min(limit, self.total)
+        while self._read < end:
+            yield self._chunk(min(size, end - self._read), take)
+            size = max(CHUNK, self.total // _MAX_CHUNKS)
 
     def settle(self, letters: list[DeadLetter]) -> None:
         """Acknowledge letters of one chunk, in their order; the broker deletes them."""
@@ -301,7 +319,7 @@ class _Reader:
         """Requeue the unsettled messages in their order; returns when the broker has done so."""
         while self._read_before and self._read < self.total:
             share = _READ_ON if self._read < _MANY else _READ_ON_OF_MANY
-            self._chunk(max(1, int(self._read * share)), keep=False)
+            self._chunk(max(1, int(self._read * share)))
         for channel, (read, settled) in self._held.items():
             expected = self._ready() + read - settled
             channel.close()
@@ -310,25 +328,24 @@ class _Reader:
                 pass  # no busy loop: `_ready` is a round trip
         self._control.queue_delete(queues.DEAD_READER)
 
-    def _chunk(self, size: int, *, keep: bool = True) -> list[DeadLetter]:
+    def _chunk(self, size: int, take: Take | None = None) -> int:
         size = min(size, self.total - self._read, _MAX_CHUNK)
         for over in [channel for channel, (read, settled) in self._held.items() if read == settled]:
             del self._held[over]
             over.close()
         channel = self.channel()
         channel.auto_decode = False  # a redrive sends the body unchanged
-        messages: list[amqp.Message] = []
         read = 0
 
-        def take(message: amqp.Message) -> None:
+        def on_message(message: amqp.Message) -> None:
             nonlocal read
             read += 1
             self._read_before = message.delivery_info["redelivered"]
-            if keep:
-                messages.append(message)
+            if take:
+                take(DeadLetter(message, self._work_queues))
 
         channel.basic_qos(0, size, a_global=False)
-        tag = channel.basic_consume(queues.dead_queue.name, callback=take)
+        tag = channel.basic_consume(queues.dead_queue.name, callback=on_message)
         try:
             while read < size:
                 self._drain(timeout=self.answer_timeout)
@@ -339,7 +356,7 @@ class _Reader:
         channel.basic_cancel(tag)  # or each acknowledgement would bring another message
         self._held[channel] = [size, 0]
         self._read += size
-        return [DeadLetter(message, self._work_queues) for message in messages]
+        return size
 
     def _ready(self) -> int:
         return int(topology.look(self._control, queues.dead_queue.name).message_count)

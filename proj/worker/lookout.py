@@ -42,14 +42,15 @@ PAUSE: Final = 20
 #: Dead letters in one survey, the oldest first. After it, other readers, such as people, read as many.
 MAX_LETTERS: Final = 10_000
 
-#: Dead letters held in memory at a time. Each may have 16 MiB.
-CHUNK: Final = 50
-
 #: Ends stored in one survey, so that the worker's main process is not held up.
 MAX_STORED: Final = 100
 
 #: Seconds for that, in which other readers wait.
 STORE_TIME: Final = 2.0
+
+#: Bytes of messages with callbacks from which on no further ends are stored in one survey. The arguments of
+#: callbacks are in memory until then; those of the message itself are not.
+MAX_BYTES: Final = 64 * 2**20
 
 
 class LookoutStep(bootsteps.StartStopStep):
@@ -127,18 +128,23 @@ class Lookout:
         found: list[_End] = []
         settled: set[tuple[str, str | None]] = set()
         all_are_settled = True
+        kept = 0
+
+        def take(letter: DeadLetter) -> None:
+            nonlocal all_are_settled, kept
+            key = letter.id, letter.last
+            if not is_stored_later(letter) or not checks.is_id(letter.id):
+                return
+            if key in self._settled:
+                settled.add(key)
+            elif len(found) < MAX_STORED and kept < MAX_BYTES:
+                found.append(_End(letter))
+                kept += found[-1].kept
+            else:
+                all_are_settled = False
+
         # Stored before others read: another worker would store the same, and what is redriven lives.
-        with dead_letters.survey(self._app, MAX_LETTERS, CHUNK) as letters:
-            for letter in letters:
-                key = letter.id, letter.last
-                if not is_stored_later(letter) or not checks.is_id(letter.id):
-                    continue
-                if key in self._settled:
-                    settled.add(key)
-                elif len(found) < MAX_STORED:
-                    found.append(_End(letter))
-                else:
-                    all_are_settled = False
+        with dead_letters.survey(self._app, MAX_LETTERS, take):
             until = time.monotonic() + STORE_TIME
             for end in found:
                 if end.is_stored(self._app):
@@ -184,7 +190,10 @@ class _End(End):
         # When that is unknown, any end that is stored is its own.
         self._died = datetime.fromisoformat(letter.last or "0001-01-01T00:00:00Z")
         self.headers = letter.headers
-        self._context = Context({**letter.embedded, **letter.headers, "id": letter.id})
+        embedded = letter.embedded
+        #: At most so many bytes of its body are kept.
+        self.kept = len(letter.body) if any(embedded.values()) else 0
+        self._context = Context({**embedded, **letter.headers, "id": letter.id})
 
     def is_stored(self, app: celery.Celery) -> bool:
         """Whether an end of the message is stored, not counting failures before its redrive."""

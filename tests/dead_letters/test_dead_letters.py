@@ -249,6 +249,26 @@ def test_list_reads_no_more_than_it_shows(bundle: Bundle) -> None:
     assert sum(bool(message.delivery_info["redelivered"]) for message in _take_all(bundle)) == 50
 
 
+def test_a_list_holds_only_what_it_shows(bundle: Bundle) -> None:
+    """Of large dead letters that do not match, one is in memory at a time."""
+    size, count = 2 * 2**20, 20
+    dead.publish(bundle, b"x" * size, "proj.dead", count=count)
+    dead.await_count(bundle, count)
+
+    found, redriven, peak = bundle.python("""
+import json, tracemalloc
+from proj import app, dead_letters
+app.connection_for_write().connect()  # what is imported does not matter
+tracemalloc.start()
+found = dead_letters.listing(app, dead_letters.Wanted(task="no.such"), 3)
+redriven = dead_letters.redrive(app, dead_letters.Wanted(task="no.such")).done
+print(json.dumps([found, redriven, tracemalloc.get_traced_memory()[1]]))
+""")
+    assert (found, redriven) == ([], 0)
+    assert size < peak < 5 * size
+    assert bundle.depth("proj.dead") == count
+
+
 def test_repeated_lists_read_little_more(bundle: Bundle) -> None:
     """Ten lists of 50 take fewer than 70 of 500 dead letters."""
     dead.expire_many(bundle, 500)
@@ -283,7 +303,7 @@ import sys
 from proj import app
 from proj.dead_letters.reader import _reading
 with _reading(app) as reader:
-    print(len(next(reader.chunks(2))), flush=True)
+    print(next(reader.chunks(2, lambda letter: None)), flush=True)
     sys.stdin.read()
 """
     with bundle.start_python(code, text=False) as looking:

@@ -219,14 +219,65 @@ def test_nobody_reads_during_a_survey(bundle: Bundle) -> None:
     assert bundle.python("""
 from proj import app, dead_letters
 import json
-with dead_letters.survey(app, 10, 10) as letters:
-    read = [letter.id for letter in letters]
+read = []
+def take(letter):
+    read.append(letter.id)
+with dead_letters.survey(app, 10, take):
     try:
-        dead_letters.survey(app, 10, 10).__enter__()
+        dead_letters.survey(app, 10, take).__enter__()
     except dead_letters.Busy:
         read.append("busy")
 print(json.dumps(read))
 """) == ["id-0", "id-1", "busy"]
+
+
+def _surveys(bundle: Bundle, count: int) -> Any:
+    """Whether each survey leaves no end for the next one, and the most bytes of memory that they take."""
+    return bundle.python(f"""
+import json, tracemalloc
+from types import SimpleNamespace
+from proj import app
+from proj.worker import lookout
+app.connection_for_write().connect()  # what is imported does not matter
+app.backend.get_task_meta("another")
+consumer = SimpleNamespace(call_soon=lambda *_: None)
+surveying = lookout.Lookout(app, SimpleNamespace(consumer=consumer))
+lookout.MAX_BYTES = 2**20
+tracemalloc.start()
+looks = [surveying._look() for _ in range({count})]
+print(json.dumps([looks, tracemalloc.get_traced_memory()[1]]))
+""")
+
+
+@pytest.mark.used_vhost
+def test_a_survey_keeps_no_bodies(bundle: Bundle) -> None:
+    """Of large dead letters one is in memory at a time, while the ends of all are stored."""
+    size, ids = 2 * 2**20, [f"large-{number}" for number in range(20)]
+    for task_id in ids:
+        dead.publish_task(bundle, task_id, "x" * size, expiration="0")
+    dead.await_count(bundle, len(ids))
+
+    looks, peak = _surveys(bundle, 2)
+
+    assert looks == [False, True]
+    assert [_stored(bundle, "status", task_id) for task_id in ids] == ["FAILURE"] * len(ids)
+    assert size < peak < 7 * size
+    assert bundle.depth("proj.dead") == len(ids)
+
+
+@pytest.mark.used_vhost
+def test_large_callbacks_are_left_for_the_next_survey(bundle: Bundle) -> None:
+    """They are in memory until the end is stored, so that a survey stores one of these at a time."""
+    embedded = {"callbacks": [{"args": ["x" * 2**20]}], "errbacks": None, "chain": None, "chord": None}
+    for task_id in ("first", "second"):
+        headers = {"id": task_id, "task": "proj.tasks.add", "lang": "py", "retries": 0}
+        properties: dict[str, Any] = {"application_headers": headers, "expiration": "0"}
+        dead.publish(bundle, [[1, 2], {}, embedded], content_type="application/json", **properties)
+    dead.await_count(bundle, 2)
+
+    assert _surveys(bundle, 4)[0] == [False, False, False, True]
+    assert [_stored(bundle, "status", task_id) for task_id in ("first", "second")] == ["FAILURE"] * 2
+    assert _surveys(bundle, 1)[0] == [False]  # the second one is not looked at
 
 
 @pytest.mark.used_vhost
