@@ -55,7 +55,7 @@ _SHOWN_LENGTH: Final = 80
 
 #: How to write a URL whose user name or password has special characters.
 _ENCODING: Final = (
-    "without spaces, with [ ] @ : / ; ? # % in a name or password percent-encoded, such as %40 for @"
+    "without spaces, [ ] @ : / ; ? # % in names or passwords percent-encoded, such as %40 for @"
 )
 
 #: What no URL has: a percent sign of no encoded character, and white space, of which `urlsplit` removes some.
