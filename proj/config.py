@@ -54,9 +54,7 @@ _BYPASSES: Final = ("CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
 _SHOWN_LENGTH: Final = 80
 
 #: How to write a URL whose user name or password has special characters.
-_ENCODING: Final = (
-    "without spaces, [ ] @ : / ; ? # % in names or passwords percent-encoded, such as %40 for @"
-)
+_ENCODING: Final = "without spaces, with [ ] @ : / ; ? # % in a password percent-encoded, such as %40 for @"
 
 #: What no URL has: a percent sign of no encoded character, and white space, of which `urlsplit` removes some.
 _UNENCODED: Final = re.compile(r"%(?![0-9A-Fa-f]{2})|\s")

@@ -13,7 +13,7 @@ def test_foreign_messages_wait_for_ingest(declared: Bundle) -> None:
     """Those of the routes; a queue without messages, or without a route, is nobody's concern."""
     foreign.publish(declared, ["a"])
     foreign.publish(declared, [], "add")
-    waiting = about(doctor(declared), "foreign_queues", "queue task_queue has 1 messages", "no consumer")
+    waiting = about(doctor(declared), "foreign_queues", "queue task_queue has 1 message of", "no consumer")
     assert waiting["fix"] == "start it with: proj ingest"
 
     foreign.start(declared).consumes().says("published")
