@@ -94,8 +94,10 @@ class Composer:
             printable(rubbish.problem),
             _reply_headers(message.properties),
         )
+        # Without the traceback, whose frames would keep the message in memory until cycles are collected.
+        why = Rubbish(rubbish.reason, rubbish.problem)
         # The routing key of what the broker makes a dead letter is its queue's too.
-        return Composed(letter, queues.dead_exchange.name, self._route.queue, letter_id, None, rubbish)
+        return Composed(letter, queues.dead_exchange.name, self._route.queue, letter_id, None, why)
 
 
 def _reply_headers(properties: dict[str, Any]) -> dict[str, str]:

@@ -17,7 +17,8 @@ from proj.rabbitmq.publishing import Sent
 log = logging.getLogger(__name__)
 
 #: Most messages of one queue that are fetched and not acknowledged. A crash delivers so many again, and all
-#: of them may be in memory, of 2 MiB each. More are hardly faster, and half as many a fifth slower.
+#: of them may be in memory: of 2 MiB each, or of any size that the broker accepts, if no task can be made of
+#: them. More are hardly faster, and half as many a fifth slower.
 PREFETCH: Final = 64
 
 #: Bytes of tasks made of one queue that are not confirmed, from which on no more are made.
