@@ -60,6 +60,7 @@ def test_task_that_comes_with_the_signal_is_executed_once(bundle: Bundle) -> Non
     worker = bundle.worker()
     bundle.enqueue("task", "proj.tasks.nap", "1", "--id", "before")
     worker.says("[before] succeeded")  # so its process is up
+    eventually("it has nothing to do", lambda: bundle.unacknowledged("proj.tasks") == 0)
     worker.process.send_signal(signal.SIGSTOP)
     bundle.enqueue("task", "proj.tasks.nap", "2", "--id", "last")
     worker.process.terminate()
