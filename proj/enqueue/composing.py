@@ -26,6 +26,7 @@ from proj.rabbitmq.encoded import EncodedMessage
 
 if TYPE_CHECKING:
     from proj.enqueue.app import App
+    from proj.enqueue.template import Template
 
 #: What a canvas publishes in several steps, while its parts run.
 _CANVAS: Final = frozenset({"celery.chain", "celery.group", "celery.chord"})
@@ -143,6 +144,12 @@ class Composer:
             composed = self._from_template(task, request, options, task_id, repeat)
         return composed or self._as_celery_does(request, options, task_id, repeat)
 
+    def template(self, task: celery.Task, **options: Any) -> "Template | None":
+        """The template for calls of this task (`Templates.find`), whose `apply_async` must not be its own."""
+        if not self._app.publishes_as_usual(task):
+            return None
+        return self._templates.find(task, **options, in_task=self._in_task)
+
     def _is_own(self, request: Signature, task: celery.Task | None) -> bool:
         if task is not None:
             try:
@@ -170,8 +177,8 @@ class Composer:
             if not isinstance(usual.get("queue"), str | None):
                 return None
             check_options(name, usual)
-        template = self._templates.find(task, **usual, in_task=self._in_task)
-        if template is None or not self._app.publishes_as_usual(task):
+        template = self.template(task, **usual)
+        if template is None:
             return None
         args, kwargs = given_arguments(name, request["args"], request["kwargs"])
         check_call(name, args, kwargs, task.parameters)

@@ -37,7 +37,6 @@ class Composer:
     """Composes messages from the foreign messages of one route. Sends nothing."""
 
     def __init__(self, app: App, route: Route) -> None:
-        self._app = app
         self._route = route
         self._tasks = composing.Composer(app, awaits_results=False)
 
@@ -73,10 +72,7 @@ class Composer:
         priority = properties.get("priority")
         priority = None if priority is None else min(priority, _HIGHEST_PRIORITY)
         headers = _reply_headers(properties)
-        template = None
-        if not headers and self._app.publishes_as_usual(task):
-            template = self._app.templates.find(task, queue=queue, priority=priority, in_task=False)
-        if template:
+        if not headers and (template := self._tasks.template(task, queue=queue, priority=priority)):
             with suppress(EncodeError):  # of what only Celery itself can write, such as models of pydantic
                 message = template.message(task_id, args, kwargs, repeat=repeat)
                 return message, template.exchange, template.routing_key
