@@ -21,9 +21,18 @@ from proj.rabbitmq import failures, transport
 
 
 class _ThisThread(threading.local):
-    """Whether the current thread is in the pool of connections, whose lock cannot be taken twice."""
+    """Whether the current thread is in the pool of connections, whose lock cannot be taken twice.
+
+    It is there in a `with` block.
+    """
 
     is_in_pool = False
+
+    def __enter__(self) -> None:
+        self.is_in_pool = True
+
+    def __exit__(self, *_: object) -> None:
+        self.is_in_pool = False
 
 
 _this_thread: Final = _ThisThread()
@@ -66,19 +75,13 @@ def release(connection: Connection) -> None:
         with suppress(OSError):
             within(0, connection.release)  # nobody waits for it
         return
-    _this_thread.is_in_pool = True
-    try:
+    with _this_thread:
         connection.release()
-    finally:
-        _this_thread.is_in_pool = False
 
 
 def _acquire(pool: Any, deadline: float) -> Connection:
-    _this_thread.is_in_pool = True
-    try:
+    with _this_thread:
         acquired: Connection = pool.acquire(block=True, timeout=max(0, deadline - time.monotonic()))
-    finally:
-        _this_thread.is_in_pool = False
     return acquired
 
 
