@@ -193,9 +193,11 @@ def _work(
     report = Report()
     meant: list[DeadLetter] = []
 
+    def has_room() -> bool:
+        return limit is None or report.done + report.left.total() + len(meant) < limit
+
     def take(letter: DeadLetter) -> None:
-        has_room = limit is None or report.done + report.left.total() + len(meant) < limit
-        if has_room and letter in wanted:
+        if has_room() and letter in wanted:
             meant.append(letter)
 
     with (
@@ -221,7 +223,7 @@ def _work(
             meant.clear()
             for _ in range(count):
                 advance()
-            if limit is not None and report.done + report.left.total() >= limit:
+            if not has_room():
                 break
     return report
 
