@@ -75,10 +75,10 @@ class Database(Patient):
         self._update_result(row, result, state, traceback=traceback, request=request)  # type: ignore[attr-defined]
         attempt = finality.attempt_of(request)
         row.retries = None if request is None else attempt
-        values = {**vars(row), "attempt": attempt}
+        values, lengths = {**vars(row), "attempt": attempt}, _lengths(self.task_cls.__table__)
         for name, value in values.items():
             if isinstance(value, str):
-                values[name] = _fitting(value, _lengths(self.task_cls.__table__)[name])
+                values[name] = _fitting(value, lengths[name])
             elif isinstance(value, datetime) and value.tzinfo:
                 # PostgreSQL would store the time of its own zone.
                 values[name] = value.astimezone(UTC).replace(tzinfo=None)
