@@ -27,7 +27,7 @@ class Pipeline:
         self._stack.callback(connection.release, self.broker)
         try:
             with connection.cut_at(deadline, self.broker):
-                if not connection.is_alive(self.broker):
+                if not connection.alive(self.broker):
                     connection.abandon(self.broker)
                     connection.connect(self.broker, deadline)
                 topology.declare_permitted(self.broker, self.broker.default_channel, self._wanted)

@@ -127,7 +127,7 @@ class Publish:
                     if given is None:
                         pooled = connection.acquire(self.app, self.deadline)
                     broker = given.connection if pooled is None else pooled
-                    used_before = broker.connected
+                    used_before = connection.opened(broker) is not None
                     return self._attempt(send, broker, given)
                 except OutcomeUnknown as error:
                     if lost or time.monotonic() >= self.deadline:
@@ -164,15 +164,16 @@ class Publish:
         """Connect and declare, unless that was done. Errors here come before the message is sent."""
         wanted = self.app.settings.topology
         try:
-            if not connection.is_alive(broker):
+            live = connection.alive(broker)
+            if live is None:
                 connection.abandon(broker)
                 connection.connect(broker, self.deadline)
+                live = broker.connection
                 if given is not None:
                     given.revive(broker)
             if given is not None:
                 # As py-amqp does on a connection with `confirm_publish`, which the caller's may lack.
                 given.channel.basic_publish = given.channel.basic_publish_confirm
-            live = broker.connection
             producer = live.producer if given is None else given
             if producer is None:
                 producer = live.producer = self.app.amqp.Producer(broker, auto_declare=False)

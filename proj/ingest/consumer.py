@@ -165,9 +165,10 @@ class Consumer:
     def _read_on(self) -> None:
         """Read what else is there, so that what it leads to is written at once."""
         for _ in range(READ_ON):
-            if not connection.has_input(self._broker):
+            live = connection.opened(self._broker)
+            if live is None or not live.has_input:
                 break
-            self._broker.drain_events()
+            live.drain_events()
 
     def _turn(self) -> None:
         self._broker.heartbeat_check()

@@ -196,8 +196,12 @@ class Window:
         try:
             wire = self._connection().transport
             self._written_tag = self._tag
-            with wire.having_timeout(_left(deadline)):
-                wire.write(memoryview(bytes(self._unwritten)))
+            frames = memoryview(bytes(self._unwritten))
+            if deadline is None:
+                wire.write(frames)
+            else:
+                with wire.having_timeout(_left(deadline)):
+                    wire.write(frames)
             self._unwritten.clear()
         except BaseException:
             self.end()
@@ -208,7 +212,7 @@ class Window:
         self.flush(deadline)
         try:
             connection = self._connection()
-            connection.drain_events(timeout=_left(deadline))
+            connection.drain_events(_left(deadline))
             while self._waiting and connection.has_frame:
                 connection.drain_events()
         except TimeoutError as error:

@@ -1,6 +1,7 @@
 """Kombu's transports, with few reads, timeouts that hold within a frame, and complete checks of certificates.
 
-Py-amqp reads each frame in three pieces, and kombu's event loop then tries once more.
+Py-amqp reads each frame in three pieces, and kombu's event loop then tries once more. After a pause, when
+the processor's caches are cold, its nested calls take longer than RabbitMQ's answer.
 
 In py-amqp 5.4 a timeout ends a read only before the first bytes of a frame. When the broker falls silent
 after them, it repeats the read for ever, and before each publish, where the timeout is 0, in a busy loop.
@@ -9,6 +10,7 @@ By default py-amqp checks that a certificate comes from a trusted authority, but
 of any valid certificate could impersonate the broker.
 """
 
+import select
 import ssl
 from pathlib import Path
 from struct import Struct
@@ -22,14 +24,17 @@ from amqp.exceptions import (
     IrrecoverableConnectionError,
     NotAllowed,
     RecoverableConnectionError,
+    UnexpectedFrame,
 )
 from kombu.transport import pyamqp
 
 from proj.queues import Topology
 from proj.rabbitmq import publishing
 
-#: Bytes that are asked for at once: more are no faster, since py-amqp copies what is left.
-_AHEAD: Final = 4096
+#: Bytes that are asked for at once: more are no faster, since what is left is copied. And those of a frame
+#: that is larger, for which RabbitMQ's default is at most 128 KiB: a wrong server may announce gigabytes.
+_AHEAD: Final = 2**12
+_AT_MOST: Final = 2**17
 
 #: How each frame begins: its type, its channel, and the number of its bytes, without these and the last one.
 _HEAD: Final = Struct(">BHI")
@@ -68,63 +73,41 @@ class Connection(pyamqp.Connection):
     declared: Topology | None = None
     producer: kombu.Producer | None = None
 
+    #: What was read ahead and is still to be looked at.
+    was_read = b""
+
     def __init__(self, *args: Any, ca: Path | None = None, **options: Any) -> None:
         """`ca` comes from `broker_transport_options`, all of which kombu passes on; `Transport` uses it."""
         super().__init__(*args, **options)
 
     def connect(self, callback: Any = None) -> Any:
         """Connect. Raises `Refused`, and what py-amqp raises."""
+        self.was_read = b""
         try:
             return super().connect(callback)
         except (AccessRefused, NotAllowed) as error:
             raise Refused(error.reply_text, reply_code=error.reply_code) from error
 
-    def Transport(self, *args: Any, **options: Any) -> Any:  # noqa: N802  (py-amqp's name)
-        wire = super().Transport(*args, **options)
-        # upstream: not reported; remove when a timeout of py-amqp ends a read within a frame too
-        read = wire._read
-
-        def read_ahead(size: int, initial: bool = False) -> Any:
-            if len(wire._read_buffer) < size:
-                try:
-                    _fill(wire)
-                except _NOTHING_THERE:
-                    raise TimeoutError from None
-            # `initial` lets a timeout end the read. Bytes that were read before are kept in any case.
-            return read(size, True)
-
-        wire._read = read_ahead
-        return wire
-
     def blocking_read(self, timeout: float | None = None) -> Any:
-        """Handle the next frame, as py-amqp does, which looks at the socket's timeout for each."""
-        frame = self._take_frame() if self._transport else None
-        return super().blocking_read(timeout) if frame is None else self.on_inbound_frame(frame)
-
-    def _take_frame(self) -> tuple[int, int, bytes] | None:
-        """The next frame, if the whole of it was read ahead."""
-        found = self.was_read
-        size = _size_of_frame(found)
-        if not size or found[size - 1] != publishing.FRAME_END:  # of which py-amqp makes an error
-            return None
-        kind, channel, _ = _HEAD.unpack_from(found)
-        self.transport._read_buffer = found[size:]
-        return kind, channel, found[_HEAD.size : size - 1]
+        """Handle the next frame. Without a timeout, that of the socket holds."""
+        frame = self._take_frame()
+        if frame is None:
+            frame = self._receive_frame(timeout)
+        return self.on_inbound_frame(frame)
 
     def drain_events(self, timeout: float | None = None) -> None:
-        """Wait for an event, as py-amqp does, and leave to the event loop what was read ahead."""
-        super().drain_events(timeout)
+        """Wait for an event, and leave to the event loop what was read ahead."""
+        while not self.blocking_read(timeout):
+            pass
         if self.loop and self._has_more:
             self.loop.call_soon(self.handle_available)
 
     def handle_available(self) -> None:
         """Handle the frames that are there, if the connection still is; wait for none."""
-        event = None
+        if not self.connected:
+            return
         try:
-            if self.connected:
-                if not self.has_frame:
-                    self._read_ahead()
-                event = self.blocking_read(0)
+            event = self.blocking_read(0)
             while self._has_more:
                 if event and self.takes_turns:
                     self.loop.call_soon(self.handle_available)
@@ -134,53 +117,80 @@ class Connection(pyamqp.Connection):
             if error.errno is not None:  # the system has given up the connection
                 raise
 
-    def _read_ahead(self) -> None:
-        """Read what is there, without waiting; py-amqp, which takes longer, does what is left to be done."""
-        wire = self.transport
-        timeout = wire.sock.gettimeout()
-        wire.sock.settimeout(0)
-        try:
-            _fill(wire)
-        except _NOTHING_THERE:
-            pass
-        except OSError:
-            wire.connected = False  # as py-amqp
-            raise
-        finally:
-            wire.sock.settimeout(timeout)
-
-    @property
-    def was_read(self) -> bytes:
-        """What was read ahead and is still to be looked at."""
-        found: bytes = self.transport._read_buffer
-        return found
-
     @property
     def has_frame(self) -> bool:
         """Whether a whole frame was read ahead."""
-        return bool(_size_of_frame(self.was_read))
+        return len(self.was_read) >= _size_of_frame(self.was_read)
+
+    @property
+    def has_input(self) -> bool:
+        """Whether there is something to be read, or an error of the socket; the connection must be open."""
+        return bool(self.was_read) or _has_input(self.sock)
 
     @property
     def _has_more(self) -> bool:
         """Whether there is something that the socket does not show."""
-        return bool(self.connected) and (self.has_frame or bool(decrypted(self.sock)))
+        return self.connected and (self.has_frame or bool(_decrypted(self.sock)))
 
+    def _take_frame(self) -> tuple[int, int, bytes] | None:
+        """The next frame, if the whole of it was read ahead."""
+        found = self.was_read
+        size = _size_of_frame(found)
+        if len(found) < size:
+            return None
+        if found[size - 1] != publishing.FRAME_END:
+            raise UnexpectedFrame(f"a frame ends with {found[size - 1]:#04x} instead of 0xce")
+        self.was_read = found[size:]
+        kind, channel, _ = _HEAD.unpack_from(found)
+        return kind, channel, found[_HEAD.size : size - 1]
 
-def _fill(wire: Any) -> None:
-    """Add what the socket has to what was read ahead."""
-    data = wire.sock.recv(_AHEAD)  # the handler of a signal may read too, meanwhile
-    wire._read_buffer += data
+    def _receive_frame(self, timeout: float | None) -> tuple[int, int, bytes]:
+        """Read until there is a frame. The timeout begins anew with each read."""
+        wire = self.transport
+        sock = wire.sock
+        usual = sock.gettimeout()
+        if timeout is None:
+            timeout = usual
+        if timeout != usual:
+            sock.settimeout(timeout)
+        try:
+            frame = None
+            while frame is None:
+                missing = _size_of_frame(self.was_read) - len(self.was_read)
+                data = sock.recv(min(max(missing, _AHEAD), _AT_MOST))
+                if not data:
+                    raise OSError("Server unexpectedly closed connection")  # py-amqp's words
+                self.was_read += data  # the handler of a signal may have read too, meanwhile
+                frame = self._take_frame()
+        except _NOTHING_THERE:
+            raise TimeoutError from None
+        except OSError as error:
+            if not isinstance(error, TimeoutError) or error.errno is not None:
+                wire.connected = False
+            raise
+        finally:
+            if timeout != usual:
+                sock.settimeout(usual)
+        return frame
 
 
 def _size_of_frame(found: bytes) -> int:
-    """The number of bytes of the first frame; 0 if not the whole of it is there."""
+    """The number of bytes of the first frame, or those of its beginning while it is not known."""
     if len(found) < _HEAD.size:
-        return 0
-    size: int = _HEAD.size + _HEAD.unpack_from(found)[2] + 1
-    return size if len(found) >= size else 0
+        return _HEAD.size
+    return _HEAD.size + int(_HEAD.unpack_from(found)[2]) + 1
 
 
-def decrypted(sock: Any) -> int:
+def _has_input(sock: Any) -> bool:
+    """To look costs less than to try."""
+    if sock.fileno() < 0 or _decrypted(sock):
+        return True
+    look = select.poll()
+    look.register(sock, select.POLLIN)
+    return bool(look.poll(0))
+
+
+def _decrypted(sock: Any) -> int:
     """The number of bytes that TLS has read ahead."""
     return sock.pending() if isinstance(sock, ssl.SSLSocket) else 0
 

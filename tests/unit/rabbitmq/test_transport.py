@@ -12,7 +12,7 @@ import amqp
 import kombu
 import pytest
 import trustme
-from amqp.exceptions import RecoverableConnectionError
+from amqp.exceptions import RecoverableConnectionError, UnexpectedFrame
 from kombu.asynchronous import Hub
 
 from proj.rabbitmq import transport
@@ -24,7 +24,7 @@ FRAME = b"\x01\x00\x00\x00\x00\x00\x08" + b"12345678" + b"\xce"
 
 @contextmanager
 def connected(connection: type[Any], *, tls: bool) -> Iterator[tuple[Any, Callable[[bytes], None]]]:
-    """What reads frames for such a connection, with a timeout of 0.1 s; and what sends it bytes."""
+    """Such a connection, whose reads return the frame, with a timeout of 0.1 s; and what sends it bytes."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
@@ -39,78 +39,125 @@ def connected(connection: type[Any], *, tls: bool) -> Iterator[tuple[Any, Callab
         accepting.start()
         host = f"127.0.0.1:{server.getsockname()[1]}"
         options = {"cert_reqs": ssl.CERT_NONE} if tls else False
-        made = connection()
-        wire = made.Transport(host, connect_timeout=60, ssl=options, read_timeout=0.1)
-        made.transport = wire
-        wire.owner = made
-        wire.connect()
+        live = connection()
+        live.transport = live.Transport(host, connect_timeout=60, ssl=options, read_timeout=0.1)
+        live.on_inbound_frame = lambda frame: frame
+        live.transport.connect()
         accepting.join()
     with peers[0] as peer:
-        yield wire, peer.sendall
-        wire.sock.close()
+        yield live, peer.sendall
+        live.sock.close()
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("size", [3, 7, 10, len(FRAME) - 1])
 def test_timeout_in_a_frame(size: int, tls: bool) -> None:
     """It ends the read, with no timeout at all too; what was read is not lost."""
-    with connected(transport.Connection, tls=tls) as (wire, send):
+    with connected(transport.Connection, tls=tls) as (live, send):
         send(FRAME[:size])
         if not tls:  # whose timeout is set by kombu's transport
             with pytest.raises(TimeoutError):
-                wire.read_frame()
+                live.blocking_read()
         for timeout in (0.1, 0, 0):
-            with pytest.raises(TimeoutError), wire.having_timeout(timeout):
-                wire.read_frame()
+            with pytest.raises(TimeoutError):
+                live.blocking_read(timeout)
+        assert live.connected
         send(FRAME[size:] + FRAME)
-        with wire.having_timeout(60):
-            assert [wire.read_frame(), wire.read_frame()] == [(1, 0, b"12345678")] * 2
+        assert [live.blocking_read(60), live.blocking_read(60)] == [(1, 0, b"12345678")] * 2
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_timeout_of_a_read_is_its_own(tls: bool) -> None:
+    """The next one has the usual timeout, whether a frame has come or not."""
+    with connected(transport.Connection, tls=tls) as (live, send):
+        usual = live.sock.gettimeout()
+        with pytest.raises(TimeoutError):
+            live.blocking_read(0)
+        assert live.sock.gettimeout() == usual
+        send(FRAME)
+        live.blocking_read(60)
+        assert live.sock.gettimeout() == usual
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_frames_that_are_read_ahead(tls: bool) -> None:
     """What came together is read at once, and is input that the socket no longer shows."""
-    with connected(transport.Connection, tls=tls) as (wire, send):
-        live = wire.owner
+    with connected(transport.Connection, tls=tls) as (live, send):
         send(FRAME * 3 + FRAME[:9])
-        with wire.having_timeout(60):
-            assert wire.read_frame() == (1, 0, b"12345678")
-            assert live.has_frame
-            assert wire.read_frame() == wire.read_frame() == (1, 0, b"12345678")
+        assert live.blocking_read(60) == (1, 0, b"12345678")
+        assert live.has_frame
+        assert live.blocking_read() == live.blocking_read() == (1, 0, b"12345678")
         assert not live.has_frame
+        assert live.has_input
         assert live.was_read == FRAME[:9]
 
 
-@pytest.mark.parametrize("by_loop", [False, True], ids=["wait", "loop"])
-def test_handler_of_a_signal_that_reads_meanwhile(by_loop: bool) -> None:
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("size", [0, 1, 4096, 131_064, 1_000_000])
+def test_frame_of_any_size(size: int, tls: bool) -> None:
+    """And what comes after it."""
+    body = bytes(number % 251 for number in range(size))
+    with connected(transport.Connection, tls=tls) as (live, send):
+        large = b"\x03\x00\x01" + size.to_bytes(4) + body + b"\xce"
+        sending = threading.Thread(target=send, args=[large + FRAME])
+        sending.start()
+        assert live.blocking_read(60) == (3, 1, body)
+        assert live.blocking_read(60) == (1, 0, b"12345678")
+        sending.join()
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("before", [b"", FRAME[:9]])
+def test_end_of_the_connection(before: bytes, tls: bool) -> None:
+    """It is lost then, also in the middle of a frame."""
+    with connected(transport.Connection, tls=tls) as (live, send):
+        send(before)
+        socket.socket.shutdown(live.sock, socket.SHUT_RDWR)  # below TLS
+        with pytest.raises(OSError, match="unexpectedly closed"):
+            live.blocking_read(60)
+        assert not live.connected
+
+
+def test_what_is_no_amqp() -> None:
+    """Such as from another server, whose first bytes say that the frame has a gigabyte."""
+    with connected(transport.Connection, tls=False) as (live, send):
+        send(b"HTTP/1.1 400 Bad Request\r\n")
+        with pytest.raises(TimeoutError):
+            live.blocking_read(0.1)
+    with connected(transport.Connection, tls=False) as (live, send):
+        send(FRAME[:-1] + b"?")
+        with pytest.raises(UnexpectedFrame):
+            live.blocking_read(60)
+
+
+@pytest.mark.parametrize("timeout", [None, 0], ids=["wait", "loop"])
+def test_handler_of_a_signal_that_reads_meanwhile(timeout: float | None) -> None:
     """What it has read is kept, before what comes then."""
 
     class Interrupted:
         """A socket during whose `recv` a handler reads the first bytes."""
 
         def recv(self, _size: int) -> bytes:
-            wire._read_buffer += FRAME[:9]
+            live.was_read += FRAME[:9]
             return FRAME[9:]
 
         def gettimeout(self) -> None: ...
 
         def settimeout(self, _seconds: float | None) -> None: ...
 
-    with connected(transport.Connection, tls=False) as (wire, _):
-        sock, wire.sock = wire.sock, Interrupted()
+    with connected(transport.Connection, tls=False) as (live, _):
+        sock, live.transport.sock = live.sock, Interrupted()
         try:
-            if by_loop:
-                wire.owner._read_ahead()
-            assert wire.read_frame() == (1, 0, b"12345678")
+            assert live.blocking_read(timeout) == (1, 0, b"12345678")
         finally:
-            wire.sock = sock
+            live.transport.sock = sock
 
 
 @contextmanager
 def looped(*, tls: bool) -> Iterator[tuple[Any, Hub, Callable[[bytes], None], list[object]]]:
     """A connection and the event loop that waits for it, what sends it bytes, and the frames it handled."""
-    with connected(transport.Connection, tls=tls) as (wire, send):
-        live, loop = wire.owner, Hub()
+    with connected(transport.Connection, tls=tls) as (live, send):
+        loop = Hub()
         loop.call_repeatedly(0.01, lambda: None)  # a worker has timers; without any, a turn takes a second
         frames: list[object] = []
 
@@ -185,11 +232,11 @@ def test_event_loop_learns_that_the_connection_is_lost(tls: bool) -> None:
                 eventually("it is noticed", loop.run_once)
 
 
-# upstream: not reported; remove when a timeout of py-amqp ends a read within a frame too
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_py_amqp_itself_reads_again(tls: bool) -> None:
-    """When this fails, it has learnt what `Connection` does, and that can go."""
-    with connected(amqp.Connection, tls=tls) as (wire, send):
+def test_control_py_amqp_reads_again(tls: bool) -> None:
+    """Its timeout does not end a read within a frame."""
+    with connected(amqp.Connection, tls=tls) as (live, send):
+        wire = live.transport
         receive, reads = wire._quick_recv, count()
 
         def receive_or_end(size: int) -> bytes:
@@ -201,8 +248,8 @@ def test_py_amqp_itself_reads_again(tls: bool) -> None:
         with wire.having_timeout(60):
             wire._read_buffer = wire._read(10)
         wire._quick_recv = receive_or_end
-        with pytest.raises(EOFError), wire.having_timeout(0):
-            wire.read_frame()
+        with pytest.raises(EOFError):
+            live.blocking_read(0)
 
 
 def test_tls_of_another_application_is_its_own() -> None:
