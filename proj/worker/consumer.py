@@ -154,6 +154,10 @@ class Consumer(consumer.Consumer):
         self.delays = Delays(self.app, self)
         self.revocations = Revocations(self.app)
 
+    def register_with_event_loop(self, hub: Any) -> None:
+        super().register_with_event_loop(hub)
+        pools.remove_writers_once(hub)
+
     def update_strategies(self) -> None:
         """Use our strategy for all tasks, whatever their base."""
         super().update_strategies()

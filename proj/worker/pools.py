@@ -15,6 +15,8 @@ from typing import Any, Final
 import click
 from celery.concurrency import prefork
 from celery.platforms import EX_OK
+from kombu.asynchronous import Hub
+from kombu.utils.compat import fileno
 
 #: Levels of nesting that the pool adds to the headers.
 _MARGIN: Final = 50
@@ -64,6 +66,22 @@ def send_at_once(consumer: Any) -> None:
         # upstream: not reported; remove when the pool writes a task as it is handed over
         pool = consumer.pool._pool
         consumer.hub.consolidate_callback(list(pool._all_inqueues - pool._busy_workers))
+
+
+def remove_writers_once(hub: Hub) -> None:
+    """Let the event loop look before it removes a writer.
+
+    In each turn, a pool of processes removes the writers of all that are idle. Kombu makes a system call for
+    each, which fails: with two processes, a quarter of what a worker's main process does for a task.
+    """
+
+    def remove_writer(fd: Any) -> None:
+        number = fd if isinstance(fd, int) else fileno(fd)
+        if number in hub.writers:
+            Hub.remove_writer(hub, number)
+
+    # upstream: not reported; remove when kombu looks before it removes a writer
+    hub.remove_writer = remove_writer
 
 
 def keep_written(pool: Any) -> None:
