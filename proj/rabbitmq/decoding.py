@@ -7,6 +7,7 @@ https://github.com/celery/celery/issues/2873.
 """
 
 import re
+from collections.abc import Callable
 from datetime import datetime
 from struct import Struct, unpack_from
 from typing import Any, Final
@@ -31,6 +32,9 @@ _number: Final = Struct(">i").unpack_from
 
 #: The flag of each property, its name and its type.
 _PROPERTIES: Final = [(0x8000 >> place, *each) for place, each in enumerate(Message.PROPERTIES)]
+
+#: What reads a text of a header.
+_Decode = Callable[[bytes], Any]
 
 #: Stands for what is nested deeper.
 TOO_DEEP: Final = "(nested too deep)"
@@ -62,7 +66,7 @@ def _read(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
         if kind == "s":
             properties[name], offset = _read_short(buffer, offset)
         elif kind == "F":
-            properties[name], offset = _read_table(buffer, offset, 0)
+            properties[name], offset = _read_headers(buffer, offset)
         elif kind == "o":
             properties[name], offset = buffer[offset], offset + 1
         else:
@@ -70,13 +74,21 @@ def _read(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
     return properties, offset
 
 
-def _read_header(buffer: Any, offset: int, depth: int) -> tuple[Any, int]:
+def _read_headers(buffer: Any, offset: int) -> tuple[dict[Any, Any], int]:
+    """The headers of a message. Most have only texts that are UTF-8, which are read with fewer calls."""
+    try:
+        return _read_table(buffer, offset, 0, bytes.decode)
+    except UnicodeDecodeError:
+        return _read_table(buffer, offset, 0, _text)
+
+
+def _read_header(buffer: Any, offset: int, depth: int, text: _Decode) -> tuple[Any, int]:
     kind = buffer[offset]
     if kind in (_TABLE, _LIST):
         if depth == MAX_NESTING:
             (size,) = _size(buffer, offset + 1)
             return TOO_DEEP, offset + 1 + 4 + size  # the type, the size, and the value
-        return (_read_table if kind == _TABLE else _read_list)(buffer, offset + 1, depth + 1)
+        return (_read_table if kind == _TABLE else _read_list)(buffer, offset + 1, depth + 1, text)
     try:
         value: tuple[Any, int] = _decode_header(buffer, offset)
     except (OSError, OverflowError, ValueError):
@@ -86,17 +98,17 @@ def _read_header(buffer: Any, offset: int, depth: int) -> tuple[Any, int]:
     return value
 
 
-def _read_table(buffer: Any, offset: int, depth: int) -> tuple[dict[Any, Any], int]:
+def _read_table(buffer: Any, offset: int, depth: int, text: _Decode) -> tuple[dict[Any, Any], int]:
     (size,) = _size(buffer, offset)
     offset += 4
     end, table = offset + size, {}
     while offset < end:
         start, offset = offset + 1, offset + 1 + buffer[offset]
-        name, kind = _text(buffer[start:offset]), buffer[offset]
+        name, kind = text(buffer[start:offset]), buffer[offset]
         if kind == _TEXT:
             (size,) = _size(buffer, offset + 1)
             start, offset = offset + 5, offset + 5 + size
-            table[name] = _text(buffer[start:offset])
+            table[name] = text(buffer[start:offset])
         elif kind == _NOTHING:
             table[name], offset = None, offset + 1
         elif kind == _NUMBER:
@@ -104,11 +116,11 @@ def _read_table(buffer: Any, offset: int, depth: int) -> tuple[dict[Any, Any], i
         elif kind == _TRUTH:
             table[name], offset = bool(buffer[offset + 1]), offset + 2
         else:
-            table[name], offset = _read_header(buffer, offset, depth)
+            table[name], offset = _read_header(buffer, offset, depth, text)
     return table, offset
 
 
-def _text(found: Any) -> Any:
+def _text(found: bytes) -> str | bytes:
     """A text; its bytes, as py-amqp has it, when they are not UTF-8."""
     try:
         return found.decode()
@@ -116,12 +128,12 @@ def _text(found: Any) -> Any:
         return found
 
 
-def _read_list(buffer: Any, offset: int, depth: int) -> tuple[list[Any], int]:
+def _read_list(buffer: Any, offset: int, depth: int, text: _Decode) -> tuple[list[Any], int]:
     (size,) = _size(buffer, offset)
     offset += 4
     end, values = offset + size, []
     while offset < end:
-        value, offset = _read_header(buffer, offset, depth)
+        value, offset = _read_header(buffer, offset, depth, text)
         values.append(value)
     return values, offset
 
