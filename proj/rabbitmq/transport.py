@@ -90,10 +90,8 @@ class Connection(pyamqp.Connection):
 
     def blocking_read(self, timeout: float | None = None) -> Any:
         """Handle the next frame. Without a timeout, that of the socket holds."""
-        frame = self._take_frame()
-        if frame is None:
-            frame = self._receive_frame(timeout)
-        return self.on_inbound_frame(frame)
+        frame = self._take_frame() if self.was_read else None
+        return self.on_inbound_frame(frame or self._receive_frame(timeout))
 
     def drain_events(self, timeout: float | None = None) -> None:
         """Wait for an event, and leave to the event loop what was read ahead."""
@@ -153,15 +151,16 @@ class Connection(pyamqp.Connection):
             timeout = usual
         if timeout != usual:
             sock.settimeout(timeout)
+        size = _AHEAD
         try:
-            frame = None
-            while frame is None:
-                missing = _size_of_frame(self.was_read) - len(self.was_read)
-                data = sock.recv(min(max(missing, _AHEAD), _AT_MOST))
+            while True:
+                data = sock.recv(size)
                 if not data:
                     raise OSError("Server unexpectedly closed connection")  # py-amqp's words
                 self.was_read += data  # the handler of a signal may have read too, meanwhile
-                frame = self._take_frame()
+                if frame := self._take_frame():
+                    return frame
+                size = min(max(_AHEAD, _size_of_frame(self.was_read) - len(self.was_read)), _AT_MOST)
         except _NOTHING_THERE:
             raise TimeoutError from None
         except OSError as error:
@@ -171,7 +170,6 @@ class Connection(pyamqp.Connection):
         finally:
             if timeout != usual:
                 sock.settimeout(usual)
-        return frame
 
 
 def _size_of_frame(found: bytes) -> int:
