@@ -166,25 +166,30 @@ class App(celery.Celery):
 
         return _logged(run, name, task_id, delay=countdown, retries=retries)
 
-    def send_from(self, template: Template, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """Publish the template's message for these checked arguments as `send_task` does; returns its id.
+    def send_from(
+        self, template: Template, args: tuple[Any, ...], kwargs: dict[str, Any], result: Callable[[str], T]
+    ) -> T:
+        """Publish the template's message for these checked arguments as `send_task` does.
 
-        Raises `kombu.exceptions.EncodeError` for arguments that only `send_task` can send.
+        Returns the `result` of its id, which is made while the broker works. Raises
+        `kombu.exceptions.EncodeError` for arguments that only `send_task` can send.
         """
         task_id = checks.checked_id(None)
         message = template.message(task_id, args, kwargs)
         one = publish.Publish(self, template.task, task_id, publish.deadline_of(self))
 
-        def send(producer: Producer) -> None:
+        def send(producer: Producer) -> T:
             if template.common.priority:
                 priorities.warn_if_ignored(producer.connection)
             if not template.ignore_result:
                 self.backend.on_task_call(producer, task_id)
-            one.send_message(message, template.exchange, template.routing_key, producer)
+            meanwhile = functools.partial(result, task_id)
+            address = template.exchange, template.routing_key
+            made: T = one.send_message(message, *address, producer, meanwhile)
+            return made
 
         run = functools.partial(one.run, send, functools.partial(encoded.mark_repeat, message))
-        _logged(run, template.task, task_id)
-        return task_id
+        return _logged(run, template.task, task_id)
 
     def now(self) -> datetime:
         """The current time in the application's zone, in a tenth of the time that Celery takes."""

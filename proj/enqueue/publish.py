@@ -111,10 +111,22 @@ class Publish:
                 f"it may still reach the queue; to repeat it with --id {self.task_id} is safe",
             ) from error
 
-    def send_message(self, message: amqp.Message, exchange: str, routing_key: str, producer: Any) -> None:
-        """Publish a message unchanged with this producer. Raises the errors of the connection."""
+    def send_message(
+        self,
+        message: amqp.Message,
+        exchange: str,
+        routing_key: str,
+        producer: Any,
+        meanwhile: Callable[[], Any] | None = None,
+    ) -> Any:
+        """Publish a message unchanged with this producer. Raises the errors of the connection.
+
+        Returns what `meanwhile` returns, which is called while the broker works.
+        """
         # `cut_at` bounds the wait. A timeout of the socket would cost five system calls more.
-        producer.channel.basic_publish_confirm(message, exchange, routing_key, mandatory=True)
+        return producer.channel.basic_publish_confirm(
+            message, exchange, routing_key, mandatory=True, meanwhile=meanwhile
+        )
 
     def _run(self, send: Callable[[Any], T], mark_repeat: Callable[[], None], given: Any) -> T:
         lost: OutcomeUnknown | None = None

@@ -64,7 +64,7 @@ class Task(celery.Task):
             )
         if template:
             try:
-                result = self.AsyncResult(self.app.send_from(template, args, kwargs))
+                result = self.app.send_from(template, args, kwargs, self.AsyncResult)
             except EncodeError:
                 pass  # Celery can send it
             else:

@@ -44,6 +44,10 @@ _METHOD: Final = struct.Struct(">BHIHH")
 _CONTENT: Final = struct.Struct(">BBHIHHQ")
 _BODY: Final = struct.Struct(">BBHI")
 
+#: The arguments of a confirm, which follow the four bytes that say which method it is.
+_ACK: Final = struct.Struct(">Q?")
+_METHOD_ID: Final = 4
+
 
 @dataclass(eq=False, slots=True)
 class Sent:
@@ -276,8 +280,9 @@ class Window:
 
     def _answered(self, tag: int, multiple: bool) -> list[Sent]:
         # A later answer may have a lower tag, when the messages went to different queues.
-        tags = list(takewhile(tag.__ge__, self._waiting)) if multiple else [tag]
-        return [self._waiting.pop(each) for each in tags if each in self._waiting]
+        if multiple:
+            return [self._waiting.pop(each) for each in list(takewhile(tag.__ge__, self._waiting))]
+        return [self._waiting.pop(tag)] if tag in self._waiting else []
 
 
 @lru_cache(maxsize=256)
@@ -316,6 +321,15 @@ class Channel(pyamqp.Channel):
         self.consumed[consumer_tag] = queue
         return super().basic_consume(queue, consumer_tag, **options)
 
+    def dispatch_method(self, method_sig: tuple[int, int], payload: bytes, content: Any) -> None:
+        """Handle a method, as py-amqp does, which takes three times as long for a confirm."""
+        if method_sig == spec.Basic.Ack and not self.is_closing:
+            tag, multiple = _ACK.unpack_from(payload, _METHOD_ID)
+            for listener in self.events["basic_ack"]:
+                listener(tag, multiple)
+        else:
+            super().dispatch_method(method_sig, payload, content)
+
     def basic_publish_confirm(
         self,
         message: amqp.Message | EncodedMessage,
@@ -323,12 +337,14 @@ class Channel(pyamqp.Channel):
         routing_key: str = "",
         mandatory: bool = False,
         confirm_timeout: float | None = None,
+        meanwhile: Callable[[], Any] | None = None,
         **options: Any,
-    ) -> None:
+    ) -> Any:
         """Publish, and wait at most `confirm_timeout` seconds for the confirm.
 
-        On a connection with `confirm_publish`, this is `basic_publish`. Raises `Nacked`, a
-        `ChannelError` when no queue takes a mandatory message, and the errors of `Window`.
+        Returns what `meanwhile` returns, which is called while the broker works. On a connection with
+        `confirm_publish`, this is `basic_publish`. Raises `Nacked`, a `ChannelError` when no queue takes a
+        mandatory message, and the errors of `Window`.
 
         A refusal of remote control is no error: the broker refuses a command to all workers when one of their
         queues does not take it, such as that of a worker on a lost node (RabbitMQ 4.3). The others have it.
@@ -337,9 +353,11 @@ class Channel(pyamqp.Channel):
         if self._window is None or not self._window.usable:
             self._window = Window(self)
         sent = self._window.send(message, exchange, routing_key, mandatory=mandatory, **options)
+        made = meanwhile() if meanwhile else None
         self._window.wait(deadline)
         if sent.refusal and not exchange.endswith(_REMOTE_CONTROL):
             raise sent.refusal
+        return made
 
 
 def copy_of(message: amqp.Message, body: bytes | str, headers: dict[str, Any]) -> amqp.Message:

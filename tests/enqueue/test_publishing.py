@@ -10,10 +10,11 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from urllib.parse import quote
 
+import amqp
 import kombu
 import psutil
 import pytest
-from amqp.exceptions import AccessRefused
+from amqp.exceptions import AccessRefused, ChannelError
 
 from proj import queues
 from proj.private_node.node import BrokerNode
@@ -76,6 +77,20 @@ def test_broker_that_does_not_listen(own: Bundle, fault: str, countdown: int | N
     unknown = {task_id for task_id, outcome in outcomes.items() if outcome.kind == "OutcomeUnknown"}
     assert {"before", "after"} <= set(found) <= {"before", "after"} | unknown
     assert len(found) == len(set(found))
+
+
+def test_what_is_done_meanwhile(bundle: Bundle) -> None:
+    """The message is in flight then, and confirmed when the publish returns, or else the error is raised."""
+    with bundle.channel() as channel:
+        queue = channel.queue_declare(exclusive=True).queue
+        publish = partial(channel.basic_publish_confirm, amqp.Message(b""), mandatory=True)
+        assert publish(routing_key=queue, meanwhile=lambda: len(channel._window)) == 1
+        assert len(channel._window) == 0
+        done: list[str] = []
+        with pytest.raises(ChannelError, match="NO_ROUTE"):
+            publish(routing_key="nowhere", meanwhile=lambda: done.append("it"))
+        assert done == ["it"]
+        assert publish(routing_key=queue) is None
 
 
 def test_command_says_that_the_outcome_is_unknown(own: Bundle) -> None:
