@@ -142,7 +142,7 @@ def opened(connection: Connection) -> transport.Connection | None:
 
 
 def alive(connection: Connection) -> transport.Connection | None:
-    """The same, after a look at what the broker has sent meanwhile, such as that it closes the connection."""
+    """What is `opened`, after a look at what the broker has sent meanwhile, such as that it closes it."""
     try:
         while (live := opened(connection)) and live.has_input:
             live.drain_events(0)

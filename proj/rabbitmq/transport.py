@@ -1,7 +1,7 @@
 """Kombu's transports, with few reads, timeouts that hold within a frame, and complete checks of certificates.
 
-Py-amqp reads each frame in three pieces, and kombu's event loop then tries once more. After a pause, when
-the processor's caches are cold, its nested calls take longer than RabbitMQ's answer.
+Py-amqp reads each frame in three pieces, and kombu's event loop then tries once more. That takes a tenth of
+the client's CPU time for a publish.
 
 In py-amqp 5.4 a timeout ends a read only before the first bytes of a frame. When the broker falls silent
 after them, it repeats the read for ever, and before each publish, where the timeout is 0, in a busy loop.

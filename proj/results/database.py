@@ -72,7 +72,7 @@ class Database(Patient):
     def _row(
         self, task_id: str, result: Any, state: str, traceback: str | None, request: Any
     ) -> dict[str, Any]:
-        """The values of the columns, as Celery's in five times the time, and the number of the attempt."""
+        """The values of the columns, equal to Celery's, which take twice the time; and the attempt."""
         attempt = finality.attempt_of(request)
         row: dict[str, Any] = {
             "task_id": task_id,
