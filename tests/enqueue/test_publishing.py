@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import Any
 from urllib.parse import quote
 
 import amqp
@@ -19,6 +20,7 @@ from amqp.exceptions import AccessRefused, ChannelError
 from proj import queues
 from proj.private_node.node import BrokerNode
 from proj.rabbitmq import topology
+from proj.rabbitmq.transport import PlainTransport
 from tests.lib.alarm import alarm
 from tests.lib.bundle import Bundle
 from tests.lib.publisher import ID, REPEAT, Publisher, check, headers, ids, user
@@ -81,7 +83,8 @@ def test_broker_that_does_not_listen(own: Bundle, fault: str, countdown: int | N
 
 def test_what_is_done_meanwhile(bundle: Bundle) -> None:
     """The message is in flight then, and confirmed when the publish returns, or else the error is raised."""
-    with bundle.channel() as channel:
+    with kombu.Connection(bundle.url, transport=PlainTransport) as connection:
+        channel: Any = connection.channel()
         queue = channel.queue_declare(exclusive=True).queue
         publish = partial(channel.basic_publish_confirm, amqp.Message(b""), mandatory=True)
         assert publish(routing_key=queue, meanwhile=lambda: len(channel._window)) == 1
