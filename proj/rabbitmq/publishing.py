@@ -44,9 +44,8 @@ _METHOD: Final = struct.Struct(">BHIHH")
 _CONTENT: Final = struct.Struct(">BBHIHHQ")
 _BODY: Final = struct.Struct(">BBHI")
 
-#: The arguments of a confirm, which follow the four bytes that say which method it is.
-_ACK: Final = struct.Struct(">Q?")
-_METHOD_ID: Final = 4
+#: A confirm: four bytes that say which method it is, and its arguments.
+_ACK: Final = struct.Struct(">4xQ?")
 
 
 @dataclass(eq=False, slots=True)
@@ -324,7 +323,7 @@ class Channel(pyamqp.Channel):
     def dispatch_method(self, method_sig: tuple[int, int], payload: bytes, content: Any) -> None:
         """Handle a method, as py-amqp does, which takes three times as long for a confirm."""
         if method_sig == spec.Basic.Ack and not self.is_closing:
-            tag, multiple = _ACK.unpack_from(payload, _METHOD_ID)
+            tag, multiple = _ACK.unpack_from(payload)
             for listener in self.events["basic_ack"]:
                 listener(tag, multiple)
         else:

@@ -1,12 +1,13 @@
 """A database as result store: shared by many workers, perhaps new or down, and used with timeouts only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import import_module
 from typing import Any, Final
 
 from celery import states
+from kombu.utils.encoding import ensure_bytes
 from kombu.utils.json import JSONEncoder
 
 from proj.results import engines, finality
@@ -113,8 +114,8 @@ class Database(Patient):
         return row
 
     def _encoded(self, value: Any) -> bytes:
-        encoded = self.encode(value)
-        return encoded.encode() if isinstance(encoded, str) else encoded
+        encoded: bytes = ensure_bytes(self.encode(value))
+        return encoded
 
     # upstream: not reported; remove when Celery stores a state, by its attempt, in one statement
     def _query_task(self, session: Any, task_id: str, **more: Any) -> Any:
@@ -123,9 +124,7 @@ class Database(Patient):
         values = session.execute(_select(self.task_cls.__table__), {"wanted": task_id}).mappings().first()
         if values is None:
             return None
-        row = _Row(task_id)
-        row.__dict__.update(values)
-        return row
+        return _Row(values)
 
     # upstream: not reported; remove when Celery stores a state, by its attempt, in one statement
     def _get_task_meta_for(self, task_id: str) -> Any:
@@ -144,11 +143,8 @@ class Database(Patient):
 class _Row:
     """What Celery's backend takes for a row of its table, without the ORM."""
 
-    children = None
-    stamps = None
-
-    def __init__(self, task_id: str) -> None:
-        self.task_id = task_id
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.__dict__.update(values)
 
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "id"}
