@@ -16,7 +16,8 @@ from sqlalchemy.schema import CreateTable
 
 from proj import queues
 from proj.results import stored_exception
-from proj.results.database import UPSERTS, Database
+from proj.results.database import Database
+from proj.results.statements import UPSERTS
 
 #: Seconds between two looks for old results, of all workers together.
 INTERVAL: Final = 60

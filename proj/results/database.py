@@ -3,22 +3,14 @@
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
-from importlib import import_module
 from typing import Any, Final
 
 from celery import states
 from kombu.utils.encoding import ensure_bytes
 from kombu.utils.json import JSONEncoder
 
-from proj.results import engines, finality
+from proj.results import engines, finality, statements
 from proj.results.patience import Patient
-
-#: Databases in which one statement stores a state if it may replace the stored one. In others a state is read
-#: and then written, as Celery does.
-UPSERTS: Final = {
-    "sqlite": "sqlalchemy.dialects.sqlite",
-    "postgresql": "sqlalchemy.dialects.postgresql",
-}
 
 _encode_json: Final = JSONEncoder().encode
 
@@ -26,8 +18,8 @@ _encode_json: Final = JSONEncoder().encode
 class Database(Patient):
     """Celery's database backend, which detects a database that is down or new at once, and recovers.
 
-    It does with one statement of SQLAlchemy's core what Celery's does with its ORM, which takes most of the
-    time of a short task.
+    It does with one statement what Celery's does with SQLAlchemy's ORM, which takes most of the time of a
+    short task.
     """
 
     url: str
@@ -61,13 +53,11 @@ class Database(Patient):
         self, task_id: str, result: Any, state: str, traceback: str | None = None, **more: Any
     ) -> Any:
         kept = self.kept()
-        upsert = _upsert(kept.engine.dialect.name, self.task_cls.__table__, state)
+        upsert = statements.upsert(kept.engine.dialect, self.task_cls.__table__, state)
         if upsert is None:
             traceback = traceback and _fitting(traceback)
             return super()._store_result(task_id, result, state, traceback, **more)  # type: ignore[misc]
-        row = self._row(task_id, result, state, traceback, more.get("request"))
-        with kept.use() as connection:
-            connection.execute(upsert, row)
+        kept.execute(upsert, self._row(task_id, result, state, traceback, more.get("request")))
         return None
 
     def _row(
@@ -121,10 +111,9 @@ class Database(Patient):
     def _query_task(self, session: Any, task_id: str, **more: Any) -> Any:
         if more:  # to write it, in a database without our statement
             return super()._query_task(session, task_id, **more)  # type: ignore[misc]
-        values = session.execute(_select(self.task_cls.__table__), {"wanted": task_id}).mappings().first()
-        if values is None:
-            return None
-        return _Row(values)
+        found = session.execute(statements.select(self.task_cls.__table__), {"wanted": task_id})
+        row = found.mappings().first()
+        return None if row is None else _Row(row)
 
     # upstream: not reported; remove when Celery stores a state, by its attempt, in one statement
     def _get_task_meta_for(self, task_id: str) -> Any:
@@ -150,46 +139,10 @@ class _Row:
         return {name: value for name, value in self.__dict__.items() if name != "id"}
 
 
-def _upsert(dialect: str, table: Any, state: str) -> Any:
-    """One statement that stores a state, and the values of its row, unless the stored one is to be kept.
-
-    None in other databases, and for a table that does not know attempts.
-    """
-    if state in states.READY_STATES:
-        return _upsert_like(dialect, table, states.SUCCESS if state == states.SUCCESS else states.FAILURE)
-    return _upsert_like(dialect, table, states.STARTED)
-
-
-@cache
-def _upsert_like(dialect: str, table: Any, state: str) -> Any:
-    from sqlalchemy import Integer, bindparam, func
-
-    if dialect not in UPSERTS or "retries" not in table.columns:
-        return None
-    statement = import_module(UPSERTS[dialect]).insert(table)
-    new = {column.name: statement.excluded[column.name] for column in table.columns if column.name != "id"}
-    if "stamps" in new:
-        new["stamps"] = func.coalesce(new["stamps"], table.c.stamps)
-    attempt, stored_attempt = bindparam("attempt", type_=Integer), func.coalesce(table.c.retries, 0)
-    # `inline`: nobody wants the number of the row.
-    return statement.inline().on_conflict_do_update(
-        index_elements=[table.c.task_id],
-        set_={name: value for name, value in new.items() if name != "task_id"},
-        where=finality.may_replace(state, attempt, table.c.status, stored_attempt),
-    )
-
-
 @cache
 def _lengths(table: Any) -> dict[str, int | None]:
     """The characters that each column can hold, if they are limited."""
     return {column.name: getattr(column.type, "length", None) for column in table.columns}
-
-
-@cache
-def _select(table: Any) -> Any:
-    from sqlalchemy import bindparam, select
-
-    return select(table).where(table.c.task_id == bindparam("wanted"))
 
 
 def _fitting(text: str, length: int | None = None) -> str:

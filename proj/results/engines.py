@@ -6,12 +6,13 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any, Final, Self
 
 from proj.deadline import CutAfter
 from proj.results import forking
+from proj.results.statements import UPSERTS, Statement
 
 #: Seconds for one attempt to connect to a database server, and seconds for its machine to acknowledge what
 #: was sent (TCP).
@@ -50,9 +51,12 @@ class Kept:
         from sqlalchemy import QueuePool, create_engine, make_url
 
         dialect: Any = make_url(url).get_dialect()
-        if dialect.name == "sqlite" or dialect.driver.startswith("psycopg"):
-            # One statement is one transaction, and `checkout` below looks at a connection before its use.
-            options = options | {"isolation_level": "AUTOCOMMIT", "pool_pre_ping": False}
+        is_psycopg = dialect.driver.startswith("psycopg")
+        if dialect.name in UPSERTS:
+            options = options | {"isolation_level": "AUTOCOMMIT"}  # one statement is one transaction
+        if dialect.name == "sqlite" or is_psycopg:
+            # `checkout` below looks at a connection before its use.
+            options = options | {"pool_pre_ping": False}
         has_pool = issubclass(dialect.get_pool_class(make_url(url)), QueuePool)
         if has_pool:
             # Without an end: a thread would wait for a connection, or fail.
@@ -67,7 +71,7 @@ class Kept:
             forking.close_before_forks(self.engine)
         if dialect.name == "sqlite":
             _tune_sqlite(self.engine)
-        elif dialect.driver.startswith("psycopg"):
+        elif is_psycopg:
             _tune_postgresql(self.engine, self._uses)
 
     @contextmanager
@@ -77,6 +81,32 @@ class Kept:
             self._prepare()
             with self.engine.connect() as connection:
                 yield connection
+
+    def execute(self, statement: Statement, values: Mapping[str, Any]) -> None:
+        """Execute a statement that returns nothing; tables that are missing are made first.
+
+        Raises SQLAlchemy's errors.
+        """
+        try:
+            with self._bounded():
+                self._prepare()
+                self._execute(statement.sql, statement.parameters(values))
+        except self.engine.dialect.loaded_dbapi.Error as error:
+            from sqlalchemy.exc import DatabaseError
+
+            raise DatabaseError(statement.sql, None, error) from error
+
+    def _execute(self, sql: str, parameters: Any) -> None:
+        """By the driver alone. Raises its errors."""
+        connection = self.engine.raw_connection()
+        try:
+            cursor = connection.cursor()
+            cursor.execute(sql, parameters)
+            cursor.close()
+        except BaseException as error:
+            connection.invalidate(error)  # it may be broken, or in the middle of an answer
+            raise
+        connection.close()
 
     def session(self) -> Any:
         """A session as Celery's own, for what it does seldom."""
@@ -110,9 +140,9 @@ class Kept:
 
     def _prepare(self) -> None:
         """Make Celery's tables where they are missing."""
-        from celery.backends.database.session import SessionManager
-
         if not self._is_ready:
+            from celery.backends.database.session import SessionManager
+
             # A database that is down raises here; Celery would look for its tables ten times an attempt.
             self.engine.connect().close()
             SessionManager().prepare_models(self.engine)

@@ -40,12 +40,20 @@ def read(task_id):
 """
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def stored(request: pytest.FixtureRequest, bundle: Bundle) -> Bundle:
-    """A bundle with either store."""
-    if request.param != "sqlite":
-        request.getfixturevalue("database")
-    return bundle
+#: A driver of PostgreSQL that is not the one that we tune, and takes its parameters by their order.
+ANOTHER_DRIVER = """
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+
+class Another(PGDialect_psycopg):
+    driver = "another"
+    supports_statement_cache = True
+
+    def __init__(self, **options):
+        super().__init__(**options | {"paramstyle": "format"})
+
+registry.register("postgresql.another", __name__, "Another")
+"""
 
 
 def _call(bundle: Bundle, code: str) -> Any:
@@ -69,6 +77,25 @@ print(json.dumps(found))
     )
 
     assert found == [[last[0], last[2]] for _, last in PAIRS for _ in "ab"]
+
+
+@pytest.mark.usefixtures("database")
+def test_any_driver_commits(bundle: Bundle) -> None:
+    """A state is stored by each; unless it is told not to, a driver begins a transaction."""
+    url = bundle.env["CELERY_RESULT_BACKEND"]
+    bundle.env["CELERY_RESULT_BACKEND"] = url.replace("postgresql:", "postgresql+another:")
+    found = _call(
+        bundle,
+        ANOTHER_DRIVER
+        + """
+write("x", "FAILURE", 0, 2)
+write("x", "RETRY", 0, 1)
+dialect = app.backend.kept().engine.dialect
+print(json.dumps([dialect.driver, dialect.positional, read("x")]))
+""",
+    )
+
+    assert found == ["another", True, ["FAILURE", 2]]
 
 
 def test_values_of_a_refused_state_are_not_stored(stored: Bundle) -> None:
