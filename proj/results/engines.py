@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import cache
 from typing import Any, Final, Self
 
 from proj.deadline import CutAfter
@@ -109,20 +110,12 @@ class Kept:
         connection.close()
 
     def session(self) -> Any:
-        """A session as Celery's own, for what it does seldom."""
-        from sqlalchemy.orm import Session
-
+        """A session as Celery's own, for what it does seldom, and to read a state."""
         with ExitStack() as bound:
             bound.enter_context(self._bounded())
             self._prepare()
             kept = bound.pop_all()
-
-        class Bounded(Session):
-            def close(self) -> None:
-                super().close()
-                kept.close()
-
-        return Bounded(self.engine)
+        return _bounded_session()(self.engine, kept)
 
     def _bounded(self) -> AbstractContextManager[None]:
         """Around each use. SQLite bounds its waits itself."""
@@ -152,6 +145,23 @@ class Kept:
         """Connect anew, and look for the tables: the database may come back as a new one."""
         self._is_ready = False
         self.engine.dispose()
+
+
+@cache
+def _bounded_session() -> type[Any]:
+    """The class, made once: SQLAlchemy prepares each for its events, which takes as long as a query."""
+    from sqlalchemy.orm import Session
+
+    class Bounded(Session):
+        def __init__(self, engine: Any, bound: ExitStack) -> None:
+            super().__init__(engine)
+            self._bound = bound
+
+        def close(self) -> None:
+            super().close()
+            self._bound.close()
+
+    return Bounded
 
 
 class _Use:
