@@ -174,7 +174,7 @@ class App(celery.Celery):
         Returns the `result` of its id, which is made while the broker works. Raises
         `kombu.exceptions.EncodeError` for arguments that only `send_task` can send.
         """
-        task_id = checks.checked_id(None)
+        task_id = checks.new_id()
         message = template.message(task_id, args, kwargs)
         one = publish.Publish(self, template.task, task_id, publish.deadline_of(self))
 

@@ -57,10 +57,15 @@ def check_serializer(name: str, serializer: object, accepted: Sequence[str]) -> 
         )
 
 
+def new_id() -> str:
+    """A random id, as of `uuid.uuid4`."""
+    return _random_id(os.urandom(16).hex())
+
+
 def checked_id(task_id: str | None) -> str:
     """The given id, or a new one. Raises `BadInput`."""
     if task_id is None:
-        return _random_id(os.urandom(16).hex())
+        return new_id()
     if not isinstance(task_id, str):
         raise BadInput(f"an id is a text, got {shown(task_id)}")
     if not 1 <= len(task_id) <= MAX_ID_LENGTH or not task_id.isprintable():

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -87,6 +87,8 @@ class Publish:
     #: Of `time.monotonic`.
     deadline: float
     delayed: bool = False
+    #: Whether the connection was open before this attempt.
+    _reused: bool = field(default=False, init=False)
 
     def run(self, send: Callable[[Any], T], mark_repeat: Callable[[], None], producer: Any = None) -> T:
         """Call `send` with the given producer or one of the pool, and return its result.
@@ -134,12 +136,11 @@ class Publish:
             _this_thread.busy = True
             while True:
                 pooled = None
-                used_before = False
+                self._reused = False
                 try:
                     if given is None:
                         pooled = connection.acquire(self.app, self.deadline)
                     broker = given.connection if pooled is None else pooled
-                    used_before = connection.opened(broker) is not None
                     return self._attempt(send, broker, given)
                 except OutcomeUnknown as error:
                     if lost or time.monotonic() >= self.deadline:
@@ -151,7 +152,7 @@ class Publish:
                 except (BrokerUnreachable, BrokerRefused) as error:
                     if lost:
                         raise lost from error
-                    if not (used_before and _may_be_fixed(error)) or time.monotonic() >= self.deadline:
+                    if not (self._reused and _may_be_fixed(error)) or time.monotonic() >= self.deadline:
                         raise
                 finally:
                     if pooled is not None:
@@ -177,6 +178,7 @@ class Publish:
         wanted = self.app.settings.topology
         try:
             live = connection.alive(broker)
+            self._reused = live is not None
             if live is None:
                 connection.abandon(broker)
                 connection.connect(broker, self.deadline)

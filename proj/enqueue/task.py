@@ -52,7 +52,7 @@ class Task(celery.Task):
         executed in this call instead.
         """
         args, kwargs = given_arguments(self.name, args, kwargs)
-        options = given_options(options)
+        options = given_options(options) if options else options
         template = None if options else self.app.templates.find(self)
         if template or not is_unchecked(options):  # none is found while a task is executed
             check_call(self.name, args, kwargs, self.parameters)

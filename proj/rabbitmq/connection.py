@@ -20,18 +20,9 @@ from proj.rabbitmq import failures, transport
 
 
 class _ThisThread(threading.local):
-    """Whether the current thread is in the pool of connections, whose lock cannot be taken twice.
-
-    It is there in a `with` block.
-    """
+    """Whether the current thread is in the pool of connections, whose lock cannot be taken twice."""
 
     is_in_pool = False
-
-    def __enter__(self) -> None:
-        self.is_in_pool = True
-
-    def __exit__(self, *_: object) -> None:
-        self.is_in_pool = False
 
 
 _this_thread: Final = _ThisThread()
@@ -74,13 +65,19 @@ def release(connection: Connection) -> None:
         with suppress(OSError):
             within(0, connection.release)  # nobody waits for it
         return
-    with _this_thread:
+    try:
+        _this_thread.is_in_pool = True
         connection.release()
+    finally:
+        _this_thread.is_in_pool = False
 
 
 def _acquire(pool: Any, deadline: float) -> Connection:
-    with _this_thread:
+    try:
+        _this_thread.is_in_pool = True
         acquired: Connection = pool.acquire(block=True, timeout=max(0, deadline - time.monotonic()))
+    finally:
+        _this_thread.is_in_pool = False
     return acquired
 
 

@@ -25,6 +25,8 @@ class Common:
     properties: Mapping[str, Any]
     before: bytes
     after: bytes
+    #: The larger is served first.
+    priority: int
 
     @classmethod
     def of(
@@ -40,12 +42,8 @@ class Common:
         if priority is not None:
             properties["priority"] = priority
             flags, after = flags | _PRIORITY_FLAG, bytes([delivery_mode, priority])
-        return cls(properties, serialization.dumps("Bss", [flags, content_type, content_encoding]), after)
-
-    @property
-    def priority(self) -> int:
-        """The larger is served first."""
-        return self.properties.get("priority") or 0
+        before = serialization.dumps("Bss", [flags, content_type, content_encoding])
+        return cls(properties, before, after, priority or 0)
 
 
 @dataclass(slots=True, eq=False)

@@ -123,7 +123,12 @@ class Connection(pyamqp.Connection):
     @property
     def has_input(self) -> bool:
         """Whether there is something to be read, or an error of the socket; the connection must be open."""
-        return bool(self.was_read) or _has_input(self.sock)
+        sock = self.transport.sock
+        if self.was_read or sock.fileno() < 0 or _decrypted(sock):
+            return True
+        look = select.poll()  # to look costs less than to try
+        look.register(sock, select.POLLIN)
+        return bool(look.poll(0))
 
     @property
     def _has_more(self) -> bool:
@@ -177,15 +182,6 @@ def _size_of_frame(found: bytes) -> int:
     if len(found) < _HEAD.size:
         return _HEAD.size
     return _HEAD.size + int(_HEAD.unpack_from(found)[2]) + 1
-
-
-def _has_input(sock: Any) -> bool:
-    """To look costs less than to try."""
-    if sock.fileno() < 0 or _decrypted(sock):
-        return True
-    look = select.poll()
-    look.register(sock, select.POLLIN)
-    return bool(look.poll(0))
 
 
 def _decrypted(sock: Any) -> int:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from kombu import Exchange, Queue
 
 from proj import app, queues
-from proj.enqueue.checks import checked_id, is_id, new_ids
+from proj.enqueue.checks import is_id, new_id, new_ids
 from proj.enqueue.composing import Composer
 from proj.enqueue.template import Template, Templates
 from proj.errors import BadInput
@@ -178,7 +178,7 @@ def test_result_that_is_ignored_from_now_on() -> None:
 
 def test_ids_are_as_celery_makes_them() -> None:
     """Random UUIDs, each another one, made one at a time or many."""
-    found = [*islice(new_ids(), 1000), *(checked_id(None) for _ in range(1000))]
+    found = [*islice(new_ids(), 1000), *(new_id() for _ in range(1000))]
     assert len(set(found)) == 2000
     for each in found:
         made = UUID(each)
