@@ -106,11 +106,14 @@ class Connection(pyamqp.Connection):
             return
         try:
             event = self.blocking_read(0)
-            while self._has_more:
-                if event and self.takes_turns:
+            while self.connected:
+                if event and self.takes_turns and self._has_more:
                     self.loop.call_soon(self.handle_available)
                     return
-                event = self.blocking_read(0)
+                frame = self._take_frame()
+                if frame is None and not _decrypted(self.transport.sock):
+                    return
+                event = self.on_inbound_frame(frame or self._receive_frame(0))
         except TimeoutError as error:
             if error.errno is not None:  # the system has given up the connection
                 raise
@@ -138,14 +141,16 @@ class Connection(pyamqp.Connection):
     def _take_frame(self) -> tuple[int, int, bytes] | None:
         """The next frame, if the whole of it was read ahead."""
         found = self.was_read
-        size = _size_of_frame(found)
-        if len(found) < size:
+        if len(found) < _HEAD.size:
             return None
-        if found[size - 1] != publishing.FRAME_END:
-            raise UnexpectedFrame(f"a frame ends with {found[size - 1]:#04x} instead of 0xce")
-        self.was_read = found[size:]
-        kind, channel, _ = _HEAD.unpack_from(found)
-        return kind, channel, found[_HEAD.size : size - 1]
+        kind, channel, size = _HEAD.unpack_from(found)
+        last = _HEAD.size + size
+        if len(found) <= last:
+            return None
+        if found[last] != publishing.FRAME_END:
+            raise UnexpectedFrame(f"a frame ends with {found[last]:#04x} instead of 0xce")
+        self.was_read = found[last + 1 :]
+        return kind, channel, found[_HEAD.size : last]
 
     def _receive_frame(self, timeout: float | None) -> tuple[int, int, bytes]:
         """Read until there is a frame. The timeout begins anew with each read."""
