@@ -13,29 +13,17 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value <= _MAX_COUNT
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_table(value: object) -> bool:
-    return isinstance(value, dict)
-
-
 def _is_list_of_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
-#: The types of headers, unless they are absent or null.
-TYPES: Final[Mapping[str, Callable[[object], bool]]] = {
+#: The types of headers, unless they are absent or null; or what checks a value.
+TYPES: Final[Mapping[str, type | Callable[[object], bool]]] = {
     **dict.fromkeys(("retries", "group_index", "replaced_task_nesting"), _is_count),
-    **dict.fromkeys(("root_id", "parent_id", "group", "taskset", "shadow", "origin"), _is_text),
-    **dict.fromkeys(("lang", "meth", "argsrepr", "kwargsrepr"), _is_text),
-    **dict.fromkeys(("ignore_result", "utc"), _is_bool),
-    **dict.fromkeys(("stamps", "headers"), _is_table),
+    **dict.fromkeys(("root_id", "parent_id", "group", "taskset", "shadow", "origin"), str),
+    **dict.fromkeys(("lang", "meth", "argsrepr", "kwargsrepr"), str),
+    **dict.fromkeys(("ignore_result", "utc"), bool),
+    **dict.fromkeys(("stamps", "headers"), dict),
     "stamped_headers": _is_list_of_texts,
 }
 

@@ -3,7 +3,6 @@
 import logging
 import sys
 import threading
-from contextlib import suppress
 from typing import Any, Final, TextIO
 
 from celery.utils.log import LoggingProxy
@@ -53,7 +52,7 @@ class Printed(LoggingProxy):
         self._log()
 
     def _log(self) -> None:
-        if parts := self._parts():
+        if parts := getattr(self._begun, "parts", None):
             text = "".join(parts)
             parts.clear()
             super().write(text)
@@ -70,6 +69,7 @@ class Printed(LoggingProxy):
 def end_line(**_: Any) -> None:
     """Log the unfinished line of a task, before another task prints: at `task_postrun`."""
     for stream in (sys.stdout, sys.stderr):
-        # The task may have replaced or closed the stream.
-        with suppress(AttributeError, OSError, ValueError):
+        try:
             stream.flush()
+        except (AttributeError, OSError, ValueError):  # the task may have replaced or closed the stream
+            continue

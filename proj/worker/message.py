@@ -2,7 +2,6 @@
 
 import json
 import logging
-from contextlib import suppress
 from typing import Any, Final
 
 from celery.utils.log import get_logger
@@ -30,8 +29,10 @@ class Message(pyamqp.Message):
     def _decode(self) -> Any:
         """The body as kombu decodes it, which takes twice as long: it makes a decoder for each message."""
         if self.content_type == _JSON and isinstance(self.body, str) and _JSON in (self.accept or ()):
-            with suppress(Exception):  # of which kombu makes its own
+            try:
                 return _decode_json(self.body)
+            except Exception:  # of which kombu makes its own
+                pass
         return super()._decode()
 
     def ack_log_error(self, logger: Any, errors: Any, multiple: bool = False) -> None:

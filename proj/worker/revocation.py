@@ -53,18 +53,17 @@ class Revocations:
                 log.error("Revoked only until this worker ends: %s", problem)
 
 
-def check(task: celery.Task) -> None:
+def check(task: celery.Task, request: Any) -> None:
     """Raise `Ignore` when the message was revoked while the broker held it, or this worker's pool did.
 
     The store is queried only for messages that were delayed, redriven, or may be repeats. While it is down
     the task is executed, as Celery does with repeats. A repeat of a task that ended with `Ignore`, which also
     stores `REVOKED`, is executed.
     """
-    request = task.request
     if request.called_directly or request.is_eager:
         return
     if current_process().name == MAIN_PROCESS:
-        _check_memory(task)
+        _check_memory(task, request)
     since = _revocable_since(request)
     if since is None:
         return
@@ -82,13 +81,13 @@ def check(task: celery.Task) -> None:
         raise Ignore("revoked")
 
 
-def _check_memory(task: celery.Task) -> None:
+def _check_memory(task: celery.Task, request: Any) -> None:
     """Raise `Ignore` when the message was revoked while it waited in this worker's pool for a thread."""
     from celery.worker.state import revoked  # only in a worker: others need not import it
 
-    if task.request.id in revoked:
+    if request.id in revoked:
         with suppress(BackendStoreError):
-            task.backend.mark_as_revoked(task.request.id, "revoked", request=task.request)
+            task.backend.mark_as_revoked(request.id, "revoked", request=request)
         raise Ignore("revoked")
 
 

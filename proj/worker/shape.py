@@ -17,6 +17,8 @@ from proj.enqueue import checks
 from proj.enqueue.headers import HEADERS, TYPES
 from proj.worker import burial
 
+_Check = type | Callable[[object], bool]
+
 #: Headers that Celery itself overwrites.
 _WRITTEN_BY_CELERY: Final = frozenset(
     {"args", "kwargs", "properties", "reply_to", "correlation_id", "hostname", "delivery_info"}
@@ -39,7 +41,7 @@ def _is_list_of_signatures(value: object) -> bool:
 
 
 #: The callbacks that a message embeds, which are called when its task has ended.
-_EMBEDDED: Final[Mapping[str, Callable[[object], bool]]] = {
+_EMBEDDED: Final[Mapping[str, _Check]] = {
     "callbacks": _is_list_of_signatures,
     "errbacks": _is_list_of_signatures,
     "chain": _is_list_of_signatures,
@@ -82,9 +84,12 @@ def _unexpected(what: str, value: object) -> InvalidTaskError:
     return InvalidTaskError(f"expected {what}, got {burial.text(repr(value))}")
 
 
-def _check_types(values: Mapping[str, object], known: Mapping[str, Callable[[object], bool]]) -> None:
+def _check_types(values: Mapping[str, object], known: Mapping[str, _Check]) -> None:
     for name, value in values.items():
-        if value is not None and name in known and not known[name](value):
+        if value is None or name not in known:
+            continue
+        check = known[name]
+        if not (isinstance(value, check) if isinstance(check, type) else check(value)):
             raise InvalidTaskError(f"{name} cannot be {burial.text(repr(value))}")
 
 

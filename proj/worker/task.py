@@ -43,7 +43,10 @@ class Task(task.Task):
         """
         if issubclass(kind, _Guard):
             return kind
-        bases = (_Guard, kind, *(each for each in (base, cls) if not issubclass(kind, each)))
+        bases = (kind, *(each for each in (base, cls) if not issubclass(kind, each)))
+        # Celery calls no `before_start` that is its own.
+        has_start = any(each.before_start is not celery.Task.before_start for each in bases)
+        bases = (_GuardOfStart if has_start else _Guard, *bases)
         return type(kind.__name__, bases, {"__module__": kind.__module__, "__doc__": kind.__doc__})
 
     def apply_async(
@@ -107,17 +110,15 @@ class Task(task.Task):
 
 
 class _Guard(celery.Task):
-    """What is done around a task of any base, which may have a `__call__` or `before_start` of its own."""
-
-    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
-        self._guard(super().before_start, task_id, args, kwargs)
+    """What is done around a task of any base, which may have a `__call__` of its own."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Execute the task in this process. Raises `BadArguments` before it starts."""
         args, kwargs = self.check_arguments(args, kwargs)
-        revocation.check(self)
+        request = self.request
+        revocation.check(self, request)
         result = result_of(self.name, self._guard(super().__call__, *args, **kwargs))
-        self.request.returned = True  # for `proj.enqueue.app.is_unchecked`
+        request.returned = True  # for `proj.enqueue.app.is_unchecked`
         return result
 
     def _guard(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -162,3 +163,10 @@ class _Guard(celery.Task):
         """Fail a task that raised `Retry` by itself: Celery would acknowledge the message and so lose it."""
         if error.sig is None and not self.request.called_directly:
             raise RuntimeError("the task raised Retry, which publishes nothing: call self.retry()") from error
+
+
+class _GuardOfStart(_Guard):
+    """For a base with a `before_start` of its own."""
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        self._guard(super().before_start, task_id, args, kwargs)

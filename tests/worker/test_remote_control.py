@@ -262,7 +262,7 @@ def test_revocation_since_a_redrive_counts_for_all_workers(bundle: Bundle) -> No
 def test_revocation_that_nobody_looks_for(bundle: Bundle) -> None:
     """Control: without the look, the message is executed."""
     bundle.declare()
-    bundle.switch_off("worker/task.py", "        revocation.check(self)\n", "")
+    bundle.switch_off("worker/task.py", "        revocation.check(self, request)\n", "")
     _revoked(bundle).says("[delayed] succeeded")
 
 
