@@ -1,6 +1,6 @@
 """Publisher confirms: which messages the broker has confirmed, and which it has refused.
 
-The one place that waits for confirms: of a single message (`Channel`), or of many in flight (`Window`).
+The one place that waits for confirms: of a single message (`proj.rabbitmq.channel`), or of many in flight.
 Py-amqp does not match them: it takes the next confirm for that of the last message.
 """
 
@@ -17,8 +17,6 @@ import amqp
 from amqp import serialization, spec
 from amqp.exceptions import FrameSyntaxError, MessageNacked, RecoverableConnectionError
 from amqp.method_framing import frame_writer
-from kombu import pidbox
-from kombu.transport import pyamqp
 
 from proj import queues
 from proj.rabbitmq.encoded import EncodedMessage
@@ -43,12 +41,6 @@ _FRAME: Final = 8 + 12
 _METHOD: Final = struct.Struct(">BHIHH")
 _CONTENT: Final = struct.Struct(">BBHIHHQ")
 _BODY: Final = struct.Struct(">BBHI")
-
-#: A confirm, or an acknowledgement: four bytes that say which method it is, and its arguments.
-_ACK: Final = struct.Struct(">4xQ?")
-
-#: The frame of an acknowledgement.
-_ACK_FRAME: Final = struct.Struct(">BHIHHQ?B")
 
 
 @dataclass(eq=False, slots=True)
@@ -296,79 +288,6 @@ def _publish_arguments(exchange: str, routing_key: str, mandatory: bool, immedia
 
 def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
-
-
-#: How the exchanges of remote control end, for commands and for replies.
-_REMOTE_CONTROL: Final = pidbox.Mailbox.exchange_fmt.removeprefix("%s")
-
-
-class Channel(pyamqp.Channel):
-    """Kombu's channel, whose `basic_publish` returns when the broker has confirmed exactly this message."""
-
-    _window: Window | None = None
-
-    #: The queue of each consumer tag. It stays when the consumer is cancelled, since deliveries that are on
-    #: their way then come before the broker's answer.
-    consumed: dict[str, str]
-
-    def open(self) -> Any:
-        """Open the channel. Py-amqp reopens it after a channel error, and confirms are off then."""
-        if self._window:
-            self._window.end()
-        self._window = None
-        self.consumed = {}
-        return super().open()
-
-    def basic_consume(self, queue: str = "", consumer_tag: str = "", **options: Any) -> Any:
-        self.consumed[consumer_tag] = queue
-        return super().basic_consume(queue, consumer_tag, **options)
-
-    def dispatch_method(self, method_sig: tuple[int, int], payload: bytes, content: Any) -> None:
-        """Handle a method, as py-amqp does, which takes three times as long for a confirm."""
-        if method_sig == spec.Basic.Ack and not self.is_closing:
-            tag, multiple = _ACK.unpack_from(payload)
-            for listener in self.events["basic_ack"]:
-                listener(tag, multiple)
-        else:
-            super().dispatch_method(method_sig, payload, content)
-
-    def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
-        """Acknowledge a message, as py-amqp does, which takes four times as long."""
-        connection = self.connection
-        if connection is None:
-            raise RecoverableConnectionError("the connection is closed")
-        frame = 1, self.channel_id, _ACK.size, *spec.Basic.Ack, delivery_tag, multiple, FRAME_END
-        connection.transport.write(_ACK_FRAME.pack(*frame))
-        connection.bytes_sent += 1  # for py-amqp's heartbeats
-
-    def basic_publish_confirm(
-        self,
-        message: amqp.Message | EncodedMessage,
-        exchange: str = "",
-        routing_key: str = "",
-        mandatory: bool = False,
-        confirm_timeout: float | None = None,
-        meanwhile: Callable[[], Any] | None = None,
-        **options: Any,
-    ) -> Any:
-        """Publish, and wait at most `confirm_timeout` seconds for the confirm.
-
-        Returns what `meanwhile` returns, which is called while the broker works. On a connection with
-        `confirm_publish`, this is `basic_publish`. Raises `Nacked`, a `ChannelError` when no queue takes a
-        mandatory message, and the errors of `Window`.
-
-        A refusal of remote control is no error: the broker refuses a command to all workers when one of their
-        queues does not take it, such as that of a worker on a lost node (RabbitMQ 4.3). The others have it.
-        """
-        deadline = None if confirm_timeout is None else time.monotonic() + confirm_timeout
-        if self._window is None or not self._window.usable:
-            self._window = Window(self)
-        sent = self._window.send(message, exchange, routing_key, mandatory=mandatory, **options)
-        made = meanwhile() if meanwhile else None
-        self._window.wait(deadline)
-        if sent.refusal and not exchange.endswith(_REMOTE_CONTROL):
-            raise sent.refusal
-        return made
 
 
 def copy_of(message: amqp.Message, body: bytes | str, headers: dict[str, Any]) -> amqp.Message:

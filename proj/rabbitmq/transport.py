@@ -29,7 +29,8 @@ from amqp.exceptions import (
 from kombu.transport import pyamqp
 
 from proj.queues import Topology
-from proj.rabbitmq import publishing
+from proj.rabbitmq import channel
+from proj.rabbitmq.publishing import FRAME_END
 
 #: Bytes that are asked for at once: more are no faster, since what is left is copied. And those of a frame
 #: that is larger, for which RabbitMQ's default is at most 128 KiB: a wrong server may announce gigabytes.
@@ -61,7 +62,7 @@ class Connection(pyamqp.Connection):
     Reads raise `TimeoutError` anywhere in a frame; the next read continues there.
     """
 
-    Channel = publishing.Channel
+    Channel = channel.Channel
 
     #: The event loop that waits for the socket, which does not show what was read ahead.
     loop: Any = None
@@ -143,14 +144,14 @@ class Connection(pyamqp.Connection):
         found = self.was_read
         if len(found) < _HEAD.size:
             return None
-        kind, channel, size = _HEAD.unpack_from(found)
+        kind, number, size = _HEAD.unpack_from(found)
         last = _HEAD.size + size
         if len(found) <= last:
             return None
-        if found[last] != publishing.FRAME_END:
+        if found[last] != FRAME_END:
             raise UnexpectedFrame(f"a frame ends with {found[last]:#04x} instead of 0xce")
         self.was_read = found[last + 1 :]
-        return kind, channel, found[_HEAD.size : last]
+        return kind, number, found[_HEAD.size : last]
 
     def _receive_frame(self, timeout: float | None) -> tuple[int, int, bytes]:
         """Read until there is a frame. The timeout begins anew with each read."""

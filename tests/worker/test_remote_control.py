@@ -58,7 +58,7 @@ def test_commands_that_one_queue_does_not_take(bundle: Bundle) -> None:
 
 def test_control_of_commands_that_one_queue_does_not_take(bundle: Bundle) -> None:
     """The broker refuses them: kombu would connect anew, and try again without end."""
-    bundle.switch_off("rabbitmq/publishing.py", " and not exchange.endswith(_REMOTE_CONTROL)", "")
+    bundle.switch_off("rabbitmq/channel.py", " and not exchange.endswith(_REMOTE_CONTROL)", "")
     _refuse_commands(bundle)
 
     done = bundle.run_python("""

@@ -6,7 +6,7 @@ from typing import Any
 
 import amqp
 import pytest
-from amqp.serialization import decode_properties_basic
+from amqp.serialization import decode_properties_basic, dumps
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,3 +124,18 @@ def test_they_are_read() -> None:
     assert (properties["priority"], offset) == (3, len(message))
     # As of Basic.Deliver: a number that looks like the key stays what it is, and a bit is read as one.
     assert decoding._read_arguments("Bbs", KEY + b"\x01" + KEY, 0) == ([0x1E9, True, "\\xe9"], 5)
+
+
+@given(
+    st.text(max_size=50), st.integers(0, 2**64 - 1), st.booleans(), st.text(max_size=50), st.text(max_size=50)
+)
+def test_delivery_is_read_as_py_amqp_reads_it(
+    consumer: str, number: int, redelivered: bool, exchange: str, routing_key: str
+) -> None:
+    """And what is not UTF-8 in it is escaped, as everywhere."""
+    arguments = [consumer, number, redelivered, exchange, routing_key]
+    payload = b"<60>" + dumps("sLbss", arguments)
+    assert decoding._read_arguments("sLbss", payload, 4) == decoding._decode_arguments("sLbss", payload, 4)
+    assert decoding._read_arguments("sLbss", payload, 4) == (arguments, len(payload))
+    *_, found = decoding._read_arguments("sLbss", payload[: -len(routing_key.encode()) - 1] + KEY, 4)[0]
+    assert found == "\\xe9"
