@@ -181,7 +181,7 @@ class App(celery.Celery):
         def send(producer: Producer) -> T:
             if template.common.priority:
                 priorities.warn_if_ignored(producer.connection)
-            if not template.ignore_result:
+            if template.tells_store:
                 self.backend.on_task_call(producer, task_id)
             meanwhile = functools.partial(result, task_id)
             address = template.exchange, template.routing_key

@@ -49,6 +49,8 @@ class Template:
     routing_key: str
     serializer: str
     ignore_result: bool
+    #: Whether the result store prepares for each result, such as `rpc://` for a reply.
+    tells_store: bool
     common: encoded.Common
     #: The headers' bytes around the id, the id again, the arguments and the keyword arguments.
     headers: tuple[bytes, ...]
@@ -205,6 +207,7 @@ class Templates:
             routing_key=address["routing_key"],
             serializer=serializer,
             ignore_result=ignore_result,
+            tells_store=not ignore_result and not str(conf.result_backend).startswith("db+"),
             common=encoded.Common.of(**properties),
             headers=parts,
             after_json=_after_json(serializer),

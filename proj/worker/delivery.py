@@ -41,10 +41,10 @@ def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
         is_shallow = pools.is_shallow(message.body)
         if body is not None:  # Celery's message protocol 1, with the arguments in the body
             body, headers, decoded, utc = proto1_to_proto2(message, body)
-        elif isinstance(message.payload, dict) and "args" in message.payload:
-            body, headers, decoded, utc = hybrid_to_proto2(message, message.payload)
+        elif isinstance(payload := message.payload, dict) and "args" in payload:
+            body, headers, decoded, utc = hybrid_to_proto2(message, payload)
         elif decoded := is_shallow and has_processes:
-            body = message.payload  # which the process need not decode again
+            body = payload  # which the process need not decode again
         else:
             # Pickle reaches less deep than JSON, and a task of this process may change what it is given.
             body = message.body
@@ -104,7 +104,8 @@ def strategy(task: Task, app: Any, consumer: Any) -> Callable[..., None]:
 
     def execute(request: Request) -> None:
         consumer.on_task_request(request)
-        pools.send_at_once(consumer)
+        if has_processes:
+            pools.send_at_once(consumer)
 
     return receive
 

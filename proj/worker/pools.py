@@ -58,14 +58,13 @@ def without_soft_limit(pool: Any) -> Any:
 
 
 def send_at_once(consumer: Any) -> None:
-    """Write the task that the pool was handed to the pipe of a free process.
+    """Write the task that the pool, which has processes, was handed to the pipe of a free one.
 
     Celery does so in the next turn of its event loop, while the process waits.
     """
-    if has_processes(consumer.pool):
-        # upstream: not reported; remove when the pool writes a task as it is handed over
-        pool = consumer.pool._pool
-        consumer.hub.consolidate_callback(list(pool._all_inqueues - pool._busy_workers))
+    # upstream: not reported; remove when the pool writes a task as it is handed over
+    pool = consumer.pool._pool
+    consumer.hub.consolidate_callback(list(pool._all_inqueues - pool._busy_workers))
 
 
 def remove_writers_once(hub: Hub) -> None:

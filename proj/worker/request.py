@@ -120,7 +120,7 @@ class Request(request.Request):
         Celery's pool checks the hard limit only after the soft one, so it would ignore a lower hard limit.
         """
         hard, soft = self.time_limits
-        settings = self.app.settings
+        settings, task = self.app.settings, self.task
         for limit in (hard, soft):
             if limit is None:
                 continue
@@ -131,8 +131,8 @@ class Request(request.Request):
                     f"its time limit must be below the broker's consumer_timeout, got {limit:g} and "
                     f"{settings.proj_consumer_timeout}"
                 )
-        hard = hard or self.task.time_limit
-        soft = soft or self.task.soft_time_limit or settings.proj_task_soft_time_limit
+        hard = hard or task.time_limit
+        soft = soft or task.soft_time_limit or settings.proj_task_soft_time_limit
         return hard, None if soft >= (hard or settings.proj_task_time_limit) else soft
 
     @property

@@ -61,8 +61,8 @@ _LISTS: Final = (list, tuple)
 def check(request: Any) -> None:
     """Raise `InvalidTaskError` for a part of Celery's request that has the wrong type."""
     headers = request.request_dict
-    decoded = isinstance(request.body, _LISTS)
-    _, _, embedded = request.body if decoded else request.message.payload
+    body = request.body
+    _, _, embedded = body if isinstance(body, _LISTS) else request.message.payload
     if not checks.is_id(request.id):
         raise _unexpected("an id", request.id)
     if not isinstance(request.name, str):

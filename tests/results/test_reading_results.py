@@ -52,17 +52,19 @@ print(len(looks))
 
 
 def test_result_that_comes_by_message_is_ready(bundle: Bundle) -> None:
-    """Whoever enqueued a task may ask again and again whether its result has come over `rpc://`.
+    """Whoever enqueued a task may ask later, and again and again, whether its result has come over `rpc://`.
 
     A batch is refused, since nobody would receive its results.
     """
     bundle.env["CELERY_RESULT_BACKEND"] = "rpc://"
-    bundle.worker("--without-gossip")
+    worker = bundle.worker("--without-gossip")
 
-    seen = bundle.python("""
+    seen = bundle.python(f"""
 import json, time
+from pathlib import Path
 from proj.tasks import add
 result = add.delay(1, 2)
+while " succeeded in " not in Path({str(worker.log)!r}).read_text(): time.sleep(0.05)
 while not result.ready(): time.sleep(0.05)
 from proj.enqueue import enqueue_many
 outcomes = [str(each.error) for each in enqueue_many([add.s(1, 2), add.s(1, 2).set(ignore_result=True)])]
