@@ -153,7 +153,7 @@ def write_log(settings: Settings) -> None:
         logger.setLevel(logging.INFO)
 
 
-def log_only_json(instance: Any, **_: Any) -> None:
+def log_only_json(instance: Any) -> None:
     """Let a worker (`celery.apps.worker.Worker`) write nothing but JSON, if `PROJ_LOG_FORMAT` is `json`.
 
     Celery writes its lines on signals, such as "worker: Warm shutdown", past all logging, and has no setting

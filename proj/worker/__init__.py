@@ -1,10 +1,13 @@
 """Our extensions of Celery's worker. `install` adds them through Celery's signals, settings and classes."""
 
+from typing import Any
+
+from celery.signals import celeryd_init
+
 from proj.config import Settings
 from proj.enqueue.app import App
 from proj.logs import celery_command, celery_lines
 from proj.rabbitmq import connection, decoding
-from proj.worker import start
 
 __all__ = ["install"]
 
@@ -34,4 +37,10 @@ def install(app: App, settings: Settings) -> None:
 
         commands.install()
     decoding.install()
-    start.install()
+    celeryd_init.connect(_begin)
+
+
+def _begin(**given: Any) -> None:
+    from proj.worker import start  # here, since whoever only publishes need not import Celery's worker
+
+    start.begin(**given)

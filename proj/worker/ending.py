@@ -76,7 +76,7 @@ class Worker(apps_worker.Worker):
             threading.Thread(target=_end_by_force, args=[self], name="ending", daemon=True).start()
 
 
-def bound_shutdown(instance: Any, **_: Any) -> None:
+def bound_shutdown(instance: Any) -> None:
     """Begin the grace period at SIGTERM, also while a task blocks the worker's loop (`-P solo`)."""
 
     def begin(how: str, **_: Any) -> None:

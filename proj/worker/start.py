@@ -12,7 +12,6 @@ from celery import concurrency
 from celery.concurrency import prefork, solo
 from celery.signals import (
     celeryd_after_setup,
-    celeryd_init,
     task_postrun,
     worker_before_create_process,
     worker_init,
@@ -34,16 +33,19 @@ log = get_logger(__name__)
 _LONGEST_SUFFIX: Final = ".celery.pidbox"
 
 
-def install() -> None:
-    """Connect this module to Celery's signals, for all workers of this process."""
-    celeryd_init.connect(give_unique_name)
-    celeryd_init.connect(refuse_options)
-    celeryd_init.connect(fork_processes)
-    celeryd_init.connect(select_queues)
+def begin(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
+    """Prepare a worker (`celery.apps.worker.Worker`) before Celery reads its options, at `celeryd_init`.
+
+    Raises `SystemExit` for an option that it cannot have.
+    """
+    give_unique_name(instance, options)
+    refuse_options(instance, conf, options)
+    fork_processes()
+    select_queues(instance, options)
+    ending.bound_shutdown(instance)
+    keep_restartable()
+    formats.log_only_json(instance)
     worker_init.connect(count_slots)
-    celeryd_init.connect(ending.bound_shutdown)
-    celeryd_init.connect(keep_restartable)
-    celeryd_init.connect(formats.log_only_json)
     celeryd_after_setup.connect(warn_of_several_queues)
     celeryd_after_setup.connect(warn_of_unread_names)
     celeryd_after_setup.connect(check_tasks)
@@ -53,7 +55,7 @@ def install() -> None:
     worker_before_create_process.connect(share_memory)
 
 
-def give_unique_name(instance: Any, options: dict[str, Any], **_: Any) -> None:
+def give_unique_name(instance: Any, options: dict[str, Any]) -> None:
     """Name an unnamed worker `celery-PID@host`, since two workers with one name cannot share a broker.
 
     Ends a worker whose name is too long.
@@ -66,7 +68,7 @@ def give_unique_name(instance: Any, options: dict[str, Any], **_: Any) -> None:
         raise _refusal(instance, options, words)
 
 
-def refuse_options(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
+def refuse_options(instance: Any, conf: Any, options: dict[str, Any]) -> None:
     """End a worker over an option of Celery that breaks what it says it does."""
     pool = concurrency.get_implementation(options.get("pool") or conf.worker_pool)
     if options.get("beat"):
@@ -89,7 +91,7 @@ def refuse_options(instance: Any, conf: Any, options: dict[str, Any], **_: Any) 
     raise _refusal(instance, options, words)
 
 
-def fork_processes(**_: Any) -> None:
+def fork_processes() -> None:
     """Let the pool fork its processes on macOS too, where billiard's default differs from Celery's."""
     set_start_method("fork", force=True)
 
@@ -100,7 +102,7 @@ def count_slots(sender: Any, **_: Any) -> None:
         sender.concurrency = 1
 
 
-def select_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
+def select_queues(instance: Any, options: dict[str, Any]) -> None:
     """Let a worker consume the default queue, or those that it was given, if they exist; else it ends.
 
     With `-X`, it consumes all other work queues, as Celery documents it.
@@ -190,7 +192,7 @@ def check_result_store(instance: Any, **_: Any) -> None:
         raise SystemExit(int(error.exit_code)) from None
 
 
-def keep_restartable(**_: Any) -> None:
+def keep_restartable() -> None:
     """Let SIGHUP restart a worker that `python -m celery` has started, as `-D` and `celery multi` do.
 
     Celery executes Python with `sys.argv`, whose first word is then a file that cannot be executed by itself.

@@ -16,7 +16,7 @@ from proj.worker import start
 
 def test_processes_of_the_pool_share_memory() -> None:
     """What is there before the first one is never collected; what comes later is."""
-    start.install()  # whatever was before, it is the first one
+    worker_before_create_process.connect(start.share_memory)  # whatever was before, it is the first one
     before = gc.get_freeze_count()
     early = [[None] for _ in range(10_000)]
     worker_before_create_process.send(sender=None)
