@@ -60,7 +60,7 @@ def test_programs_end_with_a_test_process_that_is_killed() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "imports_all"),
-    [(None, False), ("tasks.py", False), ("queues.py", True), ("worker/start.py", True)],
+    [(None, False), ("tasks.py", False), ("queues.py", True), ("rabbitmq/decoding.py", True)],
 )
 def test_a_program_imports_the_project_that_it_finds(
     changed: str | None, imports_all: bool, tmp_path: Path
