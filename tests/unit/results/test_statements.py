@@ -49,6 +49,7 @@ def test_driver_gets_what_sqlalchemy_gives_it(paramstyle: Any) -> None:
 
     with engine.connect() as connection:
         connection.execute(insert, VALUES)
+    engine.dispose()
     made = Statement(insert, engine.dialect, [column for column in TABLE.columns if column.name != "id"])
 
     ((sql, parameters),) = given
