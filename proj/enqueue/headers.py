@@ -17,8 +17,11 @@ def _is_list_of_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
-#: The types of headers, unless they are absent or null; or what checks a value.
-TYPES: Final[Mapping[str, type | Callable[[object], bool]]] = {
+#: The type of a value, or what checks it.
+Check = type | Callable[[object], bool]
+
+#: What headers must be, unless they are absent or null.
+TYPES: Final[Mapping[str, Check]] = {
     **dict.fromkeys(("retries", "group_index", "replaced_task_nesting"), _is_count),
     **dict.fromkeys(("root_id", "parent_id", "group", "taskset", "shadow", "origin"), str),
     **dict.fromkeys(("lang", "meth", "argsrepr", "kwargsrepr"), str),

@@ -207,7 +207,7 @@ class Templates:
             routing_key=address["routing_key"],
             serializer=serializer,
             ignore_result=ignore_result,
-            tells_store=not ignore_result and not str(conf.result_backend).startswith("db+"),
+            tells_store=not ignore_result and not app.settings.result_backend.startswith("db+"),
             common=encoded.Common.of(**properties),
             headers=parts,
             after_json=_after_json(serializer),

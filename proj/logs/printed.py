@@ -52,7 +52,7 @@ class Printed(LoggingProxy):
         self._log()
 
     def _log(self) -> None:
-        if parts := getattr(self._begun, "parts", None):
+        if parts := self._parts():
             text = "".join(parts)
             parts.clear()
             super().write(text)

@@ -7,7 +7,6 @@ dead letter: it goes when there is none any more.
 import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
-from importlib import import_module
 from typing import Any, Final
 
 from celery import states
@@ -15,9 +14,8 @@ from sqlalchemy import Column, Float, MetaData, String, Table, and_, bindparam, 
 from sqlalchemy.schema import CreateTable
 
 from proj import queues
-from proj.results import stored_exception
+from proj.results import statements, stored_exception
 from proj.results.database import Database
-from proj.results.statements import UPSERTS
 
 #: Seconds between two looks for old results, of all workers together.
 INTERVAL: Final = 60
@@ -80,10 +78,9 @@ class Ageing:
     def _wins(self) -> bool:
         """Whether this worker is the one that looks now; its clock may differ from another's."""
         now = time.time()
-        insert = import_module(UPSERTS[self._kept.engine.dialect.name]).insert
         is_over = or_(_turns.c.until <= now, _turns.c.until > now + _LONGEST_TURN)
         mine = (
-            insert(_turns)
+            statements.insert(self._kept.engine.dialect, _turns)
             .values(name="ageing", until=now + INTERVAL)
             .on_conflict_do_update(index_elements=["name"], set_={"until": now + INTERVAL}, where=is_over)
         )

@@ -42,6 +42,11 @@ class Statement:
         return found if self._order is None else [found[name] for name in self._order]
 
 
+def insert(dialect: Any, table: Any) -> Any:
+    """An insert that may update the row that is there instead, for one of `UPSERTS`."""
+    return import_module(UPSERTS[dialect.name]).insert(table)
+
+
 def upsert(dialect: Any, table: Any, state: str) -> Statement | None:
     """Stores a state and the values of its row, by its `attempt`, unless the stored one is to be kept.
 
@@ -59,7 +64,7 @@ def _upsert_like(dialect: Any, table: Any, state: str) -> Statement | None:
     if dialect.name not in UPSERTS:
         return None
     columns = [column for column in table.columns if column.name != "id"]
-    statement = import_module(UPSERTS[dialect.name]).insert(table)
+    statement = insert(dialect, table)
     new = {column.name: statement.excluded[column.name] for column in columns}
     new["stamps"] = func.coalesce(new["stamps"], table.c.stamps)
     attempt, stored_attempt = bindparam("attempt", type_=Integer), func.coalesce(table.c.retries, 0)

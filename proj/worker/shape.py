@@ -4,7 +4,7 @@ Celery reads them only when it needs them, during a task or after it, where a ma
 task.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, Final
 
@@ -14,10 +14,8 @@ from celery.canvas import maybe_signature
 from celery.exceptions import InvalidTaskError
 
 from proj.enqueue import checks
-from proj.enqueue.headers import HEADERS, TYPES
+from proj.enqueue.headers import HEADERS, TYPES, Check
 from proj.worker import burial
-
-_Check = type | Callable[[object], bool]
 
 #: Headers that Celery itself overwrites.
 _WRITTEN_BY_CELERY: Final = frozenset(
@@ -41,7 +39,7 @@ def _is_list_of_signatures(value: object) -> bool:
 
 
 #: The callbacks that a message embeds, which are called when its task has ended.
-_EMBEDDED: Final[Mapping[str, _Check]] = {
+_EMBEDDED: Final[Mapping[str, Check]] = {
     "callbacks": _is_list_of_signatures,
     "errbacks": _is_list_of_signatures,
     "chain": _is_list_of_signatures,
@@ -84,7 +82,7 @@ def _unexpected(what: str, value: object) -> InvalidTaskError:
     return InvalidTaskError(f"expected {what}, got {burial.text(repr(value))}")
 
 
-def _check_types(values: Mapping[str, object], known: Mapping[str, _Check]) -> None:
+def _check_types(values: Mapping[str, object], known: Mapping[str, Check]) -> None:
     for name, value in values.items():
         if value is None or name not in known:
             continue

@@ -43,10 +43,7 @@ class Task(task.Task):
         """
         if issubclass(kind, _Guard):
             return kind
-        bases = (kind, *(each for each in (base, cls) if not issubclass(kind, each)))
-        # Celery calls no `before_start` that is its own.
-        has_start = any(each.before_start is not celery.Task.before_start for each in bases)
-        bases = (_GuardOfStart if has_start else _Guard, *bases)
+        bases = (_Guard, kind, *(each for each in (base, cls) if not issubclass(kind, each)))
         return type(kind.__name__, bases, {"__module__": kind.__module__, "__doc__": kind.__doc__})
 
     def apply_async(
@@ -110,7 +107,10 @@ class Task(task.Task):
 
 
 class _Guard(celery.Task):
-    """What is done around a task of any base, which may have a `__call__` of its own."""
+    """What is done around a task of any base, which may have a `__call__` or `before_start` of its own."""
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        self._guard(super().before_start, task_id, args, kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Execute the task in this process. Raises `BadArguments` before it starts."""
@@ -163,10 +163,3 @@ class _Guard(celery.Task):
         """Fail a task that raised `Retry` by itself: Celery would acknowledge the message and so lose it."""
         if error.sig is None and not self.request.called_directly:
             raise RuntimeError("the task raised Retry, which publishes nothing: call self.retry()") from error
-
-
-class _GuardOfStart(_Guard):
-    """For a base with a `before_start` of its own."""
-
-    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
-        self._guard(super().before_start, task_id, args, kwargs)

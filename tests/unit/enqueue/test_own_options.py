@@ -129,6 +129,17 @@ def test_signature_that_says_nothing(app: App, more: dict[str, Any]) -> None:
     assert (composed.routing_key, composed.priority) == ("slow", 7)
 
 
+@pytest.mark.parametrize(("url", "is_told"), [("rpc://", True), ("db+sqlite:///results.sqlite3", False)])
+@pytest.mark.parametrize("later", ["rpc://", "db+sqlite:///others.sqlite3"])
+def test_store_is_told_of_each_message_if_it_prepares_for_it(url: str, is_told: bool, later: str) -> None:
+    """As the settings say: Celery's own setting does not change the store of an application."""
+    app = application(celery_result_backend=url)
+    app.conf.result_backend = later
+    template = app.templates.find(app.tasks["silent"], ignore_result=False)
+    assert template
+    assert template.tells_store == is_told
+
+
 @pytest.mark.parametrize("more", [{}, {"headers": {"x": 1}}], ids=["template", "celery"])
 def test_batch_over_rpc_takes_what_has_no_result(more: dict[str, Any]) -> None:
     """Whether the task says so or the call; the results of others would be received by nobody."""

@@ -241,7 +241,7 @@ def test_event_loop_learns_that_the_connection_is_lost(tls: bool) -> None:
         peer.sendall(FRAME)
         while not frames:
             loop.run_once()
-        socket.socket.shutdown(live.sock, socket.SHUT_RDWR)  # below TLS
+        _shut_down_here(live, peer)
         for _ in range(2):
             with pytest.raises((OSError, RecoverableConnectionError)):
                 eventually("it is noticed", loop.run_once)
