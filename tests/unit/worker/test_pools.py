@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,6 +102,21 @@ pool._pool.terminate()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.split() == ["1", "0"], done.stderr
+
+
+@pytest.mark.parametrize(("busy", "yields"), [(set(), 1), ({7}, 0)])
+def test_idle_worker_lets_the_process_begin(
+    busy: set[int], yields: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the event loop goes on; but not while the loop may have to answer to another process."""
+    happened: list[object] = []
+    monkeypatch.setattr("os.sched_yield", lambda: happened.append("yield"))
+    processes = SimpleNamespace(_all_inqueues={5, 7}, _busy_workers=busy)
+    hub = SimpleNamespace(consolidate_callback=lambda free: happened.append(set(free)))
+
+    pools.send_at_once(SimpleNamespace(pool=SimpleNamespace(_pool=processes), hub=hub))
+
+    assert happened == [{5, 7} - busy, *["yield"] * yields]
 
 
 @pytest.mark.parametrize("size", [1, 2**20])
