@@ -1,5 +1,6 @@
 """The channels of our connections: they publish with confirms, and take less time for what is frequent."""
 
+import os
 import struct
 import time
 from collections.abc import Callable
@@ -86,6 +87,8 @@ class Channel(pyamqp.Channel):
         if self._window is None or not self._window.usable:
             self._window = Window(self)
         sent = self._window.send(message, exchange, routing_key, mandatory=mandatory, **options)
+        # Linux wakes a broker on this machine on this core, where it would wait until this thread sleeps.
+        os.sched_yield()
         made = meanwhile() if meanwhile else None
         self._window.wait(deadline)
         if sent.refusal and not exchange.endswith(_REMOTE_CONTROL):

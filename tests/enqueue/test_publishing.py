@@ -81,8 +81,11 @@ def test_broker_that_does_not_listen(own: Bundle, fault: str, countdown: int | N
     assert len(found) == len(set(found))
 
 
-def test_what_is_done_meanwhile(bundle: Bundle) -> None:
-    """The message is in flight then, and confirmed when the publish returns, or else the error is raised."""
+def test_what_is_done_meanwhile(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message is in flight then, and confirmed when the publish returns, or else the error is raised.
+
+    The broker, which may wait for the same core, has it first.
+    """
     with kombu.Connection(bundle.url, transport=PlainTransport) as connection:
         channel: Any = connection.channel()
         queue = channel.queue_declare(exclusive=True).queue
@@ -94,6 +97,9 @@ def test_what_is_done_meanwhile(bundle: Bundle) -> None:
             publish(routing_key="nowhere", meanwhile=lambda: done.append("it"))
         assert done == ["it"]
         assert publish(routing_key=queue) is None
+        monkeypatch.setattr("os.sched_yield", lambda: done.append(f"yield with {len(channel._window)}"))
+        publish(routing_key=queue, meanwhile=lambda: done.append("it"))
+        assert done == ["it", "yield with 1", "it"]
 
 
 def test_command_says_that_the_outcome_is_unknown(own: Bundle) -> None:
