@@ -87,9 +87,11 @@ class Channel(pyamqp.Channel):
         if self._window is None or not self._window.usable:
             self._window = Window(self)
         sent = self._window.send(message, exchange, routing_key, mandatory=mandatory, **options)
-        # Linux wakes a broker on this machine on this core, where it would wait until this thread sleeps.
-        os.sched_yield()
-        made = meanwhile() if meanwhile else None
+        made = None
+        if meanwhile:
+            # Linux wakes a broker on this machine on this core, where it would wait until this thread sleeps.
+            os.sched_yield()
+            made = meanwhile()
         self._window.wait(deadline)
         if sent.refusal and not exchange.endswith(_REMOTE_CONTROL):
             raise sent.refusal
